@@ -1,0 +1,38 @@
+"""The backends by name, loaded on demand: who computes the primitives (`ops`) and the network's layers (`nn`)."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+
+class BackendMissing(ValueError):
+    """A backend that was asked for cannot be loaded here."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's modules: the functions of `reference.ops` and `reference.nn`, same names, same signatures."""
+
+    name: str
+    ops: ModuleType
+    nn: ModuleType
+
+
+_HOMES = {"numpy": ("reference.ops", "reference.nn", "pip install numpy")}
+"""Name to the modules of ops and nn, and how to install what they need."""
+
+
+def names() -> tuple[str, ...]:
+    """All backends that exist, installed or not."""
+    return tuple(_HOMES)
+
+
+def load(name: str) -> Backend:
+    """The backend of that name. BackendMissing, with the install command, where its packages are absent."""
+    ops, nn, hint = _HOMES[name]
+    try:
+        return Backend(name, importlib.import_module(ops), importlib.import_module(nn))
+    except ImportError as error:
+        raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None

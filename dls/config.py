@@ -1,0 +1,291 @@
+"""Every setting of a run, once: name, type, default, unit, allowed range, and what it does.
+
+A setting comes from its default, from the run that is resumed, from a TOML file, or from a flag; the later beats the earlier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import tomli_w
+
+from dls import backends, data, models, sparsifiers
+
+ShapeOrWidths = tuple[int, ...]
+Steps = int | Literal["optimal"]
+
+
+class UsageError(ValueError):
+    """Bad usage or configuration: one clear line for the user, exit status 2."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a setting may take: low <= x <= high, an end left out where it is open."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, x: float) -> bool:
+        """Whether x lies inside; NaN never does."""
+        above = x > self.low if self.low_open else x >= self.low
+        return above and (x < self.high if self.high_open else x <= self.high)
+
+    def __str__(self) -> str:
+        left = f"{'(' if self.low_open else '['}{self.low:g}" if self.low > -math.inf else "(-inf"
+        right = f"{self.high:g}{')' if self.high_open else ']'}" if self.high < math.inf else "inf)"
+        return f"{left}, {right}"
+
+
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    unit: str = "",
+    allowed: Range | None = None,
+    choices: Callable[[], Sequence[str]] | None = None,
+    fixed: bool = False,
+) -> Any:
+    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries."""
+    return field(
+        default=default,
+        metadata={"text": text, "unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed},
+    )
+
+
+POSITIVE = Range(1)
+NOT_NEGATIVE = Range(0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's settings."""
+
+    method: str = _setting("dls", "sparsification method", choices=lambda: sparsifiers.names(), fixed=True)
+    density: float = _setting(
+        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
+    )
+    density_warmup: int = _setting(
+        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=NOT_NEGATIVE, fixed=True
+    )
+    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=NOT_NEGATIVE)
+    dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
+    dls_init: str = _setting("uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"))
+    model: str = _setting("mlp", "network", choices=models.names, fixed=True)
+    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True)
+    dataset: str = _setting("digits", "training and test data", choices=data.names, fixed=True)
+    data_dir: str = _setting("", "folder that holds the dataset's files")
+    synthetic_shape: ShapeOrWidths = _setting(
+        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True
+    )
+    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True)
+    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True)
+    augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
+    batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
+    epochs: int = _setting(20, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
+    steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=NOT_NEGATIVE)
+    lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
+    lr_schedule: str = _setting(
+        "constant",
+        "step: a tenth from half of the run on, a hundredth from three quarters; cosine: down to 0",
+        choices=lambda: ("constant", "step", "cosine"),
+    )
+    lr_warmup: int = _setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=NOT_NEGATIVE)
+    momentum: float = _setting(0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True))
+    nesterov: bool = _setting(False, "Nesterov's momentum")
+    weight_decay: float = _setting(0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE)
+    clip_norm: float = _setting(
+        0.0, "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none", allowed=NOT_NEGATIVE
+    )
+    seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
+    backend: str = _setting("numpy", "who computes", choices=backends.names)
+    threads: int = _setting(
+        0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=NOT_NEGATIVE
+    )
+    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
+    out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
+    checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=NOT_NEGATIVE)
+    eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)
+    trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
+    progress: str = _setting(
+        "auto", "a live bar, plain lines, or whichever suits the output", choices=lambda: ("auto", "bar", "plain")
+    )
+
+    def to_toml(self) -> str:
+        """The complete configuration, as a TOML text that `load` takes."""
+        return tomli_w.dumps({f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+FIELDS: Mapping[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
+_TYPES = typing.get_type_hints(Config)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_value(name: str, value: Any) -> Any:
+    """A TOML value or a flag's text as the setting's type, inside its range. UsageError otherwise."""
+    try:
+        converted = _convert(_TYPES[name], value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{_flag(name)} {value}: expected {_type_words(_TYPES[name])}") from None
+    _check(name, converted)
+    return converted
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """Raises TypeError or ValueError where value is not of that kind."""
+    if kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+        raise TypeError
+    if kind == ShapeOrWidths:
+        items = value.replace("x", ",").split(",") if isinstance(value, str) else value
+        return tuple(_convert(int, item) for item in items)
+    if isinstance(kind, types.UnionType):
+        return value if value == "optimal" else _convert(int, value)
+    if kind is int and isinstance(value, float):
+        raise TypeError
+    if kind is str and not isinstance(value, str):
+        raise TypeError
+    return kind(value)
+
+
+def _type_words(kind: Any) -> str:
+    if kind == ShapeOrWidths:
+        return "whole numbers such as 128,64"
+    if isinstance(kind, types.UnionType):
+        return "a whole number or 'optimal'"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _check(name: str, value: Any) -> None:
+    allowed: Range | None = FIELDS[name].metadata["allowed"]
+    choices = FIELDS[name].metadata["choices"]
+    if choices is not None and value not in choices():
+        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}")
+    if allowed is None or value == "optimal":
+        return
+    for number in value if isinstance(value, tuple) else (value,):
+        if not allowed.holds(number) or math.isinf(number):
+            raise UsageError(f"{_flag(name)} {number} is outside {allowed}")
+
+
+def check_together(config: Config) -> None:
+    """What no single setting shows. UsageError."""
+    if not config.mlp_widths:
+        raise UsageError("--mlp-widths needs at least one width")
+    if len(config.synthetic_shape) != 3:
+        raise UsageError("--synthetic-shape needs channels, height, width, such as 3,32,32")
+    if config.nesterov and config.momentum == 0:
+        raise UsageError("--nesterov needs --momentum above 0")
+
+
+def from_toml(text: str, source: str) -> dict[str, Any]:
+    """The settings in a TOML text. UsageError for bad TOML, an unknown key (with the nearest known one) or a bad value."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not valid TOML: {error}") from None
+    for key in table:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0.0)
+            raise UsageError(f"{source}: there is no setting '{key}'; the nearest is '{near[0]}'")
+    return {key: parse_value(key, value) for key, value in table.items()}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. UsageError where it cannot be read or used."""
+    try:
+        return from_toml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"cannot read the configuration {path}: {reason}") from None
+
+
+def build(*layers: Mapping[str, Any]) -> Config:
+    """The configuration from defaults and layers of settings, the later beating the earlier. UsageError."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer
+    config = Config(**merged)
+    check_together(config)
+    return config
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or auto)."""
+
+    flags: Mapping[str, Any]
+    config: Path | None
+    resume: str
+    help: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m dls.train`, made from the fields of Config."""
+    parser = _Parser(prog="python -m dls.train", add_help=False, allow_abbrev=False, description="Train a model on MPI ranks.")
+    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        default="never",
+        choices=("must", "auto", "never"),
+        help="go on from the last checkpoint in --out; with =auto, start afresh where there is none",
+    )
+    for name in FIELDS:
+        _add_flag(parser, name)
+    return parser
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str) -> None:
+    meta = FIELDS[name].metadata
+    text = f"{meta['text']} ({describe_default(name)})".replace("%", "%%")
+    if _TYPES[name] is bool:
+        parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    else:
+        parser.add_argument(_flag(name), default=argparse.SUPPRESS, metavar="X", help=text)
+
+
+def describe_default(name: str) -> str:
+    """A setting's choices or range, unit and default, in words."""
+    meta = FIELDS[name].metadata
+    default = FIELDS[name].default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else default
+    limits = " | ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"]) if meta["allowed"] else ""
+    return ", ".join(part for part in (limits, meta["unit"], f"default {shown or 'none'}") if part)
+
+
+def parse_command_line(argv: Sequence[str]) -> CommandLine:
+    """Read the flags; UsageError for an unknown flag or a bad value."""
+    given = vars(build_parser().parse_args(argv))
+    config, resume, wants_help = given.pop("config"), given.pop("resume"), given.pop("help")
+    if wants_help:
+        return CommandLine({}, None, "never", True)
+    flags = {name: parse_value(name, value) for name, value in given.items()}
+    return CommandLine(flags, Path(config) if config else None, resume, False)

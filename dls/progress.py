@@ -1,0 +1,58 @@
+"""What rank 0 tells the user while a run goes on: a live bar on a terminal, plain lines at sensible intervals otherwise."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_INTERVAL = 10.0
+"""Seconds without a line after which the next step prints one."""
+
+
+class Reporter:
+    """Rank 0's voice; `quiet` on all others."""
+
+    def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
+        self._quiet, self._total = quiet, total
+        self._started = self._spoke = time.monotonic()
+        self._first = first
+        forced = {"auto": None, "bar": True, "plain": False}[style]
+        self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
+        )
+        self._task = self._bar.add_task("training", total=total, completed=first)
+        if self._console.is_terminal and not quiet:
+            self._bar.start()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._spoke = time.monotonic()
+        self._console.print(line, markup=False)
+        self._console.file.flush()
+
+    def step(self, step: int, loss: float) -> None:
+        """A step is done."""
+        self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}")
+        if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
+
+    def evaluation(self, step: int, epoch: int, loss: float, accuracy: float) -> None:
+        """An evaluation is done."""
+        self.say(
+            f"step {step}/{self._total}  epoch {epoch}  test loss {loss:.4f}  accuracy {accuracy:.2%}  {self._speed(step)}"
+        )
+
+    def _speed(self, step: int) -> str:
+        return f"{(step - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} steps/s"
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._started

@@ -1,0 +1,241 @@
+"""What every method is, and what all sparse methods share.
+
+A method cuts the flat gradient into parts, in forward order. A part is chosen and travels as one: a layer for methods that
+can send it while earlier layers are still being differentiated, the whole gradient for a method that must see all of it.
+The worker asks for parts as their gradients become complete, from the last to the first, and groups them into messages.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference import adjustment, methods
+from reference.adjustment import Counts, Thresholds
+from reference.ops import NonFiniteError, Selection, Vector
+
+if TYPE_CHECKING:
+    from dls.comm import Comm, Pending
+    from dls.config import Config
+    from dls.models import LayerInfo
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part number `index`: layers first..last of the gradient, whose values lie at start..stop of the flat buffer."""
+
+    index: int
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many values."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method gets to know: settings, layers, where its own values lie, who computes and who carries."""
+
+    config: Config
+    layers: Sequence[LayerInfo]
+    chain: bool
+    gradients: Vector
+    ops: ModuleType
+    comm: Comm
+
+    @property
+    def sizes(self) -> list[int]:
+        """n_l of every layer."""
+        return [layer.size for layer in self.layers]
+
+    def budget(self, step: int) -> int:
+        """K of the training step that follows `step` finished ones."""
+        density = methods.warmup_density(self.config.density, step, self.config.density_warmup)
+        return methods.budget(sum(self.sizes), density)
+
+
+@dataclass
+class Message:
+    """Parts under way together, and how to read what arrives."""
+
+    parts: Sequence[Part]
+    pending: Pending
+    received: Any = None
+
+
+class Sparsifier(ABC):
+    """One rank's method: what it sends of each accumulated gradient, and what stays behind.
+
+    A training step calls, in this order: `begin`, `select` for each part and `send` for each group of parts (from the last
+    to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, may be asked for
+    between `adjust` and `finish`.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.ops, self.comm = setup, setup.ops, setup.comm
+        self.offsets = np.concatenate([[0], np.cumsum(setup.sizes)]).astype(np.int64)
+        self.parts = [self._part(index, layers) for index, layers in enumerate(self.cut())]
+
+    def cut(self) -> Sequence[range]:
+        """The layers of each part, in forward order; one layer each unless a method needs more at once."""
+        return [range(layer, layer + 1) for layer in range(len(self.setup.layers))]
+
+    def _part(self, index: int, layers: range) -> Part:
+        return Part(index, layers[0], layers[-1], int(self.offsets[layers[0]]), int(self.offsets[layers[-1] + 1]))
+
+    def begin(self, step: int) -> None:
+        """Get ready for the training step that follows `step` finished ones."""
+        return
+
+    @abstractmethod
+    def select(self, part: Part) -> None:
+        """Choose what to send of a part whose gradient is complete. NonFiniteError where it holds NaN or infinity."""
+
+    @abstractmethod
+    def send(self, parts: Sequence[Part]) -> Message:
+        """Post the exchange of parts that were selected; `parts` are neighbours, from the last to the first."""
+
+    def adjust(self, step: int) -> None:
+        """Set the next step's k, after training step number `step` (from 1), whose last part has been sent."""
+        return
+
+    @abstractmethod
+    def receive(self, message: Message, update: Vector) -> None:
+        """Add the mean over the ranks of a completed message to its place in `update` (n), which began as zeros."""
+
+    def finish(self) -> None:
+        """The step is over: what was sent leaves the residual."""
+        return
+
+    @abstractmethod
+    def layer_k(self) -> Counts:
+        """How many values of each layer this step sent (L)."""
+
+    @abstractmethod
+    def layer_thresholds(self) -> Thresholds:
+        """The thresholds of this step's selection (L)."""
+
+    def residual_norms(self) -> NDArray[np.float64]:
+        """The L2 norm of what each layer keeps (L), after `finish`."""
+        return np.zeros(len(self.setup.layers))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that a resumed run needs of this rank, between two steps."""
+        return {}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from what `state` gave. Every rank calls it."""
+        return
+
+    def guard(self, part: Part, flat: Vector) -> None:
+        """NonFiniteError that names the first layer of the part that is not finite in the flat buffer."""
+        for layer in range(part.first, part.last + 1):
+            if not self.ops.all_finite(flat[self.offsets[layer] : self.offsets[layer + 1]]):
+                raise NonFiniteError(f"NaN or infinity in the gradient of layer {self.setup.layers[layer].name}")
+
+
+class SparseSparsifier(Sparsifier):
+    """Top-k with error feedback: the selection of each part travels by sparse allgather, the rest stays in the residual.
+
+    A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k moves (`adjust`). The residual
+    holds v, the accumulated gradient, from `select` until `finish` clears what was sent.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.residual: Vector = self.ops.zeros(int(self.offsets[-1]))
+        self.sizes = [part.size for part in self.parts]
+        self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
+        self.chosen: dict[Part, Selection] = {}
+
+    @abstractmethod
+    def initial_k(self, budget: int) -> Counts:
+        """How the first step's budget is split over the parts."""
+
+    @property
+    def k(self) -> Counts:
+        """This rank's k of every part."""
+        own: Counts = self.k_of_ranks[self.comm.rank]
+        return own
+
+    def v(self, part: Part) -> Vector:
+        """The part's accumulated gradient, between `select` and `finish`."""
+        return self.residual[part.start : part.stop]
+
+    def begin(self, step: int) -> None:
+        """Follow the density warm-up."""
+        budget = self.setup.budget(step)
+        if budget != self.k.sum():
+            self.k_of_ranks = np.stack([methods.rescale(k, self.sizes, budget) for k in self.k_of_ranks])
+
+    def select(self, part: Part) -> None:
+        """v = r + g, then top-k of v."""
+        v = self.v(part)
+        self.ops.accumulate(v, self.setup.gradients[part.start : part.stop])
+        try:
+            self.chosen[part] = self.ops.top_k(v, int(self.k[part.index]))
+        except NonFiniteError:
+            self.guard(part, self.residual)
+            raise
+
+    def send(self, parts: Sequence[Part]) -> Message:
+        """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
+        payload = np.concatenate([self.ops.encode(*self.chosen[part], part.size) for part in parts])
+        sizes = [sum(self._message_sizes(rank, parts)) for rank in range(self.comm.size)]
+        pending, received = self.comm.allgatherv(payload, sizes)
+        return Message(parts, pending, received)
+
+    def _message_sizes(self, rank: int, parts: Sequence[Part]) -> list[int]:
+        k = self.k_of_ranks[rank]
+        return [self.ops.payload_size(part.size, int(k[part.index])) for part in parts]
+
+    def receive(self, message: Message, update: Vector) -> None:
+        """u = float32(1/P) · Σ_p scatter(S^p), in rank order."""
+        for rank, payload in enumerate(message.received):
+            cuts = np.cumsum(self._message_sizes(rank, message.parts))[:-1]
+            for part, piece in zip(message.parts, np.split(payload, cuts), strict=True):
+                k = int(self.k_of_ranks[rank, part.index])
+                self.ops.scatter_add(update[part.start : part.stop], *self.ops.decode(piece, part.size, k))
+        for part in message.parts:
+            self.ops.scale(update[part.start : part.stop], 1 / self.comm.size)
+
+    def finish(self) -> None:
+        """r = v with the selected entries set to zero."""
+        for part, (index, _) in self.chosen.items():
+            self.ops.clear(self.v(part), index)
+        self.chosen.clear()
+
+    def residual_norms(self) -> NDArray[np.float64]:
+        """The L2 norm of each layer's residual."""
+        cuts = zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        return np.array([self.ops.l2_norm(self.residual[start:stop]) for start, stop in cuts])
+
+    def part_thresholds(self) -> Thresholds:
+        """The fresh thresholds of the parts: a_k is the least magnitude that was chosen."""
+        chosen = [self.chosen[part][1] for part in self.parts]
+        inner = [self.ops.kth_largest(c, c.size) for c, n in zip(chosen, self.sizes, strict=True) if 0 < c.size < n]
+        return adjustment.complete_thresholds([self.v(part) for part in self.parts], self.sent_k(), inner, self.ops)
+
+    def sent_k(self) -> Counts:
+        """How many entries of each part this step sent."""
+        return np.array([self.chosen[part][0].size for part in self.parts], dtype=np.int64)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The residual (n) and k of this rank."""
+        return {"residual": self.ops.to_host(self.residual), "k": self.k}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over residual and k, and learn the other ranks' k."""
+        self.residual[...] = self.ops.from_host(state["residual"])
+        pending, self.k_of_ranks = self.comm.allgather(state["k"])
+        pending.wait()

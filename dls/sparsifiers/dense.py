@@ -1,0 +1,39 @@
+"""Dense SGD, the baseline: the whole gradient, summed by the MPI library's own Allreduce. It leaves no residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dls.sparsifiers._base import Message, Part, Sparsifier
+from reference.adjustment import Counts, Thresholds
+from reference.ops import Vector
+
+
+class Method(Sparsifier):
+    """Sends everything. Neighbouring parts are one piece of the flat buffer, so a message is one Allreduce."""
+
+    def select(self, part: Part) -> None:
+        """Nothing to choose; only NaN and infinity are looked for."""
+        self.guard(part, self.setup.gradients)
+
+    def send(self, parts: Sequence[Part]) -> Message:
+        """Sum over the ranks; the order of the sum is the library's."""
+        total = np.empty(parts[0].stop - parts[-1].start, dtype=np.float32)
+        own = self.setup.gradients[parts[-1].start : parts[0].stop]
+        return Message(parts, self.comm.allreduce(self.ops.to_host(own), total), total)
+
+    def receive(self, message: Message, update: Vector) -> None:
+        """u = float32(1/P) · Σ."""
+        place = update[message.parts[-1].start : message.parts[0].stop]
+        place[...] = self.ops.from_host(message.received)
+        self.ops.scale(place, 1 / self.comm.size)
+
+    def layer_k(self) -> Counts:
+        """All of every layer."""
+        return np.array(self.setup.sizes, dtype=np.int64)
+
+    def layer_thresholds(self) -> Thresholds:
+        """0: everything is sent."""
+        return np.zeros(len(self.setup.layers))

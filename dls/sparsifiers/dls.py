@@ -1,0 +1,73 @@
+"""DLS, Dynamic Layer-wise Sparsification: Layer-wise Top-k whose k moves between layers until all thresholds are one.
+
+After every training step the rank adjusts its own k from its own v, when its last layer has been sent; the ranks tell each
+other their next k (L small integers), and that exchange has the whole forward pass to finish.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dls.config import UsageError
+from dls.comm import Pending
+from dls.sparsifiers._base import Setup
+from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
+from reference import adjustment, methods, variance
+from reference.adjustment import Counts
+
+
+class Method(LayerwiseTopk):
+    """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`)."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._announced: tuple[Pending, NDArray[np.uint32]] | None = None
+
+    def initial_k(self, budget: int) -> Counts:
+        """Layer-wise Top-k's split, or the one that the theory's gradient variances give (`--dls-init variance`)."""
+        uniform = super().initial_k(budget)
+        return uniform if self.setup.config.dls_init == "uniform" else self._variance_k(uniform)
+
+    def _variance_k(self, uniform: Counts) -> Counts:
+        """Batch norm layers keep their uniform share; the others share the rest as their variance ratios tell."""
+        if not self.setup.chain:
+            raise UsageError("--dls-init variance needs a model whose layers form a chain; use --dls-init uniform")
+        theory = [i for i, layer in enumerate(self.setup.layers) if layer.kind != "batch_norm"]
+        layers = [self.setup.layers[i] for i in theory]
+        sigmas = variance.chain_sigmas([variance.corrected_ratio(l.channels_in, l.outputs) for l in layers[1:]])
+        k = uniform.copy()
+        k[theory] = variance.sparsity_from_variances([l.size for l in layers], list(sigmas), int(uniform[theory].sum()))
+        return k
+
+    def begin(self, step: int) -> None:
+        """Hear the other ranks' k."""
+        self._hear()
+        super().begin(step)
+
+    def adjust(self, step: int) -> None:
+        """Move k between the layers and tell the other ranks."""
+        if step % self.setup.config.dls_every:
+            return
+        self._announced = self._tell(self._next_k())
+
+    def _next_k(self) -> Counts:
+        v = [self.v(part) for part in self.parts]
+        steps = self.setup.config.dls_steps
+        if steps == "optimal":
+            return adjustment.optimal_adjustment(v, self.k, self.ops)
+        return adjustment.adjust(v, self.k, self.part_thresholds(), steps, self.ops)
+
+    def _tell(self, k: Counts) -> tuple[Pending, NDArray[np.uint32]]:
+        return self.comm.allgather(k.astype(np.uint32))
+
+    def _hear(self) -> None:
+        if self._announced is not None:
+            pending, k = self._announced
+            pending.wait()
+            self.k_of_ranks, self._announced = k.astype(np.int64), None
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Residual and the next step's k."""
+        self._hear()
+        return super().state()

@@ -1,0 +1,33 @@
+"""Global Top-k SGD: one choice over this rank's whole gradient. It picks best and overlaps nothing.
+
+Global means over layers, not over ranks. The choice needs the last gradient, so the whole gradient is one part, and no message
+can leave before the backward pass is over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dls.sparsifiers._base import SparseSparsifier
+from reference.adjustment import Counts, Thresholds
+
+
+class Method(SparseSparsifier):
+    """One top-k over the flat buffer; the lower flat index first among equals."""
+
+    def cut(self) -> list[range]:
+        """The whole gradient at once."""
+        return [range(len(self.setup.layers))]
+
+    def initial_k(self, budget: int) -> Counts:
+        """All of the budget for the one part."""
+        return np.array([budget], dtype=np.int64)
+
+    def layer_k(self) -> Counts:
+        """Where in the layers the chosen entries lie."""
+        index = self.ops.to_host(self.chosen[self.parts[0]][0])
+        return np.diff(np.searchsorted(index, self.offsets)).astype(np.int64)
+
+    def layer_thresholds(self) -> Thresholds:
+        """One threshold for all layers."""
+        return np.repeat(self.part_thresholds(), len(self.setup.layers))

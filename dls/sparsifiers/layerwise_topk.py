@@ -1,0 +1,23 @@
+"""Layer-wise Top-k SGD: every layer chooses the same share of its own values. It overlaps with backpropagation and picks worse."""
+
+from __future__ import annotations
+
+from dls.sparsifiers._base import SparseSparsifier
+from reference import methods
+from reference.adjustment import Counts, Thresholds
+
+
+class Method(SparseSparsifier):
+    """One top-k in each layer, with a k that never moves."""
+
+    def initial_k(self, budget: int) -> Counts:
+        """The budget in proportion to n_l, by largest remainder."""
+        return methods.split_budget(budget, self.setup.sizes)
+
+    def layer_k(self) -> Counts:
+        """The layers are the parts."""
+        return self.sent_k()
+
+    def layer_thresholds(self) -> Thresholds:
+        """Every layer has its own."""
+        return self.part_thresholds()

@@ -1,0 +1,188 @@
+"""From the command line to a run that is ready to train: everything that can be refused is refused here, on all ranks alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+import dls
+from dls import backends, checkpoint, config, data, models, sparsifiers, trace
+from dls.backends import Backend
+from dls.checkpoint import Checkpoint
+from dls.comm import Comm
+from dls.config import CommandLine, Config, UsageError
+from dls.data import Batches, Dataset
+from dls.models import Model
+from dls.optim import Sgd
+from dls.sparsifiers import Setup, Sparsifier
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`."""
+
+    config: Config
+    out: Path
+    backend: Backend
+    dataset: Dataset
+    batches: Batches
+    model: Model
+    sparsifier: Sparsifier
+    optimizer: Sgd
+    first: int
+    total: int
+
+
+def prepare(command: CommandLine, comm: Comm) -> Run:
+    """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend."""
+    settings, found = comm.together(lambda: _settings(command))
+    check_same(comm, _fingerprint(settings))
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
+    threadpool_limits(threads)
+    run = comm.together(lambda: _as_usage_error(lambda: _build(settings, comm)))
+    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers]})
+    if found is not None:
+        comm.together(lambda: _check_resumable(found, run, comm.size))
+        run = _restore(run, found, comm)
+    out = comm.from_rank_0(lambda: _make_folder(settings, afresh=found is None))
+    return replace(run, config=replace(settings, out=str(out)), out=out)
+
+
+def _settings(command: CommandLine) -> tuple[Config, Checkpoint | None]:
+    """The configuration, and the checkpoint to go on from."""
+    given = (config.read_toml(command.config) if command.config else {}) | dict(command.flags)
+    settings = config.build(given)
+    if command.resume == "never":
+        if settings.out and _holds_run(Path(settings.out)):
+            raise UsageError(f"{settings.out} already holds a run; add --resume to go on with it, or choose another --out")
+        return settings, None
+    if not settings.out:
+        raise UsageError("--resume needs --out, the folder of the run to go on with")
+    found = _as_usage_error(lambda: checkpoint.latest(Path(settings.out)))
+    if found is None:
+        if command.resume == "auto":
+            return settings, None
+        raise UsageError(f"nothing to resume in {settings.out}: it holds no checkpoint; --resume=auto would start afresh")
+    stored = config.from_toml(found.config, str(found.folder / "manifest.json"))
+    for name, value in given.items():
+        if config.FIELDS[name].metadata["fixed"] and stored.get(name, value) != value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {value} is not that of the run in {settings.out}, which has {stored[name]}")
+    return config.build(stored, given), found
+
+
+def _holds_run(out: Path) -> bool:
+    return any((out / name).exists() for name in ("config.toml", "trace.h5", "checkpoints"))
+
+
+def _as_usage_error(make: Callable[[], T]) -> T:
+    """What the libraries of this program refuse is the user's to mend."""
+    try:
+        return make()
+    except (data.DataError, backends.BackendMissing, checkpoint.CheckpointError, trace.TraceError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _build(settings: Config, comm: Comm) -> Run:
+    """Load the data and build model and method, without communication."""
+    backend = backends.load(settings.backend)
+    dataset = data.load(
+        settings.dataset,
+        Path(settings.data_dir) if settings.data_dir else None,
+        synthetic_shape=settings.synthetic_shape,  # type: ignore[arg-type]  # check_together counts three
+        synthetic_classes=settings.synthetic_classes,
+        synthetic_size=settings.synthetic_size,
+        seed=settings.seed,
+    )
+    batches = Batches(dataset, settings.seed, settings.batch_size, comm.rank, comm.size, settings.augment)
+    try:
+        model = models.build(
+            settings.model, dataset.input_shape, dataset.classes, settings.seed, backend.nn, settings.mlp_widths
+        )
+        setup = Setup(settings, model.layers, model.chain, model.gradients, backend.ops, comm)
+        sparsifier = sparsifiers.load(settings.method)(setup)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    optimizer = Sgd(model.parameters, backend.ops.zeros(model.parameters.size), settings, backend.ops)
+    total = settings.steps or settings.epochs * batches.steps_per_epoch
+    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total)
+
+
+def _fingerprint(settings: Config) -> dict[str, Any]:
+    return {"code version": code_version()} | asdict(settings)
+
+
+def code_version() -> str:
+    """The program's version and a hash of its sources, the same wherever the same code runs."""
+    root = Path(dls.__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("dls", "reference", "gpu"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return f"{dls.__version__}+{digest.hexdigest()[:12]}"
+
+
+def commit() -> str:
+    """The git commit of the sources; empty where they are no checkout."""
+    command = ["git", "-C", str(Path(dls.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
+    """UsageError, on all ranks, that names the first thing in which a rank differs from rank 0."""
+    everyone = comm.allgather_objects(dict(mine))
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other[name] != value:
+                words = name.replace("_", " ")
+                raise UsageError(f"rank {rank} differs from rank 0 in {words}: {other[name]} instead of {value}")
+
+
+def _check_resumable(found: Checkpoint, run: Run, ranks: int) -> None:
+    if found.world_size != ranks:
+        raise UsageError(
+            f"{found.folder} was written by {found.world_size} ranks; resume it with mpirun -n {found.world_size}"
+        )
+    if found.layers != tuple((layer.name, layer.size) for layer in run.model.layers):
+        raise UsageError(f"{found.folder} holds another model than --model {run.config.model} builds here")
+    if found.step > run.total:
+        raise UsageError(f"the run already has {found.step} steps; --steps {run.total} lies behind it")
+
+
+def _restore(run: Run, found: Checkpoint, comm: Comm) -> Run:
+    """Go on where the checkpoint stands."""
+    shared, own = comm.together(lambda: _as_usage_error(lambda: checkpoint.load(found, comm.rank)))
+    place = run.backend.ops.from_host
+    run.model.parameters[...] = place(shared["weights"])
+    run.optimizer.momentum[...] = place(shared["momentum"])
+    run.model.statistics[...] = place(own.pop("statistics"))
+    run.sparsifier.restore(own)
+    return replace(run, first=found.step)
+
+
+def _make_folder(settings: Config, afresh: bool) -> Path:
+    """The run's folder, with its configuration in it. UsageError where it cannot be written."""
+    name = f"{settings.dataset}-{settings.model}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = Path(settings.out) if settings.out else Path("runs") / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "failure.txt").unlink(missing_ok=True)
+        if afresh:
+            (out / "trace.h5").unlink(missing_ok=True)
+        (out / "config.toml").write_text(replace(settings, out=str(out)).to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}") from None
+    return out

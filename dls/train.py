@@ -1,0 +1,147 @@
+"""`python -m dls.train`: data-parallel training with sparsified gradients.
+
+The algorithm is three calls away: `train` below takes the steps, `Worker.step` is one of them, and the method's `select` and
+`adjust`, in `dls/sparsifiers/`, are what it is about.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dls
+from dls import checkpoint, config, startup, trace
+from dls.checkpoint import CheckpointError
+from dls.comm import Comm
+from dls.config import UsageError
+from dls.optim import learning_rate
+from dls.progress import Reporter
+from dls.startup import Run
+from dls.trace import Recorder, TraceError
+from dls.worker import StepError, Worker
+
+FIRST_WORD = 5.0
+"""Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the command line says. Exit status, the same on all ranks: 0 done, 2 bad usage, 1 any other failure."""
+    comm = Comm()
+    try:
+        command = comm.together(lambda: config.parse_command_line(sys.argv[1:] if argv is None else argv))
+        if command.help:
+            if comm.rank == 0:
+                print(config.build_parser().format_help(), end="")
+            return 0
+        run = startup.prepare(command, comm)
+    except UsageError as error:
+        if comm.rank == 0:
+            print(f"dls.train: {error}", file=sys.stderr)
+        return 2
+    try:
+        train(run, comm)
+    except Exception as error:
+        _fail(error, run.out, comm)
+    return 0
+
+
+def train(run: Run, comm: Comm) -> None:
+    """Take the steps that are left; record, evaluate, write checkpoints on the way."""
+    worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
+    recorder = Recorder(comm, _open_trace(run, comm))
+    reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
+    reporter.say(_opening(run, comm))
+    try:
+        for step in range(run.first + 1, run.total + 1):
+            _step(run, worker, recorder, reporter, step)
+            if step == run.total or _due(step, run.config.eval_every or run.batches.steps_per_epoch):
+                _evaluate(run, worker, recorder, reporter, step)
+            if step == run.total or _due(step, run.config.checkpoint_every):
+                recorder.flush()
+                _checkpoint(run, worker, comm, step)
+    finally:
+        reporter.close()
+    recorder.close()
+    reporter.say(f"done: {run.total} steps in {reporter.seconds:.1f} s; look into it with python -m dls.inspect {run.out}")
+
+
+def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
+    """Training step number `step`, from its mini-batch to its row in the trace."""
+    lr = learning_rate(run.config, step - 1, run.total)
+    record = _due(step, run.config.trace_every)
+    result = worker.step(run.batches, step, lr, record)
+    if record:
+        recorder.step(step, (step - 1) // run.batches.steps_per_epoch, lr, result)
+    reporter.step(step, result.loss)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
+    loss, accuracy = worker.evaluate(run.dataset)
+    recorder.evaluation(step, loss, accuracy)
+    reporter.evaluation(step, -(-step // run.batches.steps_per_epoch), loss, accuracy)
+
+
+def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
+    to_host = run.backend.ops.to_host
+    shared = {
+        "weights": to_host(run.model.parameters),
+        "momentum": to_host(run.optimizer.momentum),
+        "mean_statistics": worker.mean_statistics(),
+    }
+    own = run.sparsifier.state() | {"statistics": to_host(run.model.statistics)}
+    layers = {layer.name: layer.size for layer in run.model.layers}
+    checkpoint.save(run.out, step, shared, own, run.config.to_toml(), layers, comm)
+
+
+def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
+    """Rank 0's writer."""
+    layers = {name: [getattr(layer, name) for layer in run.model.layers] for name in ("name", *trace.LAYER_FIELDS)}
+    attributes = {
+        "config": run.config.to_toml(),
+        "version": dls.__version__,
+        "commit": startup.commit(),
+        "world_size": comm.size,
+        "backend": run.backend.name,
+        "seed": run.config.seed,
+        "hosts": comm.allgather_objects(comm.host),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    header, path = trace.Header(attributes, layers), run.out / "trace.h5"
+    if comm.rank:
+        return None
+    return trace.resume(path, run.first, header) if run.first else trace.Writer(path, header)
+
+
+def _opening(run: Run, comm: Comm) -> str:
+    c = run.config
+    return (
+        f"{c.method} at density {c.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.total} steps; writing to {run.out}"
+    )
+
+
+def _fail(error: Exception, out: Path, comm: Comm) -> None:
+    """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
+    known = isinstance(error, StepError | OSError | CheckpointError | TraceError)
+    line = str(error) if isinstance(error, StepError) else f"rank {comm.rank}: {type(error).__name__}: {error}"
+    report = out / "failure.txt"
+    try:
+        with report.open("x", encoding="utf-8") as file:
+            file.write(f"{line}\n\n{'' if known else traceback.format_exc()}")
+    except FileExistsError:
+        time.sleep(FIRST_WORD)
+    except OSError:
+        time.sleep(0.1 * comm.rank)
+    print(f"dls.train: {line}" + ("" if known else f"; see {report}"), file=sys.stderr)
+    comm.abort(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""One rank's training step: forward, backward, select, exchange, update, adjust.
+
+The steps are those of `docs/algorithm.md`, section 3; `reference.cluster` is their meaning.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dls.backends import Backend
+from dls.comm import Comm
+from dls.config import Config
+from dls.data import Batches, Dataset, test_shard
+from dls.models import Model
+from dls.optim import Sgd
+from dls.sparsifiers import Sparsifier
+from dls.sparsifiers._base import Message, Part
+from reference.ops import NonFiniteError
+
+PHASES = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "diagnostics")
+"""What a step's time is divided into. `exposed`: the rank stood waiting for the network; `diagnostics`: not part of the step."""
+
+EVALUATION_BATCH = 256
+"""Images of one forward pass in an evaluation."""
+
+
+class StepError(RuntimeError):
+    """A training step that cannot go on: one clear line that names the rank and the step."""
+
+
+class Stopwatch:
+    """Seconds of each phase; a phase inside another interrupts it."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._running: list[str] = []
+        self._started = self._since = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the time of this block to a phase."""
+        self._book()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._running.pop()
+
+    def stop(self) -> None:
+        """The step is over: `total` is its wall time without the diagnostics."""
+        self.seconds["total"] = time.perf_counter() - self._started - self.seconds["diagnostics"]
+
+    def _book(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+
+@dataclass
+class StepResult:
+    """What a step leaves behind for the trace; k and threshold are those of its selection."""
+
+    loss: float
+    payload_bytes: int
+    seconds: dict[str, float]
+    k: NDArray[np.int64] | None = None
+    threshold: NDArray[np.float64] | None = None
+    residual_norm: NDArray[np.float64] | None = None
+
+
+class Worker:
+    """One rank: its model, its method, its share of the exchange."""
+
+    def __init__(
+        self, model: Model, sparsifier: Sparsifier, optimizer: Sgd, backend: Backend, comm: Comm, config: Config
+    ) -> None:
+        self.model, self.sparsifier, self.optimizer = model, sparsifier, optimizer
+        self.backend, self.comm, self.config = backend, comm, config
+        self.update = backend.ops.zeros(model.parameters.size)
+        self.groups = _groups(sparsifier.parts, config.overlap)
+        self.watch = Stopwatch()
+        self._messages: list[Message] = []
+        self._ready: list[Part] = []
+
+    def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
+        """Training step `number` (from 1) on this rank's mini-batch. `record`: with k, threshold and residual norm.
+
+        Raises StepError where the loss or a gradient is not finite.
+        """
+        self.watch, self.comm.sent_bytes = Stopwatch(), 0
+        images, labels = batches.batch(number - 1)
+        try:
+            loss, dlogits = self._forward(images, labels)
+            self._begin(number - 1)
+            self._backward(dlogits)
+            with self.watch.phase("adjust"):
+                self.sparsifier.adjust(number)
+            self._receive()
+        except NonFiniteError as error:
+            raise StepError(f"rank {self.comm.rank}, step {number}: {error}") from None
+        with self.watch.phase("update"):
+            self.optimizer.apply(self.update, lr)
+        result = StepResult(loss, self.comm.sent_bytes, self.watch.seconds)
+        if record:
+            with self.watch.phase("diagnostics"):
+                result.k, result.threshold = self.sparsifier.layer_k(), self.sparsifier.layer_thresholds()
+        with self.watch.phase("select"):
+            self.sparsifier.finish()
+        self.watch.stop()
+        if record:
+            result.residual_norm = self.sparsifier.residual_norms()
+        return result
+
+    def _forward(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
+        with self.watch.phase("forward"):
+            logits = self.model.forward(images, training=True)
+            loss, dlogits, _ = self.backend.nn.softmax_cross_entropy(logits, labels)
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss}")
+        return loss, dlogits
+
+    def _begin(self, finished: int) -> None:
+        self._ready.clear()
+        with self.watch.phase("exposed"):
+            self.sparsifier.begin(finished)
+
+    def _backward(self, dlogits: NDArray[np.float32]) -> None:
+        """Differentiate from the last layer to the first, and hand over each gradient as soon as it may leave."""
+        with self.watch.phase("backward"):
+            if not self.config.clip_norm:
+                self.model.backward(dlogits, self._gradient_complete)
+                return
+            self.model.backward(dlogits, lambda layer: None)
+            self.backend.ops.clip_norm(self.model.gradients, self.config.clip_norm)
+            for layer in reversed(range(len(self.model.layers))):
+                self._gradient_complete(layer)
+
+    def _gradient_complete(self, layer: int) -> None:
+        """Layer's gradient exists: select the part that begins with it; send the group that ends there."""
+        self.comm.progress()
+        part = next((p for p in self.sparsifier.parts if p.first == layer), None)
+        if part is None:
+            return
+        with self.watch.phase("select"):
+            self.sparsifier.select(part)
+        self._ready.append(part)
+        if part.index in self.groups:
+            with self.watch.phase("exchange"):
+                self._messages.append(self.sparsifier.send(tuple(self._ready)))
+            self._ready.clear()
+
+    def _receive(self) -> None:
+        """Wait for every message and add it up, in the order of sending."""
+        with self.watch.phase("decode"):
+            self.update[...] = 0
+        for message in self._messages:
+            with self.watch.phase("exposed"):
+                message.pending.wait()
+            with self.watch.phase("decode"):
+                self.sparsifier.receive(message, self.update)
+        self._messages.clear()
+
+    def mean_statistics(self) -> NDArray[np.float32]:
+        """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank order."""
+        pending, gathered = self.comm.allgather(self.backend.ops.to_host(self.model.statistics))
+        pending.wait()
+        total = np.zeros(gathered.shape[1], dtype=np.float32)
+        for statistics in gathered:
+            total += statistics
+        return total * np.float32(1 / self.comm.size)
+
+    def evaluate(self, dataset: Dataset) -> tuple[float, float]:
+        """Mean loss and accuracy over the test set; each rank takes its share, batch norm uses the mean statistics."""
+        own = self.model.statistics.copy()
+        self.model.statistics[...] = self.backend.ops.from_host(self.mean_statistics())
+        sums = np.zeros(3)
+        for images, labels in test_shard(dataset, self.comm.rank, self.comm.size, EVALUATION_BATCH):
+            loss, _, correct = self.backend.nn.softmax_cross_entropy(self.model.forward(images, training=False), labels)
+            sums += (loss * len(labels), correct, len(labels))
+        self.model.statistics[...] = own
+        pending, gathered = self.comm.allgather(sums)
+        pending.wait()
+        loss_sum, correct, count = gathered.sum(axis=0)
+        return float(loss_sum / count), float(correct / count)
+
+
+def _groups(parts: Sequence[Part], overlap: bool) -> set[int]:
+    """The parts after which a message leaves: each one with overlap, else the first layers' alone, at the very end."""
+    return {part.index for part in parts} if overlap else {0}

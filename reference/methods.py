@@ -1,0 +1,153 @@
+"""Global Top-k, Layer-wise Top-k and DLS in their plainest form: all layers at once, on one rank.
+
+Shapes: v is a list of L vectors (n_l), k int64 (L). The method classes at the end are what `reference.cluster` runs; the
+program's own methods (`dls.sparsifiers`) mean the same, layer by layer as gradients arrive, and are tested against these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from reference import adjustment, ops
+from reference.adjustment import Counts
+from reference.ops import Selection, Vector
+
+WARMUP_DENSITY = 0.25
+"""Density of the first step of a density warm-up."""
+
+Steps = int | Literal["optimal"]
+"""s of DLS(s): how many adjustments follow a training step."""
+
+
+def budget(n: int, density: float) -> int:
+    """K = round(density · n), half to even. ValueError unless 0 < density <= 1 and K >= 1."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must lie in (0, 1], not {density}")
+    total = round(density * n)
+    if total < 1:
+        raise ValueError(f"density {density} of {n} values rounds to no value at all")
+    return total
+
+
+def warmup_density(density: float, step: int, warmup: int) -> float:
+    """The density of training step `step` (from 0) under a warm-up of `warmup` steps: geometric from 0.25 down to `density`.
+
+    Deep Gradient Compression (Lin et al., 2018) steps through such a series by epochs; here it falls at every step [ours].
+    """
+    start = max(WARMUP_DENSITY, density)
+    share = min(step / warmup, 1.0) if warmup else 1.0
+    return float(start ** (1 - share) * density**share)
+
+
+def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
+    """Split `total` in proportion to integer weights: ⌊total·w/Σw⌋ each, the rest to the largest total·w mod Σw.
+
+    The first comes first among equal remainders. Python integers, so nothing overflows.
+    """
+    whole = sum(weights)
+    shares = [total * w // whole for w in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def split_budget(total: int, sizes: Sequence[int]) -> Counts:
+    """Layer-wise Top-k's k (L): the budget K split over the layers in proportion to n_l. ValueError unless 0 <= K <= n."""
+    weights = [int(n) for n in sizes]
+    if not 0 <= total <= sum(weights):
+        raise ValueError(f"a budget of {total} does not fit into {sum(weights)} values")
+    return np.array(largest_remainder(total, weights), dtype=np.int64)
+
+
+def rescale(k: Counts, sizes: Sequence[int], total: int) -> Counts:
+    """k (L) moved to another budget, in proportion to the present k, never above n_l (for density warm-up) [ours].
+
+    What exceeds a full layer goes to the others, again in proportion; where these have k = 0, in proportion to n_l.
+    """
+    shares: dict[int, int] = {}
+    while len(shares) < len(sizes):
+        open_layers = [i for i in range(len(sizes)) if i not in shares]
+        weights = [int(k[i]) for i in open_layers]
+        weights = weights if sum(weights) else [int(sizes[i]) for i in open_layers]
+        split = dict(zip(open_layers, largest_remainder(total - sum(shares.values()), weights), strict=True))
+        shares |= {i: int(sizes[i]) for i, share in split.items() if share > sizes[i]} or split
+    return np.array([shares[i] for i in range(len(sizes))], dtype=np.int64)
+
+
+def global_topk(v: Sequence[Vector], total: int) -> list[Selection]:
+    """One top-k over this rank's whole gradient (global over layers, not over ranks), as selections per layer."""
+    index, values = ops.top_k(np.concatenate(v), total)
+    ends = np.cumsum([layer.size for layer in v])
+    cuts = np.searchsorted(index, ends)
+    starts = ends - [layer.size for layer in v]
+    parts = zip(np.split(index, cuts[:-1]), np.split(values, cuts[:-1]), starts, strict=True)
+    return [(part - start, part_values) for part, part_values, start in parts]
+
+
+def layerwise_topk(v: Sequence[Vector], k: Counts) -> list[Selection]:
+    """One top-k in each layer."""
+    return [ops.top_k(layer, int(kl)) for layer, kl in zip(v, k, strict=True)]
+
+
+def dls_next_k(v: Sequence[Vector], k: Counts, steps: Steps) -> Counts:
+    """DLS(s): k for the next training step, from fresh thresholds and s one-step adjustments, or the optimum."""
+    if steps == "optimal":
+        return adjustment.optimal_adjustment(v, k)
+    return adjustment.adjust(v, k, adjustment.fresh_thresholds(v, k), steps)
+
+
+class Method(Protocol):
+    """What a sparse method decides: k of the first step, the selection of each step, k of the next."""
+
+    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+        """The entries to upload, per layer; k (L) sums to the budget."""
+
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+        """k after training step number `step`, counted from 1."""
+
+
+@dataclass(frozen=True)
+class GlobalTopk:
+    """Global Top-k: only the sum of k matters."""
+
+    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+        """See `global_topk`."""
+        return global_topk(v, int(k.sum()))
+
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+        """The budget stays."""
+        return k
+
+
+@dataclass(frozen=True)
+class LayerwiseTopk:
+    """Layer-wise Top-k: k stays as it is."""
+
+    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+        """See `layerwise_topk`."""
+        return layerwise_topk(v, k)
+
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+        """Every layer keeps its k."""
+        return k
+
+
+@dataclass(frozen=True)
+class Dls:
+    """DLS(steps), adjusting after the training steps `every`, 2·`every`, …"""
+
+    steps: Steps = 1
+    every: int = 1
+
+    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+        """Layer-wise, with the k of this step."""
+        return layerwise_topk(v, k)
+
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+        """See `dls_next_k`."""
+        return dls_next_k(v, k, self.steps) if step % self.every == 0 else k

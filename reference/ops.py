@@ -1,0 +1,170 @@
+"""The primitives on one layer: the meaning that every backend reproduces bit for bit.
+
+A vector is a one-dimensional float32 array; an index array is int64, ascending, without repeats. Functions named by a verb
+that changes something (`accumulate`, `clear`, `scatter_add`, `scale`) work in place; all others leave their arguments alone.
+`docs/algorithm.md`, sections 1 and 2, is the text this file executes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Vector = NDArray[np.float32]
+Index = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Selection = tuple[Index, Vector]
+
+ENTRY_BYTES = 8
+"""Bytes of one uploaded entry: a uint32 index and a float32 value."""
+MAX_LAYER = 2**32
+"""Most values that one index space may hold, as indices travel as uint32."""
+
+
+class NonFiniteError(ValueError):
+    """A vector that must be finite holds NaN or infinity."""
+
+
+def zeros(n: int) -> Vector:
+    """A new vector of n times +0.0, where the backend computes."""
+    return np.zeros(n, dtype=np.float32)
+
+
+def from_host(array: NDArray[Any]) -> NDArray[Any]:
+    """A host array as the backend's own; the same object where the backend computes on the host."""
+    return array
+
+
+def to_host(array: NDArray[Any]) -> NDArray[Any]:
+    """The backend's array as a numpy array; the same object where the backend computes on the host."""
+    return array
+
+
+def accumulate(residual: Vector, gradient: Vector) -> None:
+    """residual += gradient: the residual becomes v, the accumulated gradient. Shapes (n), (n)."""
+    np.add(residual, gradient, out=residual)
+
+
+def all_finite(v: Vector) -> bool:
+    """Whether v (n) holds neither NaN nor infinity."""
+    return bool(np.isfinite(v).all())
+
+
+def top_k(v: Vector, k: int) -> Selection:
+    """Choose exactly k entries of v (n): larger |v| first, the lower index first among equals.
+
+    Returns (index, values), both of length k, sorted by index; values are bit-identical to v[index]. −0.0 and 0.0 are
+    equal magnitudes. Raises NonFiniteError where v holds NaN or infinity, ValueError unless 0 <= k <= n.
+    """
+    if not 0 <= k <= v.size:
+        raise ValueError(f"k must lie in 0..{v.size}, not {k}")
+    if not all_finite(v):
+        raise NonFiniteError("NaN or infinity in the accumulated gradient")
+    magnitude = np.abs(v)
+    threshold = kth_largest(v, k)
+    above = np.flatnonzero(magnitude > threshold)
+    ties = np.flatnonzero(magnitude == threshold)[: k - above.size]
+    index = np.sort(np.concatenate([above, ties])).astype(np.int64, copy=False)
+    return index, v[index]
+
+
+def kth_largest(v: Vector, k: int) -> float:
+    """a_k, the k-th largest magnitude of v (n), with a_0 = inf and a_{n+1} = 0. ValueError unless 0 <= k <= n + 1."""
+    if not 0 <= k <= v.size + 1:
+        raise ValueError(f"k must lie in 0..{v.size + 1}, not {k}")
+    if k == 0:
+        return math.inf
+    if k == v.size + 1:
+        return 0.0
+    position = v.size - k
+    return float(np.partition(np.abs(v), position)[position])
+
+
+def float32_ceiling(t: float) -> np.float32:
+    """The least float32 >= t, so that a >= t compares as exactly in float32 as it would in float64."""
+    if t > float(np.finfo(np.float32).max):
+        return np.float32(np.inf)
+    nearest = np.float32(t)
+    return nearest if float(nearest) >= t else np.nextafter(nearest, np.float32(np.inf))
+
+
+def count_at_least(v: Vector, t: float) -> int:
+    """N(t) = #{ |v_i| >= t } over v (n), for a float64 threshold t, compared exactly."""
+    return int(np.count_nonzero(np.abs(v) >= float32_ceiling(t)))
+
+
+def scatter_add(target: Vector, index: Index, values: Vector) -> None:
+    """target[index] += values, in place; index holds no repeats."""
+    target[index] += values
+
+
+def clear(v: Vector, index: Index) -> None:
+    """v[index] = +0.0, in place: what is left of the accumulated gradient is the residual."""
+    v[index] = 0.0
+
+
+def scale(v: Vector, factor: float) -> None:
+    """v *= float32(factor), in place."""
+    np.multiply(v, np.float32(factor), out=v)
+
+
+def l2_norm(v: Vector) -> float:
+    """The L2 norm of v (n), in float64."""
+    return math.sqrt(float(np.sum(np.square(v, dtype=np.float64))))
+
+
+def clip_norm(gradient: Vector, limit: float) -> None:
+    """Scale gradient (n), in place, to the L2 norm `limit` where its norm is larger [ours: the rank's own, before the residual]."""
+    norm = l2_norm(gradient)
+    if norm > limit:
+        scale(gradient, limit / norm)
+
+
+def sgd_update(
+    weights: Vector, momentum: Vector, update: Vector, lr: float, mu: float, weight_decay: float, nesterov: bool
+) -> None:
+    """u += weight_decay·w; m = μ·m + u; w −= lr·m, in place, each operation rounded to float32. Shapes (n).
+
+    With Nesterov w −= lr·(u + μ·m), the form of Sutskever et al. (2013) that the frameworks use. The momentum works on u, the
+    mean of what the ranks sent, after error feedback; the learning rate stays outside the residual.
+    """
+    update += np.float32(weight_decay) * weights
+    momentum *= np.float32(mu)
+    momentum += update
+    direction = update + np.float32(mu) * momentum if nesterov else momentum
+    weights -= np.float32(lr) * direction
+
+
+def payload_size(n: int, k: int) -> int:
+    """Bytes of the message that carries k entries of n: fixed by (n, k), so no size is ever exchanged.
+
+    ValueError unless 0 <= k <= n <= 2**32.
+    """
+    if not 0 <= k <= n <= MAX_LAYER:
+        raise ValueError(f"cannot send {k} of {n} entries: 0 <= k <= n <= 2**32 must hold")
+    return ENTRY_BYTES * k
+
+
+def encode(index: Index, values: Vector, n: int) -> Bytes:
+    """The message for a selection of n entries: k little-endian uint32 indices, then k little-endian float32 values."""
+    payload = np.empty(payload_size(n, index.size), dtype=np.uint8)
+    half = payload.size // 2
+    payload[:half] = index.astype("<u4").view(np.uint8)
+    payload[half:] = np.ascontiguousarray(values, dtype="<f4").view(np.uint8)
+    return payload
+
+
+def decode(payload: Bytes, n: int, k: int) -> Selection:
+    """The selection in a message of `encode`. ValueError for a wrong length, or indices that do not ascend within 0..n−1."""
+    if payload.size != payload_size(n, k):
+        raise ValueError(f"a message of {k} entries has {payload_size(n, k)} bytes, not {payload.size}")
+    half = payload.size // 2
+    index = np.frombuffer(payload[:half].tobytes(), dtype="<u4").astype(np.int64)
+    values = np.frombuffer(payload[half:].tobytes(), dtype="<f4").astype(np.float32)
+    if k and (index[-1] >= n or np.any(np.diff(index) <= 0)):
+        raise ValueError("a damaged message: its indices do not ascend within the layer")
+    return index, values
