@@ -1,4 +1,4 @@
-"""The backends by name, loaded on demand: who computes the primitives (`ops`) and the network's layers (`nn`)."""
+"""The backends by name, loaded on demand: who computes the primitives, Algorithm 2 and the network's layers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ class BackendMissing(ValueError):
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend's modules: the functions of `reference.ops` and `reference.nn`, same names, same signatures."""
+    """A backend's modules: the functions of `reference.ops`, `.adjustment` and `.nn`, same names, same signatures."""
 
     name: str
     ops: ModuleType
+    adjustment: ModuleType
     nn: ModuleType
 
 
-_HOMES = {"numpy": ("reference.ops", "reference.nn", "pip install numpy")}
-"""Name to the modules of ops and nn, and how to install what they need."""
+_HOMES = {"numpy": (("reference.ops", "reference.adjustment", "reference.nn"), "pip install numpy")}
+"""Name to the modules of Backend, and how to install what they need."""
 
 
 def names() -> tuple[str, ...]:
@@ -31,8 +32,8 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> Backend:
     """The backend of that name. BackendMissing, with the install command, where its packages are absent."""
-    ops, nn, hint = _HOMES[name]
+    homes, hint = _HOMES[name]
     try:
-        return Backend(name, importlib.import_module(ops), importlib.import_module(nn))
+        return Backend(name, *map(importlib.import_module, homes))
     except ImportError as error:
         raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None

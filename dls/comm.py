@@ -5,6 +5,7 @@ Gradients travel in non-blocking collectives on buffers. Small things at start-u
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -113,9 +114,10 @@ class Comm:
         self._world.Barrier()
 
     def abort(self, status: int) -> None:
-        """End every rank at once with this exit status."""
+        """End every rank at once with this exit status, without the library's own words on this rank's stderr."""
         sys.stdout.flush()
         sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         self._world.Abort(status)
 
 

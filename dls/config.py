@@ -94,7 +94,7 @@ class Config:
     synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True)
     augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
     batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
-    epochs: int = _setting(20, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
+    epochs: int = _setting(30, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
     steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=NOT_NEGATIVE)
     lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
     lr_schedule: str = _setting(

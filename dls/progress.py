@@ -50,7 +50,8 @@ class Reporter:
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     @property
     def seconds(self) -> float:

@@ -109,7 +109,7 @@ def _build(settings: Config, comm: Comm) -> Run:
         model = models.build(
             settings.model, dataset.input_shape, dataset.classes, settings.seed, backend.nn, settings.mlp_widths
         )
-        setup = Setup(settings, model.layers, model.chain, model.gradients, backend.ops, comm)
+        setup = Setup(settings, model.layers, model.chain, model.gradients, backend, comm)
         sparsifier = sparsifiers.load(settings.method)(setup)
     except ValueError as error:
         raise UsageError(str(error)) from None

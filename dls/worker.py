@@ -89,7 +89,6 @@ class Worker:
         self.groups = _groups(sparsifier.parts, config.overlap)
         self.watch = Stopwatch()
         self._messages: list[Message] = []
-        self._ready: list[Part] = []
 
     def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
         """Training step `number` (from 1) on this rank's mini-batch. `record`: with k, threshold and residual norm.
@@ -129,7 +128,6 @@ class Worker:
         return loss, dlogits
 
     def _begin(self, finished: int) -> None:
-        self._ready.clear()
         with self.watch.phase("exposed"):
             self.sparsifier.begin(finished)
 
@@ -145,18 +143,15 @@ class Worker:
                 self._gradient_complete(layer)
 
     def _gradient_complete(self, layer: int) -> None:
-        """Layer's gradient exists: select the part that begins with it; send the group that ends there."""
+        """Layer's gradient exists: where it completes a group of parts, select and send them."""
         self.comm.progress()
-        part = next((p for p in self.sparsifier.parts if p.first == layer), None)
-        if part is None:
+        group = self.groups.get(layer)
+        if group is None:
             return
         with self.watch.phase("select"):
-            self.sparsifier.select(part)
-        self._ready.append(part)
-        if part.index in self.groups:
-            with self.watch.phase("exchange"):
-                self._messages.append(self.sparsifier.send(tuple(self._ready)))
-            self._ready.clear()
+            self.sparsifier.select(group)
+        with self.watch.phase("exchange"):
+            self._messages.append(self.sparsifier.send(group))
 
     def _receive(self) -> None:
         """Wait for every message and add it up, in the order of sending."""
@@ -193,6 +188,7 @@ class Worker:
         return float(loss_sum / count), float(correct / count)
 
 
-def _groups(parts: Sequence[Part], overlap: bool) -> set[int]:
-    """The parts after which a message leaves: each one with overlap, else the first layers' alone, at the very end."""
-    return {part.index for part in parts} if overlap else {0}
+def _groups(parts: Sequence[Part], overlap: bool) -> dict[int, Sequence[Part]]:
+    """The parts that leave together, by the layer whose gradient comes last: each part alone with overlap, else all at the end."""
+    groups = [[part] for part in parts] if overlap else [parts]
+    return {group[0].first: group for group in groups}

@@ -9,13 +9,12 @@ Shapes: v is a list of L vectors (n_l), k int64 (L), t float64 (L). A threshold 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import ops as reference_ops
+from reference import ops
 from reference.ops import Vector
 
 Counts = NDArray[np.int64]
@@ -41,18 +40,18 @@ def lower_median(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
-def fresh_thresholds(v: Sequence[Vector], k: Counts, ops: ModuleType = reference_ops) -> Thresholds:
+def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
     """The thresholds t (L) right after a top-k: t_l = a_{k_l}, the k_l-th largest magnitude, where 0 < k_l < n_l.
 
     Where k_l is 0 or n_l many numbers are thresholds; the one nearest to the lower median T of the others is taken:
     max(a_1, T) for k_l = 0, min(a_n, T) for k_l = n_l; a_1 and a_n where there are no others.
     """
     inner = [ops.kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
-    return complete_thresholds(v, k, inner, ops)
+    return complete_thresholds(v, k, inner)
 
 
 def complete_thresholds(
-    v: Sequence[Vector], k: Counts, inner: Sequence[float], ops: ModuleType = reference_ops
+    v: Sequence[Vector], k: Counts, inner: Sequence[float]
 ) -> Thresholds:
     """`fresh_thresholds` where a_{k_l} of the layers with 0 < k_l < n_l is known already (`inner`, in layer order)."""
     known = iter(inner)
@@ -75,7 +74,7 @@ def pair_order(sizes: Sequence[int], k: Counts, t: Thresholds) -> list[int]:
 
 
 def one_step_adjustment(
-    v: Sequence[Vector], k: Counts, t: Thresholds, ops: ModuleType = reference_ops
+    v: Sequence[Vector], k: Counts, t: Thresholds
 ) -> tuple[Counts, Thresholds]:
     """One step of Algorithm 2 [paper's ONESTEPADJUSTMENT(), in finite-sample form]: new (k, t), the sum of k unchanged.
 
@@ -86,14 +85,14 @@ def one_step_adjustment(
     k, t = k.copy(), t.copy()
     order = pair_order([layer.size for layer in v], k, t)
     for low, high in zip(order[: len(order) // 2], reversed(order), strict=False):
-        step = _adjust_pair(v[low], v[high], int(k[low]), int(k[high]), float(t[low]), float(t[high]), ops)
+        step = _adjust_pair(v[low], v[high], int(k[low]), int(k[high]), float(t[low]), float(t[high]))
         if step is not None:
             k[low], k[high], t[low], t[high] = step
     return k, t
 
 
 def _adjust_pair(
-    low: Vector, high: Vector, k_low: int, k_high: int, t1: float, t2: float, ops: ModuleType
+    low: Vector, high: Vector, k_low: int, k_high: int, t1: float, t2: float
 ) -> _Pair | None:
     """Move d entries of the budget from the layer at t1 to the layer at t2; None where no float64 lies between t1 and t2."""
     mid = (t1 + t2) / 2
@@ -108,21 +107,21 @@ def _adjust_pair(
     return _Pair(k_low - d, k_high + d, ops.kth_largest(low, k_low - d) if d > 0 else t1, mid)
 
 
-def adjust(v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, ops: ModuleType = reference_ops) -> Counts:
+def adjust(v: Sequence[Vector], k: Counts, t: Thresholds, steps: int) -> Counts:
     """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t."""
     for _ in range(steps):
-        k, t = one_step_adjustment(v, k, t, ops)
+        k, t = one_step_adjustment(v, k, t)
     return k
 
 
-def optimal_adjustment(v: Sequence[Vector], k: Counts, ops: ModuleType = reference_ops) -> Counts:
+def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
     """The limit of repeated steps [paper's OPTIMALADJUSTMENT()]: how many of the Global Top-k of v, K in all, lie in each layer.
 
     Computed directly. One layer's part of the Global Top-k is also part of that layer's own top min(K, n_l), so the choice
     is made among those alone; the lower flat index comes first among equals.
     """
     total = int(k.sum())
-    candidates = [ops.to_host(ops.top_k(layer, min(total, layer.size))[1]) for layer in v]
-    chosen, _ = reference_ops.top_k(np.concatenate(candidates), total)
+    candidates = [ops.top_k(layer, min(total, layer.size))[1] for layer in v]
+    chosen, _ = ops.top_k(np.concatenate(candidates), total)
     ends = np.cumsum([c.size for c in candidates])
     return np.diff(np.searchsorted(chosen, ends), prepend=0).astype(np.int64)

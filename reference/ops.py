@@ -72,6 +72,32 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, v[index]
 
 
+def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+    """One layer's step: accumulate, then choose. Returns index (k), values (k) and the threshold a_k.
+
+    Afterwards residual (n) holds v, so that counts and thresholds of it may still be asked for; `clear` ends the step.
+    `hint`, any float, is a guess of a_k (last step's) that may save work and never changes the result. Errors as in `top_k`.
+    """
+    accumulate(residual, gradient)
+    index, values = top_k(residual, k)
+    return index, values, kth_largest(values, k)
+
+
+def select_layers(
+    residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+) -> tuple[Index, Vector, NDArray[np.float64]]:
+    """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of residual and gradient.
+
+    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), counted within each layer, values (Σk), thresholds (m).
+    """
+    chosen = [
+        select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
+        for start, stop, kl, hint in zip(offsets[:-1], offsets[1:], k, hints, strict=True)
+    ]
+    indices, values, thresholds = zip(*chosen, strict=True)
+    return np.concatenate(indices), np.concatenate(values), np.array(thresholds)
+
+
 def kth_largest(v: Vector, k: int) -> float:
     """a_k, the k-th largest magnitude of v (n), with a_0 = inf and a_{n+1} = 0. ValueError unless 0 <= k <= n + 1."""
     if not 0 <= k <= v.size + 1:

@@ -362,12 +362,22 @@ def test_payload_size_is_a_count_of_bytes_that_holds_the_values(n: int) -> None:
 def test_a_message_of_another_length_is_refused(k: int) -> None:
     n = 10
     payload = ops.encode(np.arange(k, dtype=INT), np.ones(k, dtype=F32), n)
-    longer = np.append(payload, np.uint8(0))
-    with pytest.raises(ValueError):
-        ops.decode(longer, n, k)
+    for extra in range(1, 33):
+        with pytest.raises(ValueError):
+            ops.decode(np.append(payload, np.zeros(extra, dtype=np.uint8)), n, k)
     for cut in range(len(payload)):
         with pytest.raises(ValueError):
             ops.decode(payload[:cut].copy(), n, k)
+
+
+def test_a_message_of_another_k_is_refused() -> None:
+    n = 10
+    for k in range(n + 1):
+        payload = ops.encode(np.arange(k, dtype=INT), np.ones(k, dtype=F32), n)
+        for other in range(n + 1):
+            if ops.payload_size(n, other) != len(payload):
+                with pytest.raises(ValueError):
+                    ops.decode(payload, n, other)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -10,17 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import adjustment, methods
+from reference import methods
 from reference.adjustment import Counts, Thresholds
 from reference.ops import NonFiniteError, Selection, Vector
 
 if TYPE_CHECKING:
+    from dls.backends import Backend
     from dls.comm import Comm, Pending
     from dls.config import Config
     from dls.models import LayerInfo
@@ -50,7 +50,7 @@ class Setup:
     layers: Sequence[LayerInfo]
     chain: bool
     gradients: Vector
-    ops: ModuleType
+    backend: Backend
     comm: Comm
 
     @property
@@ -76,13 +76,13 @@ class Message:
 class Sparsifier(ABC):
     """One rank's method: what it sends of each accumulated gradient, and what stays behind.
 
-    A training step calls, in this order: `begin`, `select` for each part and `send` for each group of parts (from the last
+    A training step calls, in this order: `begin`, `select` and `send` for each group of neighbouring parts (from the last
     to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, may be asked for
     between `adjust` and `finish`.
     """
 
     def __init__(self, setup: Setup) -> None:
-        self.setup, self.ops, self.comm = setup, setup.ops, setup.comm
+        self.setup, self.ops, self.comm = setup, setup.backend.ops, setup.comm
         self.offsets = np.concatenate([[0], np.cumsum(setup.sizes)]).astype(np.int64)
         self.parts = [self._part(index, layers) for index, layers in enumerate(self.cut())]
 
@@ -98,12 +98,15 @@ class Sparsifier(ABC):
         return
 
     @abstractmethod
-    def select(self, part: Part) -> None:
-        """Choose what to send of a part whose gradient is complete. NonFiniteError where it holds NaN or infinity."""
+    def select(self, parts: Sequence[Part]) -> None:
+        """Choose what to send of neighbouring parts, in forward order, whose gradients are complete.
+
+        NonFiniteError where they hold NaN or infinity.
+        """
 
     @abstractmethod
     def send(self, parts: Sequence[Part]) -> Message:
-        """Post the exchange of parts that were selected; `parts` are neighbours, from the last to the first."""
+        """Post the exchange of the parts that were just selected."""
 
     def adjust(self, step: int) -> None:
         """Set the next step's k, after training step number `step` (from 1), whose last part has been sent."""
@@ -137,9 +140,9 @@ class Sparsifier(ABC):
         """Go on from what `state` gave. Every rank calls it."""
         return
 
-    def guard(self, part: Part, flat: Vector) -> None:
-        """NonFiniteError that names the first layer of the part that is not finite in the flat buffer."""
-        for layer in range(part.first, part.last + 1):
+    def guard(self, parts: Sequence[Part], flat: Vector) -> None:
+        """NonFiniteError that names the first layer of the parts that is not finite in the flat buffer."""
+        for layer in range(parts[0].first, parts[-1].last + 1):
             if not self.ops.all_finite(flat[self.offsets[layer] : self.offsets[layer + 1]]):
                 raise NonFiniteError(f"NaN or infinity in the gradient of layer {self.setup.layers[layer].name}")
 
@@ -156,6 +159,7 @@ class SparseSparsifier(Sparsifier):
         self.residual: Vector = self.ops.zeros(int(self.offsets[-1]))
         self.sizes = [part.size for part in self.parts]
         self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
+        self.thresholds = np.zeros(len(self.parts))
         self.chosen: dict[Part, Selection] = {}
 
     @abstractmethod
@@ -178,15 +182,21 @@ class SparseSparsifier(Sparsifier):
         if budget != self.k.sum():
             self.k_of_ranks = np.stack([methods.rescale(k, self.sizes, budget) for k in self.k_of_ranks])
 
-    def select(self, part: Part) -> None:
-        """v = r + g, then top-k of v."""
-        v = self.v(part)
-        self.ops.accumulate(v, self.setup.gradients[part.start : part.stop])
+    def select(self, parts: Sequence[Part]) -> None:
+        """v = r + g, then top-k of v; the last step's thresholds are the hints."""
+        here, k = slice(parts[0].index, parts[-1].index + 1), self.k[parts[0].index : parts[-1].index + 1]
+        place = slice(parts[0].start, parts[-1].stop)
+        cuts = np.cumsum([0, *self.sizes[here]])
         try:
-            self.chosen[part] = self.ops.top_k(v, int(self.k[part.index]))
+            index, values, self.thresholds[here] = self.ops.select_layers(
+                self.residual[place], self.setup.gradients[place], cuts, k, self.thresholds[here]
+            )
         except NonFiniteError:
-            self.guard(part, self.residual)
+            self.guard(parts, self.residual)
             raise
+        ends = np.cumsum(k)
+        for part, start, stop in zip(parts, ends - k, ends, strict=True):
+            self.chosen[part] = (index[start:stop], values[start:stop])
 
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
@@ -221,21 +231,24 @@ class SparseSparsifier(Sparsifier):
         return np.array([self.ops.l2_norm(self.residual[start:stop]) for start, stop in cuts])
 
     def part_thresholds(self) -> Thresholds:
-        """The fresh thresholds of the parts: a_k is the least magnitude that was chosen."""
-        chosen = [self.chosen[part][1] for part in self.parts]
-        inner = [self.ops.kth_largest(c, c.size) for c, n in zip(chosen, self.sizes, strict=True) if 0 < c.size < n]
-        return adjustment.complete_thresholds([self.v(part) for part in self.parts], self.sent_k(), inner, self.ops)
+        """The fresh thresholds of the parts."""
+        k = self.sent_k()
+        inner = [float(t) for t, kl, n in zip(self.thresholds, k, self.sizes, strict=True) if 0 < kl < n]
+        v = [self.v(part) for part in self.parts]
+        thresholds: Thresholds = self.setup.backend.adjustment.complete_thresholds(v, k, inner)
+        return thresholds
 
     def sent_k(self) -> Counts:
         """How many entries of each part this step sent."""
         return np.array([self.chosen[part][0].size for part in self.parts], dtype=np.int64)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The residual (n) and k of this rank."""
-        return {"residual": self.ops.to_host(self.residual), "k": self.k}
+        """The residual (n), k and the hints of this rank."""
+        return {"residual": self.ops.to_host(self.residual), "k": self.k, "thresholds": self.thresholds}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take over residual and k, and learn the other ranks' k."""
         self.residual[...] = self.ops.from_host(state["residual"])
+        self.thresholds[...] = state["thresholds"]
         pending, self.k_of_ranks = self.comm.allgather(state["k"])
         pending.wait()

@@ -14,19 +14,19 @@ from reference.ops import Vector
 class Method(Sparsifier):
     """Sends everything. Neighbouring parts are one piece of the flat buffer, so a message is one Allreduce."""
 
-    def select(self, part: Part) -> None:
+    def select(self, parts: Sequence[Part]) -> None:
         """Nothing to choose; only NaN and infinity are looked for."""
-        self.guard(part, self.setup.gradients)
+        self.guard(parts, self.setup.gradients)
 
     def send(self, parts: Sequence[Part]) -> Message:
         """Sum over the ranks; the order of the sum is the library's."""
-        total = np.empty(parts[0].stop - parts[-1].start, dtype=np.float32)
-        own = self.setup.gradients[parts[-1].start : parts[0].stop]
+        total = np.empty(parts[-1].stop - parts[0].start, dtype=np.float32)
+        own = self.setup.gradients[parts[0].start : parts[-1].stop]
         return Message(parts, self.comm.allreduce(self.ops.to_host(own), total), total)
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ."""
-        place = update[message.parts[-1].start : message.parts[0].stop]
+        place = update[message.parts[0].start : message.parts[-1].stop]
         place[...] = self.ops.from_host(message.received)
         self.ops.scale(place, 1 / self.comm.size)
 

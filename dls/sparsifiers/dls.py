@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.config import UsageError
 from dls.comm import Pending
+from dls.config import UsageError
 from dls.sparsifiers._base import Setup
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
-from reference import adjustment, methods, variance
+from reference import variance
 from reference.adjustment import Counts
 
 
@@ -54,9 +54,13 @@ class Method(LayerwiseTopk):
     def _next_k(self) -> Counts:
         v = [self.v(part) for part in self.parts]
         steps = self.setup.config.dls_steps
-        if steps == "optimal":
-            return adjustment.optimal_adjustment(v, self.k, self.ops)
-        return adjustment.adjust(v, self.k, self.part_thresholds(), steps, self.ops)
+        algorithm2 = self.setup.backend.adjustment
+        k: Counts = (
+            algorithm2.optimal_adjustment(v, self.k)
+            if steps == "optimal"
+            else algorithm2.adjust(v, self.k, self.part_thresholds(), steps)
+        )
+        return k
 
     def _tell(self, k: Counts) -> tuple[Pending, NDArray[np.uint32]]:
         return self.comm.allgather(k.astype(np.uint32))
