@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on with the same bits.
 
-OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean statistics), rank-00000.h5, … (each
-rank's own state) and manifest.json, written last, with the SHA-256 of every file. A checkpoint is written aside, synced to disk and
-renamed, so that a folder with its final name is complete.
+OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean statistics), rank-00000.h5, …
+(each rank's own state) and manifest.json, written last, with the SHA-256 of every file. A checkpoint is written aside, synced
+to disk and renamed, so that a folder with its final name is complete.
 """
 
 from __future__ import annotations

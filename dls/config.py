@@ -152,18 +152,13 @@ def parse_value(name: str, value: Any) -> Any:
 
 def _convert(kind: Any, value: Any) -> Any:
     """Raises TypeError or ValueError where value is not of that kind."""
-    if kind is bool or isinstance(value, bool):
-        if kind is bool and isinstance(value, bool):
-            return value
-        raise TypeError
     if kind == ShapeOrWidths:
         items = value.replace("x", ",").split(",") if isinstance(value, str) else value
         return tuple(_convert(int, item) for item in items)
     if isinstance(kind, types.UnionType):
         return value if value == "optimal" else _convert(int, value)
-    if kind is int and isinstance(value, float):
-        raise TypeError
-    if kind is str and not isinstance(value, str):
+    accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
     return kind(value)
 
@@ -276,9 +271,17 @@ def describe_default(name: str) -> str:
     """A setting's choices or range, unit and default, in words."""
     meta = FIELDS[name].metadata
     default = FIELDS[name].default
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else default
-    limits = " | ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"]) if meta["allowed"] else ""
-    return ", ".join(part for part in (limits, meta["unit"], f"default {shown or 'none'}") if part)
+    limits = " | ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"] or "")
+    return ", ".join(part for part in (limits, meta["unit"], f"default {show_value(default)}") if part)
+
+
+def show_value(value: Any) -> str:
+    """A setting's value as a user types it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value == "" else str(value)
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:

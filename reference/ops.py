@@ -8,11 +8,10 @@ that changes something (`accumulate`, `clear`, `scatter_add`, `scale`) work in p
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 Index = NDArray[np.int64]

@@ -1,0 +1,30 @@
+# Every target sets up .venv when it is missing or older than pyproject.toml. Needs Python >= 3.11.
+PYTHON ?= python3
+MPI ?= mpich
+RANKS ?= 2
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(MPI)
+
+.PHONY: train test lint clean
+.DELETE_ON_ERROR:
+
+train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(shell [ -t 1 ] && echo --progress bar) $(ARGS)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "this needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(MPI),dev]'
+	@touch $@
+
+clean:  ## remove what set-up and tests made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
