@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +154,7 @@ def _convert(kind: Any, value: Any) -> Any:
     if kind == ShapeOrWidths:
         items = value.replace("x", ",").split(",") if isinstance(value, str) else value
         return tuple(_convert(int, item) for item in items)
-    if isinstance(kind, types.UnionType):
+    if kind == Steps:
         return value if value == "optimal" else _convert(int, value)
     accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -166,7 +165,7 @@ def _convert(kind: Any, value: Any) -> Any:
 def _type_words(kind: Any) -> str:
     if kind == ShapeOrWidths:
         return "whole numbers such as 128,64"
-    if isinstance(kind, types.UnionType):
+    if kind == Steps:
         return "a whole number or 'optimal'"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 

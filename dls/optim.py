@@ -13,8 +13,8 @@ from reference.ops import Vector
 def learning_rate(config: Config, step: int, total: int) -> float:
     """The learning rate of the training step that follows `step` finished ones, in a run of `total`.
 
-    Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017). The rate multiplies the momentum,
-    outside error feedback: what waits in the residual is applied with the rate of the step that sends it.
+    Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017). The rate multiplies the
+    momentum, outside error feedback: what waits in the residual is applied with the rate of the step that sends it.
     """
     warmup = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
     return config.lr * warmup * _schedule(config.lr_schedule, step / total)

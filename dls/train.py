@@ -12,6 +12,8 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 import dls
 from dls import checkpoint, config, startup, trace
 from dls.checkpoint import CheckpointError
@@ -21,7 +23,8 @@ from dls.optim import learning_rate
 from dls.progress import Reporter
 from dls.startup import Run
 from dls.trace import Recorder, TraceError
-from dls.worker import StepError, Worker
+from dls.worker import Worker
+from reference.ops import NonFiniteError
 
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
@@ -41,20 +44,19 @@ def main(argv: list[str] | None = None) -> int:
         if comm.rank == 0:
             print(f"dls.train: {error}", file=sys.stderr)
         return 2
-    try:
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
         train(run, comm)
-    except Exception as error:
-        _fail(error, run.out, comm)
     return 0
 
 
 def train(run: Run, comm: Comm) -> None:
     """Take the steps that are left; record, evaluate, write checkpoints on the way."""
-    worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
-    recorder = Recorder(comm, _open_trace(run, comm))
+    step = run.first
     reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
-    reporter.say(_opening(run, comm))
     try:
+        worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
+        recorder = Recorder(comm, _open_trace(run, comm))
+        reporter.say(_opening(run, comm))
         for step in range(run.first + 1, run.total + 1):
             _step(run, worker, recorder, reporter, step)
             if step == run.total or _due(step, run.config.eval_every or run.batches.steps_per_epoch):
@@ -62,9 +64,11 @@ def train(run: Run, comm: Comm) -> None:
             if step == run.total or _due(step, run.config.checkpoint_every):
                 recorder.flush()
                 _checkpoint(run, worker, comm, step)
-    finally:
+        recorder.close()
+    except Exception as error:
         reporter.close()
-    recorder.close()
+        _fail(error, step, run.out, comm)
+    reporter.close()
     reporter.say(f"done: {run.total} steps in {reporter.seconds:.1f} s; look into it with python -m dls.inspect {run.out}")
 
 
@@ -127,10 +131,10 @@ def _opening(run: Run, comm: Comm) -> str:
     )
 
 
-def _fail(error: Exception, out: Path, comm: Comm) -> None:
+def _fail(error: Exception, step: int, out: Path, comm: Comm) -> None:
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
-    known = isinstance(error, StepError | OSError | CheckpointError | TraceError)
-    line = str(error) if isinstance(error, StepError) else f"rank {comm.rank}: {type(error).__name__}: {error}"
+    known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError)
+    line = f"rank {comm.rank}, step {step}: " + (str(error) if known else f"{type(error).__name__}: {error}")
     report = out / "failure.txt"
     try:
         with report.open("x", encoding="utf-8") as file:

@@ -31,10 +31,6 @@ EVALUATION_BATCH = 256
 """Images of one forward pass in an evaluation."""
 
 
-class StepError(RuntimeError):
-    """A training step that cannot go on: one clear line that names the rank and the step."""
-
-
 class Stopwatch:
     """Seconds of each phase; a phase inside another interrupts it."""
 
@@ -93,19 +89,16 @@ class Worker:
     def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
         """Training step `number` (from 1) on this rank's mini-batch. `record`: with k, threshold and residual norm.
 
-        Raises StepError where the loss or a gradient is not finite.
+        Raises NonFiniteError where the loss or a gradient is not finite.
         """
         self.watch, self.comm.sent_bytes = Stopwatch(), 0
         images, labels = batches.batch(number - 1)
-        try:
-            loss, dlogits = self._forward(images, labels)
-            self._begin(number - 1)
-            self._backward(dlogits)
-            with self.watch.phase("adjust"):
-                self.sparsifier.adjust(number)
-            self._receive()
-        except NonFiniteError as error:
-            raise StepError(f"rank {self.comm.rank}, step {number}: {error}") from None
+        loss, dlogits = self._forward(images, labels)
+        self._begin(number - 1)
+        self._backward(dlogits)
+        with self.watch.phase("adjust"):
+            self.sparsifier.adjust(number)
+        self._receive()
         with self.watch.phase("update"):
             self.optimizer.apply(self.update, lr)
         result = StepResult(loss, self.comm.sent_bytes, self.watch.seconds)
@@ -189,6 +182,6 @@ class Worker:
 
 
 def _groups(parts: Sequence[Part], overlap: bool) -> dict[int, Sequence[Part]]:
-    """The parts that leave together, by the layer whose gradient comes last: each part alone with overlap, else all at the end."""
+    """The parts that leave together, by the layer whose gradient comes last: each alone with overlap, else all at the end."""
     groups = [[part] for part in parts] if overlap else [parts]
     return {group[0].first: group for group in groups}

@@ -6,6 +6,7 @@ ranks with the numpy backend gives these bits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ class Model(Protocol):
 
 def layers(flat: Vector, offsets: NDArray[np.int64]) -> list[Vector]:
     """The layers' views into a flat buffer."""
-    return [flat[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [flat[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 def mean_update(selections: Sequence[Sequence[Selection]], sizes: Sequence[int]) -> Vector:

@@ -71,7 +71,7 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, v[index]
 
 
-def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:  # noqa: ARG001
     """One layer's step: accumulate, then choose. Returns index (k), values (k) and the threshold a_k.
 
     Afterwards residual (n) holds v, so that counts and thresholds of it may still be asked for; `clear` ends the step.
@@ -143,7 +143,7 @@ def l2_norm(v: Vector) -> float:
 
 
 def clip_norm(gradient: Vector, limit: float) -> None:
-    """Scale gradient (n), in place, to the L2 norm `limit` where its norm is larger [ours: the rank's own, before the residual]."""
+    """Scale gradient (n), in place, to the L2 norm `limit` where its norm is larger [ours: the rank's own gradient]."""
     norm = l2_norm(gradient)
     if norm > limit:
         scale(gradient, limit / norm)

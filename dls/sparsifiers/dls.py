@@ -35,9 +35,10 @@ class Method(LayerwiseTopk):
             raise UsageError("--dls-init variance needs a model whose layers form a chain; use --dls-init uniform")
         theory = [i for i, layer in enumerate(self.setup.layers) if layer.kind != "batch_norm"]
         layers = [self.setup.layers[i] for i in theory]
-        sigmas = variance.chain_sigmas([variance.corrected_ratio(l.channels_in, l.outputs) for l in layers[1:]])
+        sigmas = variance.chain_sigmas([variance.corrected_ratio(layer.channels_in, layer.outputs) for layer in layers[1:]])
+        sizes, budget = [layer.size for layer in layers], int(uniform[theory].sum())
         k = uniform.copy()
-        k[theory] = variance.sparsity_from_variances([l.size for l in layers], list(sigmas), int(uniform[theory].sum()))
+        k[theory] = variance.sparsity_from_variances(sizes, list(sigmas), budget)
         return k
 
     def begin(self, step: int) -> None:

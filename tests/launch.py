@@ -1,0 +1,42 @@
+"""Starting ranks from a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 120
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path) -> Finished:
+    """mpirun -n RANKS python ARGS… [: -n RANKS python ARGS…], with one thread a rank; 0 ranks: without mpirun."""
+    command: list[str] = []
+    for ranks, args in programs:
+        command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
+    if programs[0][0]:
+        command = [_mpirun(), *command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def _mpirun() -> str:
+    beside = Path(sys.executable).parent / "mpirun"
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    assert found, "the tests need mpirun: pip install mpich"
+    return found

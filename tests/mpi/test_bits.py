@@ -1,0 +1,133 @@
+"""Ranks under MPI give the bits of the reference cluster, which knows no MPI."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dls import checkpoint, config, data, models, optim
+from reference import cluster, methods, nn, variance
+from tests.launch import launch
+
+STEPS = 12
+METHODS = {
+    "global": ("--method global-topk", methods.GlobalTopk()),
+    "layerwise": ("--method layerwise-topk", methods.LayerwiseTopk()),
+    "dls0": ("--method dls --dls-steps 0", methods.Dls(0)),
+    "dls1": ("--method dls", methods.Dls(1)),
+    "dls3-every2": ("--method dls --dls-steps 3 --dls-every 2", methods.Dls(3, 2)),
+    "optimal": ("--method dls --dls-steps optimal", methods.Dls("optimal")),
+}
+SETTINGS = {
+    "mlp": "--density 0.02 --lr 0.1 --weight-decay 0.001 --batch-size 8",
+    "warm": "--mlp-widths 33,17 --density 0.01 --density-warmup 7 --nesterov --lr-warmup 5 --lr-schedule cosine --batch-size 8",
+    "clip": "--mlp-widths 20 --density 0.05 --clip-norm 0.5 --batch-size 5 --momentum 0 --dls-init variance",
+}
+
+
+def loaded(out: Path, ranks: int) -> list[dict[str, np.ndarray]]:
+    found = checkpoint.latest(out)
+    assert found is not None
+    parts = [checkpoint.load(found, rank) for rank in range(ranks)]
+    return [dict(shared) | own for shared, own in parts]
+
+
+def reference_run(settings: str, method: methods.Method, ranks: int, steps: int = STEPS) -> cluster.Cluster:
+    c = config.build(config.parse_command_line(shlex.split(settings)).flags)
+    dataset = data.load(c.dataset)
+    replicas = [models.build(c.model, dataset.input_shape, dataset.classes, c.seed, nn, c.mlp_widths) for _ in range(ranks)]
+    sizes = [layer.size for layer in replicas[0].layers]
+    budgets = [methods.budget(sum(sizes), methods.warmup_density(c.density, step, c.density_warmup)) for step in range(steps)]
+    k = methods.split_budget(budgets[0], sizes)
+    if c.dls_init == "variance" and isinstance(method, methods.Dls):
+        layers = replicas[0].layers
+        ratios = [variance.corrected_ratio(layer.channels_in, layer.outputs) for layer in layers[1:]]
+        k = variance.sparsity_from_variances(sizes, list(variance.chain_sigmas(ratios)), budgets[0])
+    workers = cluster.Cluster(
+        replicas, method, k, mu=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov, clip_norm=c.clip_norm
+    )
+    batches = [data.Batches(dataset, c.seed, c.batch_size, rank, ranks) for rank in range(ranks)]
+    for step in range(steps):
+        workers.step([own.batch(step) for own in batches], optim.learning_rate(c, step, steps), budgets[step])
+    return workers
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_weights_residuals_and_k_are_those_of_the_reference(ranks: int, setting: str, tmp_path: Path) -> None:
+    runs = {(name, overlap): tmp_path / f"{name}-{overlap}" for name in METHODS for overlap in ("overlap", "no-overlap")}
+    command = [
+        f"{METHODS[name][0]} {SETTINGS[setting]} --steps {STEPS} --{overlap} --threads 1 --backend numpy --out {out}"
+        for (name, overlap), out in runs.items()
+    ]
+    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    for (name, overlap), out in runs.items():
+        expected = reference_run(SETTINGS[setting], METHODS[name][1], ranks)
+        for rank, state in enumerate(loaded(out, ranks)):
+            where = f"{name} {overlap} rank {rank}"
+            assert state["weights"].tobytes() == expected.models[0].parameters.tobytes(), where
+            assert state["momentum"].tobytes() == expected.momentum.tobytes(), where
+            assert state["residual"].tobytes() == expected.residuals[rank].tobytes(), where
+            assert state["k"].sum() == expected.k[rank].sum(), where
+            if name != "global":
+                assert state["k"].tolist() == expected.k[rank].tolist(), where
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_batch_norm_and_shortcuts_too(ranks: int, tmp_path: Path) -> None:
+    settings = "--model resnet20 --density 0.01 --batch-size 2"
+    done = launch(
+        [(ranks, ["-m", "dls.train", *shlex.split(f"{settings} --method dls --steps 2 --threads 1 --backend numpy --out run")])],
+        tmp_path,
+    )
+    assert done.status == 0, done.err
+    expected = reference_run(settings, methods.Dls(1), ranks, steps=2)
+    for rank, state in enumerate(loaded(tmp_path / "run", ranks)):
+        assert state["weights"].tobytes() == expected.models[0].parameters.tobytes()
+        assert state["residual"].tobytes() == expected.residuals[rank].tobytes()
+        assert state["statistics"].tobytes() == expected.models[rank].statistics.tobytes()
+    mean = np.zeros_like(expected.models[0].statistics)
+    for model in expected.models:
+        mean += model.statistics
+    mean *= np.float32(1 / ranks)
+    assert state["mean_statistics"].tobytes() == mean.tobytes()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_dense_is_the_mean_gradient_within_rounding(ranks: int, tmp_path: Path) -> None:
+    """Density 1 uploads everything, so the reference cluster at density 1 is dense SGD."""
+    runs = {overlap: tmp_path / overlap for overlap in ("overlap", "no-overlap")}
+    command = [
+        f"--method dense --batch-size 8 --steps {STEPS} --{overlap} --threads 1 --backend numpy --out {out}"
+        for overlap, out in runs.items()
+    ]
+    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    expected = reference_run("--density 1 --batch-size 8", methods.LayerwiseTopk(), ranks)
+    assert not any(residual.any() for residual in expected.residuals)
+    for out in runs.values():
+        for state in loaded(out, ranks):
+            np.testing.assert_allclose(state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5)
+
+
+def test_all_ranks_of_dense_hold_the_same_bits(tmp_path: Path) -> None:
+    program = tmp_path / "same.py"
+    program.write_text(
+        "import sys\n"
+        "from dls import config, startup\n"
+        "from dls.comm import Comm\n"
+        "from dls.worker import Worker\n"
+        "comm = Comm()\n"
+        "command = config.parse_command_line(['--method', 'dense', '--steps', '5', '--out', 'run', '--threads', '1'])\n"
+        "run = startup.prepare(command, comm)\n"
+        "worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)\n"
+        "for step in range(1, 6):\n"
+        "    worker.step(run.batches, step, 0.1, record=False)\n"
+        "everyone = comm.allgather_objects(run.model.parameters.tobytes())\n"
+        "sys.exit(0 if len(set(everyone)) == 1 else 5)\n"
+    )
+    assert launch([(3, [program])], tmp_path).status == 0

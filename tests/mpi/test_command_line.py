@@ -1,0 +1,237 @@
+"""The command line as a user runs it: what it does, and what it refuses, in one clear line, on all ranks alike."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dls import checkpoint, trace
+from tests.conftest import lines
+from tests.launch import ROOT, launch
+
+TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1")
+
+REFUSED = {
+    "unknown method": (["--method", "topk"], "unknown method 'topk': choose one of dense, dls, global-topk, layerwise-topk"),
+    "unknown model": (["--model", "alexnet"], "unknown model 'alexnet': choose one of cnn, lenet, mlp, resnet20, vgg16"),
+    "unknown dataset": (["--dataset", "imagenet"], "unknown dataset 'imagenet': choose one of"),
+    "unknown backend": (["--backend", "tpu"], "unknown backend 'tpu': choose one of"),
+    "density 0": (["--density", "0"], "--density 0.0 is outside (0, 1]"),
+    "density above 1": (["--density", "1.5"], "--density 1.5 is outside (0, 1]"),
+    "density nan": (["--density", "nan"], "--density nan is outside (0, 1]"),
+    "density a word": (["--density", "low"], "--density low: expected a number"),
+    "no value at all": (["--density", "1e-9"], "rounds to no value"),
+    "batch too large": (["--batch-size", "1000"], "--batch-size"),
+    "steps a word": (["--dls-steps", "best"], "--dls-steps best: expected a whole number or 'optimal'"),
+    "negative": (["--steps", "-1"], "--steps -1 is outside [0, inf)"),
+    "unknown flag": (["--densty", "0.1"], "unrecognized arguments: --densty 0.1"),
+    "flag without value": (["--lr"], "argument --lr: expected one argument"),
+    "no such config": (["--config", "none.toml"], "cannot read the configuration none.toml: No such file or directory"),
+    "no data": (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
+    "resume without folder": (["--resume"], "--resume needs --out"),
+    "nothing to resume": (["--resume", "--out", "empty"], "nothing to resume in empty"),
+    "not a chain": (["--model", "resnet20", "--dls-init", "variance"], "--dls-init variance needs a model whose layers form a"),
+    "nesterov alone": (["--nesterov", "--momentum", "0"], "--nesterov needs --momentum above 0"),
+    "out is a file": (["--out", "file.txt"], "cannot write to file.txt"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_usage_is_one_line_and_status_2(case: str, tmp_path: Path, train) -> None:
+    (tmp_path / "file.txt").write_text("in the way")
+    args, words = REFUSED[case]
+    done = train(2, "--steps", "1", *args) if "--steps" not in args else train(2, *args)
+    assert done.status == 2, done
+    assert len(lines(done.err)) == 1, done.err
+    assert done.err.startswith("dls.train: ")
+    assert words in done.err
+    assert done.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("densty = 0.1", "bad.toml: there is no setting 'densty'; the nearest is 'density'"),
+        ("density = ", "bad.toml is not valid TOML"),
+        ("density = true", "--density True: expected a number"),
+        ("batch_size = 2.5", "--batch-size 2.5: expected a whole number"),
+        ("mlp_widths = []", "--mlp-widths needs at least one width"),
+        ("method = 3", "--method 3: expected a text"),
+        ("[dls]\nsteps = 1", "there is no setting 'dls'"),
+    ],
+)
+def test_a_bad_configuration_file_too(text: str, words: str, tmp_path: Path, train) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    done = train(2, "--config", "bad.toml")
+    assert done.status == 2
+    assert len(lines(done.err)) == 1
+    assert words in done.err
+
+
+def test_a_truncated_data_file_is_named(tmp_path: Path, train) -> None:
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x05")
+    done = train(2, "--dataset", "mnist", "--data-dir", tmp_path)
+    assert done.status == 2
+    assert len(lines(done.err)) == 1
+    assert "train-images-idx3-ubyte" in done.err
+
+
+def test_without_mpirun_it_is_a_world_of_one(tmp_path: Path, train) -> None:
+    done = train(0, *TINY, "--steps", "3", "--out", "alone")
+    assert done.status == 0, done.err
+    assert trace.read(tmp_path / "alone" / "trace.h5").header.ranks == 1
+
+
+def test_help_is_said_once(train) -> None:
+    done = train(2, "--help")
+    assert done.status == 0
+    assert done.out.count("usage:") == 1
+    assert "--dls-steps" in done.out
+
+
+def test_flags_beat_the_file_and_the_run_keeps_its_configuration(tmp_path: Path, train) -> None:
+    (tmp_path / "a.toml").write_text('density = 0.1\nmethod = "layerwise-topk"\nmlp_widths = [8]\nbatch_size = 4\nsteps = 7')
+    assert train(2, "--config", "a.toml", "--density", "0.2", "--out", "run").status == 0
+    kept = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (0.2, "layerwise-topk", [8], 7)
+    again = train(2, "--config", "run/config.toml", "--out", "again")
+    assert again.status == 0
+    one, two = (trace.read(tmp_path / name / "trace.h5").steps["loss"] for name in ("run", "again"))
+    assert one.tolist() == two.tolist()
+
+
+def test_a_run_gets_a_folder_of_its_own(tmp_path: Path, train) -> None:
+    assert train(2, *TINY, "--steps", "1").status == 0
+    (out,) = (tmp_path / "runs").iterdir()
+    assert out.name.startswith("digits-mlp-dls-")
+    assert (out / "checkpoints" / "step-00000001" / "manifest.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path, train) -> None:
+    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
+    before = (tmp_path / "run" / "trace.h5").read_bytes()
+    done = train(2, *TINY, "--steps", "2", "--out", "run")
+    assert done.status == 2
+    assert "run already holds a run; add --resume" in done.err
+    assert (tmp_path / "run" / "trace.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model", "lenet"], "--model lenet is not that of the run in run, which has mlp"),
+        (["--mlp-widths", "9"], "--mlp-widths (9,) is not that of the run"),
+        (["--density", "0.5"], "--density 0.5 is not that of the run"),
+        (["--steps", "1"], "the run already has 2 steps"),
+    ],
+)
+def test_what_a_resumed_run_cannot_change(args: list[str], words: str, tmp_path: Path, train) -> None:
+    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
+    done = train(2, "--out", "run", "--resume", *args)
+    assert done.status == 2
+    assert len(lines(done.err)) == 1
+    assert words in done.err
+
+
+def test_resume_needs_as_many_ranks_and_whole_files(tmp_path: Path, train) -> None:
+    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
+    fewer = train(1, "--out", "run", "--resume", "--steps", "3")
+    assert fewer.status == 2
+    assert "was written by 2 ranks; resume it with mpirun -n 2" in fewer.err
+    part = tmp_path / "run" / "checkpoints" / "step-00000002" / "rank-00001.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+    damaged = train(2, "--out", "run", "--resume", "--steps", "3")
+    assert damaged.status == 2
+    assert len(lines(damaged.err)) == 1
+    assert "rank-00001.h5 is damaged" in damaged.err
+
+
+def test_resume_auto_starts_afresh_where_there_is_nothing(tmp_path: Path, train) -> None:
+    assert train(2, *TINY, "--steps", "2", "--out", "run", "--resume=auto").status == 0
+    assert train(2, *TINY, "--steps", "4", "--out", "run", "--resume=auto").status == 0
+    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_ranks_that_differ_are_named(tmp_path: Path) -> None:
+    common = ["-m", "dls.train", *TINY, "--steps", "1", "--out", "run"]
+    done = launch([(1, [*common, "--lr", "0.1"]), (1, [*common, "--lr", "0.2"])], tmp_path)
+    assert done.status == 2
+    assert lines(done.err) == ["dls.train: rank 1 differs from rank 0 in lr: 0.2 instead of 0.1"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_other_code_are_named(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for package in ("dls", "reference", "gpu"):
+        shutil.copytree(ROOT / package, other / package)
+    (other / "dls" / "optim.py").write_text((ROOT / "dls" / "optim.py").read_text() + "\n")
+    start = "import sys; sys.path.insert(0, {!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    args = [*TINY, "--steps", "1", "--out", "run"]
+    done = launch([(1, ["-c", start.format(str(ROOT)), *args]), (1, ["-c", start.format(str(other)), *args])], tmp_path)
+    assert done.status == 2
+    assert len(lines(done.err)) == 1
+    assert "rank 1 differs from rank 0 in code version" in done.err
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path, train) -> None:
+    assert train(3, *TINY, "--steps", "5", "--out", "run").status == 0
+    done = train(3, "--out", "run", "--resume", "--steps", "50", "--lr", "1e30")
+    assert done.status == 1
+    assert len(lines(done.err)) == 1, done.err
+    assert re.fullmatch(r"dls.train: rank [012], step [78]: the loss is (nan|inf)", done.err.strip())
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.step == 5
+    assert all("weights" in checkpoint.load(found, rank)[0] for rank in range(3))
+
+
+@pytest.mark.parametrize("method", ["dense", "global-topk", "layerwise-topk", "dls"])
+def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "poison.py"
+    program.write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "from dls import models, train\n"
+        "from mpi4py import MPI\n"
+        "backward = models.Model.backward\n"
+        "calls = []\n"
+        "def poisoned(self, dlogits, on_gradient):\n"
+        "    calls.append(1)\n"
+        "    def spoil(layer):\n"
+        "        if layer == 0 and len(calls) == 4 and MPI.COMM_WORLD.rank == 1:\n"
+        "            self.gradients[3] = np.inf\n"
+        "        on_gradient(layer)\n"
+        "    backward(self, dlogits, spoil)\n"
+        "models.Model.backward = poisoned\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    args = [*TINY, "--method", method, "--steps", "9", "--checkpoint-every", "2", "--out", "run"]
+    done = launch([(3, [program, *args])], tmp_path)
+    assert done.status == 1
+    assert lines(done.err) == ["dls.train: rank 1, step 4: NaN or infinity in the gradient of layer linear1"]
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.step == 2
+
+
+def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: Path) -> None:
+    program = tmp_path / "break.py"
+    program.write_text(
+        "import sys\n"
+        "from dls import optim, train\n"
+        "from mpi4py import MPI\n"
+        "def broken(self, update, lr):\n"
+        "    if MPI.COMM_WORLD.rank == 1: raise KeyError('gone')\n"
+        "optim.Sgd.apply = broken\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    done = launch([(3, [program, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
+    assert done.status == 1
+    assert lines(done.err) == ["dls.train: rank 1, step 1: KeyError: 'gone'; see run/failure.txt"]
+    assert "Traceback" in (tmp_path / "run" / "failure.txt").read_text()

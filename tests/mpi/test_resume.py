@@ -1,0 +1,83 @@
+"""A run that is resumed has the bits of a run that was never interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dls import trace
+from tests.launch import launch
+from tests.mpi.test_bits import loaded
+
+METHODS = (
+    "dense",
+    "global-topk",
+    "layerwise-topk",
+    "dls",
+    "dls --dls-steps optimal --dls-every 3",
+    "dls --density-warmup 70 --nesterov --augment",
+)
+COMMON = "--density 0.02 --batch-size 8 --threads 1 --backend numpy --mlp-widths 40"
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_fifty_and_fifty_are_a_hundred(ranks: int, tmp_path: Path) -> None:
+    command = []
+    for number, method in enumerate(METHODS):
+        command += [
+            f"--method {method} {COMMON} --steps 100 --out {tmp_path}/whole{number}",
+            f"--method {method} {COMMON} --steps 50 --out {tmp_path}/halves{number}",
+            f"--out {tmp_path}/halves{number} --resume --steps 100",
+        ]
+    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    for number, method in enumerate(METHODS):
+        whole, halves = tmp_path / f"whole{number}", tmp_path / f"halves{number}"
+        for a, b in zip(loaded(whole, ranks), loaded(halves, ranks), strict=True):
+            assert a.keys() == b.keys()
+            assert all(a[name].tobytes() == b[name].tobytes() for name in a), method
+        one, two = trace.read(whole / "trace.h5"), trace.read(halves / "trace.h5")
+        assert two.steps["step"].tolist() == list(range(1, 101))
+        for name in ("loss", "k", "threshold", "residual_norm", "payload_bytes", "lr"):
+            np.testing.assert_array_equal(one.steps[name], two.steps[name], err_msg=f"{method} {name}")
+        later = two.evals["step"] > 50
+        expected = np.isin(one.evals["step"], two.evals["step"][later])
+        np.testing.assert_array_equal(two.evals["loss"][later], one.evals["loss"][expected])
+
+
+def test_batch_norm_statistics_survive(tmp_path: Path) -> None:
+    common = "--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy"
+    command = [
+        f"{common} --steps 4 --checkpoint-every 2 --out {tmp_path}/whole",
+        f"{common} --steps 2 --out {tmp_path}/halves",
+        f"--steps 4 --out {tmp_path}/halves --resume",
+    ]
+    done = launch([(2, [Path(__file__).with_name("many.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    for a, b in zip(loaded(tmp_path / "whole", 2), loaded(tmp_path / "halves", 2), strict=True):
+        assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """The trace holds rows past the checkpoint; after the resume each step stands in it once."""
+    program = tmp_path / "die.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from dls import train, worker\n"
+        "step = worker.Worker.step\n"
+        "def dying(self, batches, number, lr, record):\n"
+        "    if number == 75: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, batches, number, lr, record)\n"
+        "worker.Worker.step = dying\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    common = [*COMMON.split(), "--steps", "80", "--checkpoint-every", "20", "--eval-every", "13"]
+    assert launch([(2, [program, *common, "--out", "killed"])], tmp_path).status != 0
+    assert trace.read(tmp_path / "killed" / "trace.h5").steps["step"][-1] == 65
+    assert launch([(2, ["-m", "dls.train", "--out", "killed", "--resume"])], tmp_path).status == 0
+    assert launch([(2, ["-m", "dls.train", *common, "--out", "whole"])], tmp_path).status == 0
+    for a, b in zip(loaded(tmp_path / "killed", 2), loaded(tmp_path / "whole", 2), strict=True):
+        assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+    assert trace.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(range(1, 81))
