@@ -110,9 +110,11 @@ def kth_largest(v: Vector, k: int) -> float:
 
 
 def float32_ceiling(t: float) -> np.float32:
-    """The least float32 >= t, so that a >= t compares as exactly in float32 as it would in float64."""
+    """The least float32 >= max(t, 0): a magnitude compares with it as exactly as it would with t in float64."""
     if t > float(np.finfo(np.float32).max):
         return np.float32(np.inf)
+    if t <= 0:
+        return np.float32(0)
     nearest = np.float32(t)
     return nearest if float(nearest) >= t else np.nextafter(nearest, np.float32(np.inf))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reference.adjustment import Counts
 
-LEAST_SIGMA = 1e-12
+LEAST_SIGMA = 1e-100
 """Deviations below this share of the largest count as this share: such a layer fills up after all others."""
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import (
+
+from reference import adjustment
+from tests.strategies import (
     F32,
     F64,
     INT,
@@ -32,8 +34,6 @@ from strategies import (
     reached_global,
     vector,
 )
-
-from reference import adjustment
 
 Layers = list[np.ndarray]
 

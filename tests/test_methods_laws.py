@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import (
+
+from reference import adjustment, methods
+from tests.strategies import (
     F32,
     INT,
     NASTY_LAYERS,
@@ -24,8 +26,6 @@ from strategies import (
     one_step,
     vector,
 )
-
-from reference import adjustment, methods
 
 Layers = list[np.ndarray]
 Selection = list[tuple[np.ndarray, np.ndarray]]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import (
+
+from reference import ops
+from tests.strategies import (
     ABOVE_ONE,
     F32,
     F64,
@@ -29,8 +31,6 @@ from strategies import (
     vector_and_k,
     vectors,
 )
-
-from reference import ops
 
 nasty = pytest.mark.parametrize("v", NASTY_VECTORS.values(), ids=NASTY_VECTORS.keys())
 

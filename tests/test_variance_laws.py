@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import F64, INT, QUICK, largest_remainder
 
 from reference import variance
+from tests.strategies import F64, INT, QUICK, largest_remainder
 
 # -------------------------------------------------------------------- the ratios
 
