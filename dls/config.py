@@ -291,3 +291,15 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         return CommandLine({}, None, "never", True)
     flags = {name: parse_value(name, value) for name, value in given.items()}
     return CommandLine(flags, Path(config) if config else None, resume, False)
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, for docs/settings.md."""
+    rows = ["| flag, TOML key | default | allowed | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    for name in FIELDS:
+        meta = FIELDS[name].metadata
+        limits = ", ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"] or "")
+        kept = " (kept by a resumed run)" if meta["fixed"] else ""
+        cells = (f"`{_flag(name)}`, `{name}`", show_value(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"

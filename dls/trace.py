@@ -172,7 +172,7 @@ def read(path: Path) -> Trace:
     if not path.is_file():
         raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
     try:
-        with h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
+        with h5py.File(path, "r", libver="latest", swmr=True) as file:
             return _read(path, file)
     except OSError as error:
         raise TraceError(f"{path} cannot be read as HDF5: {str(error).splitlines()[0]}") from None
