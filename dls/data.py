@@ -136,7 +136,7 @@ def _digits(_: _Request) -> Dataset:
     """UCI handwritten digits, shipped with the program; its split is described in assets/."""
     path = ASSETS_DIR / "digits.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             train = arrays["train_images"], arrays["train_labels"]
             test = arrays["test_images"], arrays["test_labels"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:

@@ -136,6 +136,8 @@ def test_split_is_by_largest_remainder(data: st.DataObject) -> None:
         (2**41, [2**40 + 1, 3, 2**40 - 1, 1, 2**40], None),
         (2**53 + 1, [2**53, 2**53 + 2, 1, 1], None),
         (3 * 2**60, [2**60, 2**60, 2**60], [2**60, 2**60, 2**60]),
+        ((2**59 + 2**58 + 8) // 3, [2**59, 2**58 + 1, 7], None),
+        (2**58 + 12345, [3 * 2**57 + 1, 2**59 - 1, 5], None),
     ],
 )
 def test_split_by_hand(budget: int, sizes: list[int], expected: list[int] | None) -> None:
