@@ -7,6 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MPI)
 
+# Open MPI alone looks at these: ranks in a container, and more ranks than cores.
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+
 .PHONY: train test lint clean
 .DELETE_ON_ERROR:
 

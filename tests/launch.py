@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+"""What Open MPI wants before it starts ranks in a container, and more ranks than cores; other libraries do not look."""
+
+FRAME = re.compile(r"^-{70,}\n.*?^-{70,}\n", re.MULTILINE | re.DOTALL)
+"""Open MPI's mpirun frames what it says of its own when a rank ends with another status than 0."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,9 @@ def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path) -> F
         command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
     if programs[0][0]:
         command = [_mpirun(), *command]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | OPEN_MPI
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return Finished(done.returncode, done.stdout, done.stderr)
+    return Finished(done.returncode, done.stdout, FRAME.sub("", done.stderr))
 
 
 def _mpirun() -> str:
