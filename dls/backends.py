@@ -21,7 +21,10 @@ class Backend:
     nn: ModuleType
 
 
-_HOMES = {"numpy": (("reference.ops", "reference.adjustment", "reference.nn"), "pip install numpy")}
+_HOMES = {
+    "numpy": (("reference.ops", "reference.adjustment", "reference.nn"), "pip install numpy"),
+    "cupy": (("gpu.cupy_ops", "gpu.cupy_adjustment", "gpu.cupy_nn"), "pip install 'dls[cuda]', on a machine with a GPU"),
+}
 """Name to the modules of Backend, and how to install what they need."""
 
 
@@ -31,9 +34,11 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Backend:
-    """The backend of that name. BackendMissing, with the install command, where its packages are absent."""
+    """The backend of that name. BackendMissing, with the install command, where its packages or its device are absent."""
     homes, hint = _HOMES[name]
     try:
-        return Backend(name, *map(importlib.import_module, homes))
+        backend = Backend(name, *map(importlib.import_module, homes))
+        backend.ops.zeros(1)  # a device that is missing shows here
+        return backend
     except ImportError as error:
         raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None

@@ -1,0 +1,112 @@
+"""Whole runs on recorded gradients: every backend that is present selects, keeps and adds up the same bits, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cupy.cuda import nvrtc
+
+from dls import backends, checkpoint, config, data, models, sparsifiers
+from dls.backends import Backend
+from dls.comm import Comm
+from dls.models import Model
+from dls.sparsifiers import Setup
+from dls.train import main
+from gpu import device
+from reference import nn
+from tests.gpu_on_host import Host
+
+STEPS = 12
+METHODS = (
+    "dense",
+    "global-topk",
+    "layerwise-topk",
+    "dls",
+    "dls --dls-steps 3",
+    "dls --dls-steps optimal",
+    "dls --density-warmup 8",
+)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> tuple[Model, list[np.ndarray]]:
+    """A network's layers and the gradients of its first steps, without updates between."""
+    dataset = data.load("digits")
+    model = models.build("lenet", dataset.input_shape, dataset.classes, 0, nn)
+    batches = data.Batches(dataset, 0, 8, 0, 1)
+    gradients = []
+    for step in range(STEPS):
+        images, labels = batches.batch(step)
+        _, dlogits, _ = nn.softmax_cross_entropy(model.forward(images, training=True), labels)
+        model.backward(dlogits, lambda layer: None)
+        gradients.append(model.gradients.copy())
+    return model, gradients
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cupy_on_the_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Without a GPU the CuPy backend's kernels run on the CPU."""
+    before = list(device._chosen)
+    try:
+        device.current()
+    except ImportError:
+        device.use(Host(tmp_path_factory.mktemp("kernels")))
+    yield
+    device._chosen[:] = before
+
+
+def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarray]) -> list[bytes]:
+    """What each step selects, sends, adds up and keeps."""
+    settings = config.build(config.parse_command_line(["--density", "0.01", "--method", *method.split()]).flags)
+    buffer = backend.ops.zeros(model.parameters.size)
+    method_class = sparsifiers.load(settings.method)
+    sparsifier = method_class(Setup(settings, model.layers, model.chain, buffer, backend, Comm()))
+    seen = []
+    for step, gradient in enumerate(gradients):
+        buffer[...] = backend.ops.from_host(gradient)
+        update = backend.ops.zeros(buffer.size)
+        sparsifier.begin(step)
+        messages = []
+        for part in reversed(sparsifier.parts):
+            sparsifier.select([part])
+            messages.append(sparsifier.send([part]))
+        sparsifier.adjust(step + 1)
+        for message in messages:
+            message.pending.wait()
+            sparsifier.receive(message, update)
+        seen += [sparsifier.layer_k().tobytes(), sparsifier.layer_thresholds().tobytes()]
+        sparsifier.finish()
+        seen += [backend.ops.to_host(update).tobytes()]
+        seen += [state.tobytes() for state in sparsifier.state().values()]
+    return seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [name for name in backends.names() if name != "numpy"])
+def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorded: tuple[Model, list[np.ndarray]]) -> None:
+    expected = replay(backends.load("numpy"), method, *recorded)
+    assert replay(backends.load(name), method, *recorded) == expected
+
+
+def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
+    """The whole program on the CuPy backend; on the CPU its layers are numpy's, so the weights have the reference's bits."""
+    if isinstance(device.current(), device.Cuda):
+        pytest.skip("compares bits of layers, which differ on a GPU")
+    for name in ("numpy", "cupy"):
+        args = ["--model", "lenet", "--steps", "4", "--batch-size", "4", "--density", "0.01", "--threads", "1", "--clip-norm", "1"]
+        assert main([*args, "--backend", name, "--out", str(tmp_path / name)]) == 0
+    one, two = (checkpoint.latest(tmp_path / name) for name in ("numpy", "cupy"))
+    assert one is not None
+    assert two is not None
+    assert checkpoint.load(one, 0)[0]["weights"].tobytes() == checkpoint.load(two, 0)[0]["weights"].tobytes()
+
+
+def test_cuda_compiles_for_the_cards_of_today() -> None:
+    """NVRTC needs no GPU."""
+    for architecture in ("sm_80", "sm_90"):
+        program = nvrtc.createProgram(device.SOURCE.read_text(), "kernels.cu", [], [])
+        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *device.OPTIONS])
+        assert len(nvrtc.getCUBIN(program)) > 1000
