@@ -12,7 +12,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 
-.PHONY: train test lint clean
+.PHONY: train test test-gpu lint clean
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
@@ -20,6 +20,9 @@ train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001"
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU
+	DLS_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_logic.py tests/test_replay.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

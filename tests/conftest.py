@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from gpu import device
+from tests.gpu_on_host import Host
 from tests.launch import Finished, launch
 
 
@@ -24,6 +27,18 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
         return launch([(ranks, ["-m", "dls.train", *args])], cwd)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def gpu_or_host(tmp_path_factory: pytest.TempPathFactory) -> device.Device:
+    """The CuPy backend's device: the GPU where there is one, else the CPU; with DLS_TEST_GPU=1 nothing but the GPU."""
+    try:
+        return device.current()
+    except ImportError:
+        if os.environ.get("DLS_TEST_GPU"):
+            raise
+        device.use(Host(tmp_path_factory.mktemp("kernels")))
+    return device.current()
 
 
 def lines(text: str) -> Sequence[str]:

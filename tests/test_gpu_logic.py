@@ -1,8 +1,8 @@
-"""The CuPy backend's logic and kernels without a GPU: the same kernel source, run on the CPU, gives the reference's bits."""
+"""The CuPy backend gives the reference's bits: on the GPU where there is one, else its kernels' very source, run on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 
 from gpu import cupy_adjustment, cupy_ops, device
 from reference import adjustment, ops
-from tests.gpu_on_host import Host
+
+pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
 NASTY = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.0000001, 3.4e38, -3.4e38, 0.5, -0.5], dtype=np.float32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    before = list(device._chosen)
-    chosen = Host(tmp_path_factory.mktemp("kernels"))
-    device.use(chosen)
-    yield chosen
-    device._chosen[:] = before
+put, got = cupy_ops.from_host, cupy_ops.to_host
 
 
 def vectors(rng: np.random.Generator, sizes: list[int], nasty: bool) -> list[np.ndarray]:
     if nasty:
         return [rng.choice(NASTY, n) for n in sizes]
     return [(rng.standard_t(3, n) * rng.lognormal()).astype(np.float32) for n in sizes]
+
+
+def assert_same(mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        assert got(a).tobytes() == b.tobytes()
 
 
 layer_sizes = st.lists(st.integers(1, 300), min_size=1, max_size=7)
@@ -40,19 +40,18 @@ def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, se
     rng = np.random.default_rng(seed)
     k = np.array([data.draw(st.integers(0, n)) for n in sizes])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    mine, theirs = np.zeros(offsets[-1], dtype=np.float32), np.zeros(offsets[-1], dtype=np.float32)
+    mine, theirs = cupy_ops.zeros(offsets[-1]), ops.zeros(offsets[-1])
     hints = np.array([data.draw(st.sampled_from([0.0, 1e-3, 1.0, np.inf, np.nan, 1e300])) for _ in sizes])
     for _ in range(3):
         g = np.concatenate(vectors(rng, sizes, nasty)) / np.float32(4)
-        one = cupy_ops.select_layers(mine, g, offsets, k, hints)
+        one = cupy_ops.select_layers(mine, put(g), offsets, k, hints)
         two = ops.select_layers(theirs, g, offsets, k, hints)
-        for a, b in zip(one, two, strict=True):
-            assert a.tobytes() == b.tobytes()
-        assert mine.tobytes() == theirs.tobytes()
-        flat = one[0] + np.repeat(offsets[:-1], k)
-        cupy_ops.clear(mine, flat)
+        assert_same(one, two)
+        assert got(mine).tobytes() == theirs.tobytes()
+        flat = two[0] + np.repeat(offsets[:-1], k)
+        cupy_ops.clear(mine, put(flat))
         ops.clear(theirs, flat)
-        hints = one[2]
+        hints = two[2]
 
 
 def test_many_equal_values_and_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,11 +64,9 @@ def test_many_equal_values_and_many_layers(monkeypatch: pytest.MonkeyPatch) -> N
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n) for n in sizes])
     k, hints = np.array([2100, 1, 30]), np.zeros(3)
-    mine, theirs = np.zeros_like(g), np.zeros_like(g)
-    one, two = cupy_ops.select_layers(mine, g, offsets, k, hints), ops.select_layers(theirs, g, offsets, k, hints)
+    one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
     device.chunks.cache_clear()
-    for a, b in zip(one, two, strict=True):
-        assert a.tobytes() == b.tobytes()
+    assert_same(one, ops.select_layers(np.zeros_like(g), g, offsets, k, hints))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -78,9 +75,9 @@ def test_what_is_not_finite_is_refused(bad: float, k: int) -> None:
     g = np.ones(50, dtype=np.float32)
     g[17] = bad
     with pytest.raises(ops.NonFiniteError):
-        cupy_ops.select(np.zeros_like(g), g, k, 0.0)
+        cupy_ops.select(cupy_ops.zeros(50), put(g), k, 0.0)
     with pytest.raises(ops.NonFiniteError):
-        cupy_ops.top_k(g, k)
+        cupy_ops.top_k(put(g), k)
 
 
 @settings(max_examples=150, deadline=None)
@@ -88,39 +85,43 @@ def test_what_is_not_finite_is_refused(bad: float, k: int) -> None:
 def test_adjustment_is_the_reference_s(sizes, seed, nasty, data) -> None:
     v = vectors(np.random.default_rng(seed), sizes, nasty)
     k = np.array([data.draw(st.integers(0, n)) for n in sizes])
-    t = adjustment.fresh_thresholds(v, k)
-    assert cupy_adjustment.fresh_thresholds(v, k).tobytes() == t.tobytes()
+    t, on_device = adjustment.fresh_thresholds(v, k), [put(layer) for layer in v]
+    assert cupy_adjustment.fresh_thresholds(on_device, k).tobytes() == t.tobytes()
     for _ in range(3):
-        mine, theirs = cupy_adjustment.one_step_adjustment(v, k, t), adjustment.one_step_adjustment(v, k, t)
+        mine, theirs = cupy_adjustment.one_step_adjustment(on_device, k, t), adjustment.one_step_adjustment(v, k, t)
         assert mine[0].tolist() == theirs[0].tolist()
         assert mine[1].tobytes() == theirs[1].tobytes()
         k, t = theirs
-    assert cupy_adjustment.optimal_adjustment(v, k).tolist() == adjustment.optimal_adjustment(v, k).tolist()
+    assert cupy_adjustment.optimal_adjustment(on_device, k).tolist() == adjustment.optimal_adjustment(v, k).tolist()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2**32), st.booleans(), st.floats(allow_nan=True))
 def test_single_layers_too(n: int, seed: int, nasty: bool, t: float) -> None:
     (v,) = vectors(np.random.default_rng(seed), [n], nasty)
-    assert cupy_ops.count_at_least(v, t) == ops.count_at_least(v, t)
+    on_device = put(v)
+    assert cupy_ops.count_at_least(on_device, t) == ops.count_at_least(v, t)
     for k in (0, 1, n // 2, n, n + 1):
-        assert cupy_ops.kth_largest(v, k) == ops.kth_largest(v, k)
+        assert cupy_ops.kth_largest(on_device, k) == ops.kth_largest(v, k)
         if k <= n:
-            one, two = cupy_ops.top_k(v, k), ops.top_k(v, k)
-            assert one[0].tobytes() == two[0].tobytes()
-            assert one[1].tobytes() == two[1].tobytes()
+            one, two = cupy_ops.top_k(on_device, k), ops.top_k(v, k)
+            assert_same(one, two)
             assert cupy_ops.encode(*one, n).tobytes() == ops.encode(*two, n).tobytes()
 
 
-def test_launches_do_not_grow_with_the_number_of_layers(host: Host) -> None:
+def test_launches_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    launch = device.current().launch
+    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args)))
+
     def launches(layers: int, hint: float) -> int:
         offsets, k = np.arange(layers + 1) * 40, np.full(layers, 4)
-        g = np.random.default_rng(0).standard_normal(layers * 40).astype(np.float32)
-        host.launches = 0
-        _, _, t = cupy_ops.select_layers(np.zeros_like(g), g, offsets, k, np.full(layers, hint))
-        v = list(g.reshape(layers, 40))
-        cupy_adjustment.one_step_adjustment(v, k, t)
-        return host.launches
+        g = put(np.random.default_rng(0).standard_normal(layers * 40).astype(np.float32))
+        launched.clear()
+        v = cupy_ops.zeros(layers * 40)
+        _, _, t = cupy_ops.select_layers(v, g, offsets, k, np.full(layers, hint))
+        cupy_adjustment.one_step_adjustment([v[i : i + 40] for i in offsets[:-1]], k, t)
+        return len(launched)
 
     assert launches(3, 0.0) == launches(60, 0.0) <= 9
     assert launches(3, 0.5) == launches(60, 0.5) <= 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from dls.sparsifiers import Setup
 from dls.train import main
 from gpu import device
 from reference import nn
-from tests.gpu_on_host import Host
+
+pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
 STEPS = 12
 METHODS = (
@@ -44,18 +44,6 @@ def recorded() -> tuple[Model, list[np.ndarray]]:
         model.backward(dlogits, lambda layer: None)
         gradients.append(model.gradients.copy())
     return model, gradients
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cupy_on_the_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Without a GPU the CuPy backend's kernels run on the CPU."""
-    before = list(device._chosen)
-    try:
-        device.current()
-    except ImportError:
-        device.use(Host(tmp_path_factory.mktemp("kernels")))
-    yield
-    device._chosen[:] = before
 
 
 def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarray]) -> list[bytes]:
@@ -96,7 +84,7 @@ def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
     if isinstance(device.current(), device.Cuda):
         pytest.skip("compares bits of layers, which differ on a GPU")
     for name in ("numpy", "cupy"):
-        args = ["--model", "lenet", "--steps", "4", "--batch-size", "4", "--density", "0.01", "--threads", "1", "--clip-norm", "1"]
+        args = ["--model", "lenet", "--steps", "4", "--batch-size", "4", "--threads", "1", "--clip-norm", "1"]
         assert main([*args, "--backend", name, "--out", str(tmp_path / name)]) == 0
     one, two = (checkpoint.latest(tmp_path / name) for name in ("numpy", "cupy"))
     assert one is not None
