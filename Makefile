@@ -16,7 +16,7 @@ export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(shell [ -t 1 ] && echo --progress bar) $(ARGS)
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(if $(MAKE_TERMOUT),--progress bar) $(ARGS)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
