@@ -39,6 +39,7 @@ class Checkpoint:
     world_size: int
     config: str
     layers: tuple[tuple[str, int], ...]
+    hashes: Mapping[str, str]
 
 
 def save(out: Path, step: int, shared: Arrays, own: Arrays, config: str, layers: Mapping[str, int], comm: Comm) -> None:
@@ -58,6 +59,7 @@ def save(out: Path, step: int, shared: Arrays, own: Arrays, config: str, layers:
         manifest = {"format": FORMAT, "step": step, "world_size": comm.size, "config": config}
         manifest |= {"layers": list(layers.items()), "sha256": hashes}
         _write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
+        _sync(aside)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         _sync(final.parent)
@@ -102,27 +104,28 @@ def _sha256(path: Path) -> str:
 
 def latest(out: Path) -> Checkpoint | None:
     """The newest complete checkpoint of a run, None where there is none. CheckpointError where it is damaged."""
-    folders = sorted(p for p in (out / "checkpoints").glob("step-*") if p.is_dir() and p.suffix != ".partial")
-    return _describe(folders[-1]) if folders else None
+    named = {p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()}
+    complete = {int(number): p for p, number in named.items() if number.isdecimal()}
+    return _describe(complete[max(complete)]) if complete else None
 
 
 def _describe(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has the format {manifest['format']!r}; this program reads {FORMAT}")
+            raise ValueError(f"its format is {manifest['format']!r}; this program reads {FORMAT}")
         layers = tuple((str(name), int(size)) for name, size in manifest["layers"])
-        return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]), str(manifest["config"]), layers)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        step, world_size, hashes = int(manifest["step"]), int(manifest["world_size"]), dict(manifest["sha256"])
+        return Checkpoint(folder, step, world_size, str(manifest["config"]), layers, hashes)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: its manifest.json cannot be used ({error})") from None
 
 
 def load(checkpoint: Checkpoint, rank: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The shared arrays and this rank's own. CheckpointError where a file is missing or not what was written."""
-    manifest = json.loads((checkpoint.folder / "manifest.json").read_text(encoding="utf-8"))
     return (
-        _read(checkpoint.folder / "shared.h5", manifest["sha256"]),
-        _read(checkpoint.folder / _rank_file(rank), manifest["sha256"]),
+        _read(checkpoint.folder / "shared.h5", checkpoint.hashes),
+        _read(checkpoint.folder / _rank_file(rank), checkpoint.hashes),
     )
 
 

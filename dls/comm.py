@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -109,16 +109,15 @@ class Comm:
         own: T = result
         return own
 
-    def barrier(self) -> None:
-        """Wait until every rank has come here."""
-        self._world.Barrier()
-
-    def abort(self, status: int) -> None:
+    def abort(self, status: int) -> NoReturn:
         """End every rank at once with this exit status, without the library's own words on this rank's stderr."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        self._world.Abort(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            self._world.Abort(status)
+        finally:
+            os._exit(status)  # MPICH's Abort comes back while the others are being ended
 
 
 class _Request:

@@ -81,7 +81,9 @@ class Config:
     )
     dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=NOT_NEGATIVE)
     dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
-    dls_init: str = _setting("uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"))
+    dls_init: str = _setting(
+        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True
+    )
     model: str = _setting("mlp", "network", choices=models.names, fixed=True)
     mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True)
     dataset: str = _setting("digits", "training and test data", choices=data.names, fixed=True)
@@ -123,7 +125,7 @@ class Config:
     )
 
     def to_toml(self) -> str:
-        """The complete configuration, as a TOML text that `load` takes."""
+        """The complete configuration, as a TOML text that `from_toml` takes."""
         return tomli_w.dumps({f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
@@ -135,7 +137,8 @@ FIELDS: Mapping[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.f
 _TYPES = typing.get_type_hints(Config)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A setting's flag on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -143,8 +146,8 @@ def parse_value(name: str, value: Any) -> Any:
     """A TOML value or a flag's text as the setting's type, inside its range. UsageError otherwise."""
     try:
         converted = _convert(_TYPES[name], value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{_flag(name)} {value}: expected {_type_words(_TYPES[name])}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{flag(name)} {show_value(value)}: expected {_type_words(_TYPES[name])}") from None
     _check(name, converted)
     return converted
 
@@ -178,8 +181,8 @@ def _check(name: str, value: Any) -> None:
     if allowed is None or value == "optimal":
         return
     for number in value if isinstance(value, tuple) else (value,):
-        if not allowed.holds(number) or math.isinf(number):
-            raise UsageError(f"{_flag(name)} {number} is outside {allowed}")
+        if not allowed.holds(number) or number in (math.inf, -math.inf):
+            raise UsageError(f"{flag(name)} {number} is outside {allowed}")
 
 
 def check_together(config: Config) -> None:
@@ -215,10 +218,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build(*layers: Mapping[str, Any]) -> Config:
-    """The configuration from defaults and layers of settings, the later beating the earlier. UsageError."""
+    """The configuration from defaults and layers of settings, the later beating the earlier. UsageError.
+
+    A layer that sets epochs alone takes back the steps of those before it.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged |= layer
+        merged |= {**({"steps": 0} if "epochs" in layer else {}), **layer}
     config = Config(**merged)
     check_together(config)
     return config
@@ -261,9 +267,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str) -> None:
     meta = FIELDS[name].metadata
     text = f"{meta['text']} ({describe_default(name)})".replace("%", "%%")
     if _TYPES[name] is bool:
-        parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
-        parser.add_argument(_flag(name), default=argparse.SUPPRESS, metavar="X", help=text)
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, metavar="X", help=text)
 
 
 def describe_default(name: str) -> str:
@@ -299,7 +305,8 @@ def settings_table() -> str:
     for name in FIELDS:
         meta = FIELDS[name].metadata
         limits = ", ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"] or "")
+        limits += ", optimal" if _TYPES[name] == Steps else ""
         kept = " (kept by a resumed run)" if meta["fixed"] else ""
-        cells = (f"`{_flag(name)}`, `{name}`", show_value(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
+        cells = (f"`{flag(name)}`, `{name}`", show_value(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -48,12 +49,13 @@ class Reporter:
     def _speed(self, step: int) -> str:
         return f"{(step - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} steps/s"
 
+    def done(self, out: Path) -> None:
+        """The run is over."""
+        self.close()
+        seconds = time.monotonic() - self._started
+        self.say(f"done: {self._total} steps in {seconds:.1f} s; look into it with python -m dls.inspect {out}")
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar.live.is_started:
             self._bar.stop()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._started

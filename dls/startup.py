@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -46,22 +47,24 @@ class Run:
 def prepare(command: CommandLine, comm: Comm) -> Run:
     """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend."""
     settings, found = comm.together(lambda: _settings(command))
-    check_same(comm, _fingerprint(settings))
+    check_same(comm, _fingerprint(settings, found))
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
-    threadpool_limits(threads)
-    run = comm.together(lambda: _as_usage_error(lambda: _build(settings, comm)))
+    comm.together(lambda: threadpool_limits(threads))
+    run = comm.together(lambda: _as_usage_error(lambda: _build(settings, comm, threads)))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers]})
     if found is not None:
         comm.together(lambda: _check_resumable(found, run, comm.size))
         run = _restore(run, found, comm)
-    out = comm.from_rank_0(lambda: _make_folder(settings, afresh=found is None))
+    check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
+    out = comm.from_rank_0(lambda: _make_folder(settings, command.resume))
+    comm.together(lambda: _check_folder(out, comm))
     return replace(run, config=replace(settings, out=str(out)), out=out)
 
 
 def _settings(command: CommandLine) -> tuple[Config, Checkpoint | None]:
     """The configuration, and the checkpoint to go on from."""
-    given = (config.read_toml(command.config) if command.config else {}) | dict(command.flags)
-    settings = config.build(given)
+    layers = [config.read_toml(command.config) if command.config else {}, command.flags]
+    given, settings = {**layers[0], **layers[1]}, config.build(*layers)
     if command.resume == "never":
         if settings.out and _holds_run(Path(settings.out)):
             raise UsageError(f"{settings.out} already holds a run; add --resume to go on with it, or choose another --out")
@@ -76,9 +79,9 @@ def _settings(command: CommandLine) -> tuple[Config, Checkpoint | None]:
     stored = config.from_toml(found.config, str(found.folder / "manifest.json"))
     for name, value in given.items():
         if config.FIELDS[name].metadata["fixed"] and stored.get(name, value) != value:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} {value} is not that of the run in {settings.out}, which has {stored[name]}")
-    return config.build(stored, given), found
+            theirs, ours = config.show_value(value), config.show_value(stored[name])
+            raise UsageError(f"{config.flag(name)} {theirs} is not that of the run in {settings.out}, which has {ours}")
+    return config.build(stored, *layers), found
 
 
 def _holds_run(out: Path) -> bool:
@@ -93,9 +96,10 @@ def _as_usage_error(make: Callable[[], T]) -> T:
         raise UsageError(str(error)) from None
 
 
-def _build(settings: Config, comm: Comm) -> Run:
+def _build(settings: Config, comm: Comm, threads: int) -> Run:
     """Load the data and build model and method, without communication."""
     backend = backends.load(settings.backend)
+    backend.ops.set_threads(threads)
     dataset = data.load(
         settings.dataset,
         Path(settings.data_dir) if settings.data_dir else None,
@@ -118,8 +122,14 @@ def _build(settings: Config, comm: Comm) -> Run:
     return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total)
 
 
-def _fingerprint(settings: Config) -> dict[str, Any]:
-    return {"code version": code_version()} | asdict(settings)
+def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:
+    return {"code version": code_version(), "checkpoint": (found.step, dict(found.hashes)) if found else None} | asdict(settings)
+
+
+def weights_hash(run: Run) -> bytes:
+    """SHA-256 of weights and momentum, the same on all ranks between two steps."""
+    to_host = run.backend.ops.to_host
+    return hashlib.sha256(to_host(run.model.parameters).tobytes() + to_host(run.optimizer.momentum).tobytes()).digest()
 
 
 def code_version() -> str:
@@ -133,10 +143,15 @@ def code_version() -> str:
 
 
 def commit() -> str:
-    """The git commit of the sources; empty where they are no checkout."""
-    command = ["git", "-C", str(Path(dls.__file__).parent), "rev-parse", "HEAD"]
-    try:
+    """The git commit of the sources, with a + where they differ from it; empty where they are no checkout."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(dls.__file__).parent), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "train.py")
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no", ".."))
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -159,11 +174,13 @@ def _check_resumable(found: Checkpoint, run: Run, ranks: int) -> None:
     if found.layers != tuple((layer.name, layer.size) for layer in run.model.layers):
         raise UsageError(f"{found.folder} holds another model than --model {run.config.model} builds here")
     if found.step > run.total:
-        raise UsageError(f"the run already has {found.step} steps; --steps {run.total} lies behind it")
+        raise UsageError(f"the run already has {found.step} steps; a length of {run.total} lies behind them")
 
 
 def _restore(run: Run, found: Checkpoint, comm: Comm) -> Run:
     """Go on where the checkpoint stands."""
+    log = Path(run.config.out) / "trace.h5"
+    comm.from_rank_0(lambda: _as_usage_error(lambda: trace.read(log).path if log.exists() else None))
     shared, own = comm.together(lambda: _as_usage_error(lambda: checkpoint.load(found, comm.rank)))
     place = run.backend.ops.from_host
     run.model.parameters[...] = place(shared["weights"])
@@ -173,16 +190,38 @@ def _restore(run: Run, found: Checkpoint, comm: Comm) -> Run:
     return replace(run, first=found.step)
 
 
-def _make_folder(settings: Config, afresh: bool) -> Path:
-    """The run's folder, with its configuration in it. UsageError where it cannot be written."""
+def _make_folder(settings: Config, resume: str) -> Path:
+    """The run's folder, with its configuration in it. UsageError where it cannot be written, or another run was faster."""
     name = f"{settings.dataset}-{settings.model}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    out = Path(settings.out) if settings.out else Path("runs") / name
     try:
+        out = Path(settings.out) if settings.out else _fresh_folder(Path("runs") / name)
         out.mkdir(parents=True, exist_ok=True)
         (out / "failure.txt").unlink(missing_ok=True)
-        if afresh:
+        if resume == "auto" and checkpoint.latest(out) is None:
             (out / "trace.h5").unlink(missing_ok=True)
-        (out / "config.toml").write_text(replace(settings, out=str(out)).to_toml(), encoding="utf-8")
+        with (out / "config.toml").open("x" if resume == "never" else "w", encoding="utf-8") as file:
+            file.write(replace(settings, out=str(out)).to_toml())
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} is in the way; choose another --out") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {error.filename}: {error.strerror}") from None
     return out
+
+
+def _fresh_folder(wanted: Path) -> Path:
+    """A folder that no other run has: the wanted one, or that with -2, -3, … behind it."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            wanted.mkdir()
+        except FileExistsError:
+            wanted = wanted.with_name(f"{wanted.name.removesuffix(f'-{number - 1}')}-{number}")
+        else:
+            break
+    return wanted
+
+
+def _check_folder(out: Path, comm: Comm) -> None:
+    """All ranks write their checkpoints to one folder, so all must see it."""
+    if not (out / "config.toml").exists():
+        raise UsageError(f"rank {comm.rank} on {comm.host} does not see {out}: --out must lie on a disk that all hosts share")

@@ -35,6 +35,9 @@ UNITS = {
 """The unit of each dataset; those of `seconds` are s."""
 
 
+Shapes = dict[str, tuple[tuple[int, ...], type]]
+
+
 class TraceError(ValueError):
     """A file that is not a trace this program can read: one clear line that says what to do."""
 
@@ -95,15 +98,19 @@ def _lay_out(file: h5py.File, header: Header) -> None:
         file.attrs[name] = value
     for name, column in header.layers.items():
         file.create_dataset(f"layers/{name}", data=list(column))
-    ranks, layers = header.ranks, header.layer_count
-    per_rank = {name: (ranks,) for name in ("loss", *(f"seconds/{phase}" for phase in SECONDS))}
-    floats = {"lr": (), **per_rank, "threshold": (ranks, layers), "residual_norm": (ranks, layers)}
-    whole = {"step": (), "epoch": (), "payload_bytes": (ranks,), "k": (ranks, layers)}
-    for shapes, kind in ((floats, np.float64), (whole, np.int64)):
-        for name, shape in shapes.items():
-            _extendable(file, f"steps/{name}", shape, kind)
-    for name, kind in (("step", np.int64), ("loss", np.float64), ("accuracy", np.float64)):
-        _extendable(file, f"evals/{name}", (), kind)
+    for group, shapes in zip(("steps", "evals"), _shapes(header.ranks, header.layer_count), strict=True):
+        for name, (shape, kind) in shapes.items():
+            _extendable(file, f"{group}/{name}", shape, kind)
+
+
+def _shapes(ranks: int, layers: int) -> tuple[Shapes, Shapes]:
+    """The datasets of `steps` and of `evals`: name to a row's shape and type."""
+    per_layer, per_rank, once = (ranks, layers), (ranks,), ()
+    steps: Shapes = {"step": (once, np.int64), "epoch": (once, np.int64), "lr": (once, np.float64)}
+    steps |= {"loss": (per_rank, np.float64), "payload_bytes": (per_rank, np.int64), "k": (per_layer, np.int64)}
+    steps |= {name: (per_layer, np.float64) for name in ("threshold", "residual_norm")}
+    steps |= {f"seconds/{phase}": (per_rank, np.float64) for phase in SECONDS}
+    return steps, {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
 
 
 def _extendable(file: h5py.File, name: str, shape: tuple[int, ...], kind: type) -> None:
@@ -172,6 +179,8 @@ def read(path: Path) -> Trace:
     if not path.is_file():
         raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
     try:
+        if _cut_short(path):
+            raise TraceError(f"{path} is cut short; copy it again from where it was written")
         with h5py.File(path, "r", libver="latest", swmr=True) as file:
             return _read(path, file)
     except OSError as error:
@@ -180,25 +189,53 @@ def read(path: Path) -> Trace:
         raise TraceError(f"{path} is not a trace of this program: {error.args[0]}") from None
 
 
+def _cut_short(path: Path) -> bool:
+    """Whether the file ends before the end that its superblock states; HDF5 would wait for the rest in SWMR mode for ever.
+
+    The end-of-file address stands at byte 28 of a superblock of version 2 or 3 with 8-byte offsets (HDF5 File Format, II.A).
+    """
+    with path.open("rb") as file:
+        head = file.read(36)
+    if len(head) < 10 or head[:8] != b"\x89HDF\r\n\x1a\n" or head[8] not in (2, 3) or head[9] != 8:
+        return False
+    return len(head) < 36 or int.from_bytes(head[28:36], "little") > path.stat().st_size
+
+
 def _read(path: Path, file: h5py.File) -> Trace:
     schema = file.attrs.get("schema")
-    if schema != SCHEMA:
+    if str(schema) != SCHEMA:
         raise TraceError(f"{path} has the schema {schema!r}; this program reads {SCHEMA}")
-    text = {"name": _strings, "kind": _strings}
-    layers = {name: text.get(name, list)(file[f"layers/{name}"][()]) for name in ("name", *LAYER_FIELDS)}
-    names = ["step", "epoch", "lr", "loss", "payload_bytes", "k", "threshold", "residual_norm"]
-    names += [f"seconds/{phase}" for phase in SECONDS]
-    rows = file["steps/step"].shape[0]
-    steps = {name: file[f"steps/{name}"][:rows] for name in names}
-    complete = min(len(column) for column in steps.values())
-    evals = {name: file[f"evals/{name}"][()] for name in ("step", "loss", "accuracy")}
-    complete_evals = min(len(column) for column in evals.values())
-    return Trace(
-        path,
-        Header(dict(file.attrs), layers),
-        {name: column[:complete] for name, column in steps.items()},
-        {name: column[:complete_evals] for name, column in evals.items()},
-    )
+    attributes = dict(file.attrs)
+    layers = {name: _column(file, f"layers/{name}", 1)[()] for name in ("name", *LAYER_FIELDS)}
+    words = {name: _strings(layers.pop(name)) for name in ("name", "kind")}
+    header = Header(attributes, words | {name: list(column) for name, column in layers.items()})
+    steps, evals = _shapes(_world_size(path, attributes), header.layer_count)
+    return Trace(path, header, _rows(file, "steps", steps), _rows(file, "evals", evals))
+
+
+def _world_size(path: Path, attributes: Mapping[str, Any]) -> int:
+    size = attributes.get("world_size")
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise TraceError(f"{path} is not a trace of this program: its world_size is {size!r}")
+    return int(size)
+
+
+def _column(file: h5py.File, name: str, dimensions: int) -> h5py.Dataset:
+    """A dataset of so many dimensions; KeyError for anything else."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != dimensions:
+        raise KeyError(f"{name} is no table of {dimensions} dimensions")
+    return dataset
+
+
+def _rows(file: h5py.File, group: str, shapes: Shapes) -> dict[str, NDArray[Any]]:
+    """A group's columns, cut to the rows that all of them hold: a writer may be between two of them."""
+    columns = {name: _column(file, f"{group}/{name}", 1 + len(shape)) for name, (shape, _) in shapes.items()}
+    for name, column in columns.items():
+        if column.shape[1:] != shapes[name][0]:
+            raise KeyError(f"{group}/{name} has rows of {column.shape[1:]}, not of {shapes[name][0]}")
+    complete = min(column.shape[0] for column in columns.values())
+    return {name: column[:complete] for name, column in columns.items()}
 
 
 def _strings(values: Iterable[Any]) -> list[str]:

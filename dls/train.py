@@ -11,6 +11,7 @@ import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from reference.ops import NonFiniteError
 
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
+LATER = 0.1
+"""Seconds by which each rank lets the one before it speak first, where no file can tell which failed first."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     comm = Comm()
     try:
         command = comm.together(lambda: config.parse_command_line(sys.argv[1:] if argv is None else argv))
+        startup.check_same(comm, {"help": command.help, "resume": command.resume})
         if command.help:
             if comm.rank == 0:
                 print(config.build_parser().format_help(), end="")
@@ -44,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         if comm.rank == 0:
             print(f"dls.train: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        _fail(error, "at the start", None, comm)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
         train(run, comm)
     return 0
@@ -65,11 +71,12 @@ def train(run: Run, comm: Comm) -> None:
                 recorder.flush()
                 _checkpoint(run, worker, comm, step)
         recorder.close()
+        reporter.done(run.out)
     except Exception as error:
         reporter.close()
-        _fail(error, step, run.out, comm)
-    reporter.close()
-    reporter.say(f"done: {run.total} steps in {reporter.seconds:.1f} s; look into it with python -m dls.inspect {run.out}")
+        _fail(error, f"step {step}", run.out, comm)
+    finally:
+        reporter.close()
 
 
 def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
@@ -94,12 +101,15 @@ def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, 
 
 def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
     to_host = run.backend.ops.to_host
+    if not run.backend.ops.all_finite(run.model.parameters):
+        raise NonFiniteError("the weights are not finite; no checkpoint is written")
     shared = {
         "weights": to_host(run.model.parameters),
         "momentum": to_host(run.optimizer.momentum),
         "mean_statistics": worker.mean_statistics(),
     }
     own = run.sparsifier.state() | {"statistics": to_host(run.model.statistics)}
+    own |= {"weights_sha256": np.frombuffer(startup.weights_hash(run), dtype=np.uint8)}
     layers = {layer.name: layer.size for layer in run.model.layers}
     checkpoint.save(run.out, step, shared, own, run.config.to_toml(), layers, comm)
 
@@ -110,7 +120,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
-        "commit": startup.commit(),
+        "commit": startup.commit() if comm.rank == 0 else "",
         "world_size": comm.size,
         "backend": run.backend.name,
         "seed": run.config.seed,
@@ -120,7 +130,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     header, path = trace.Header(attributes, layers), run.out / "trace.h5"
     if comm.rank:
         return None
-    return trace.resume(path, run.first, header) if run.first else trace.Writer(path, header)
+    return trace.resume(path, run.first, header) if run.first and path.exists() else trace.Writer(path, header)
 
 
 def _opening(run: Run, comm: Comm) -> str:
@@ -131,20 +141,30 @@ def _opening(run: Run, comm: Comm) -> str:
     )
 
 
-def _fail(error: Exception, step: int, out: Path, comm: Comm) -> None:
+def _fail(error: Exception, when: str, out: Path | None, comm: Comm) -> NoReturn:
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
-    known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError)
-    line = f"rank {comm.rank}, step {step}: " + (str(error) if known else f"{type(error).__name__}: {error}")
-    report = out / "failure.txt"
+    try:
+        known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError)
+        line = f"rank {comm.rank}, {when}: " + (str(error) if known else f"{type(error).__name__}: {error}")
+        report = out / "failure.txt" if out else None
+        _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
+        print(f"dls.train: {line}" + (f"; see {report}" if report and not known else ""), file=sys.stderr)
+    finally:
+        comm.abort(1)
+
+
+def _claim_first_word(report: Path | None, text: str, rank: int) -> None:
+    """Return at once on the first rank that fails, which writes the report; later ones wait for its abort to end them."""
+    if report is None:
+        time.sleep(LATER * rank)
+        return
     try:
         with report.open("x", encoding="utf-8") as file:
-            file.write(f"{line}\n\n{'' if known else traceback.format_exc()}")
+            file.write(text + "\n")
     except FileExistsError:
         time.sleep(FIRST_WORD)
     except OSError:
-        time.sleep(0.1 * comm.rank)
-    print(f"dls.train: {line}" + ("" if known else f"; see {report}"), file=sys.stderr)
-    comm.abort(1)
+        time.sleep(LATER * rank)
 
 
 if __name__ == "__main__":

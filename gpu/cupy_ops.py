@@ -41,6 +41,10 @@ LEVELS = ((20, 2048, 31), (9, 2048, 20), (0, 512, 9))
 NEVER = 0xFFFFFFFF
 
 
+def set_threads(count: int) -> None:
+    """See `reference.ops.set_threads`; a GPU has its own."""
+
+
 def zeros(n: int) -> Vector:
     """See `reference.ops.zeros`."""
     vector: Vector = device.current().xp.zeros(n, dtype=np.float32)

@@ -28,6 +28,10 @@ class NonFiniteError(ValueError):
     """A vector that must be finite holds NaN or infinity."""
 
 
+def set_threads(count: int) -> None:
+    """Compute with so many threads; here there is nothing to set: numpy's threads are those of its BLAS."""
+
+
 def zeros(n: int) -> Vector:
     """A new vector of n times +0.0, where the backend computes."""
     return np.zeros(n, dtype=np.float32)

@@ -13,12 +13,6 @@ from tests.gpu_on_host import Host
 from tests.launch import Finished, launch
 
 
-@pytest.fixture(scope="session")
-def mpirun() -> Callable[..., Finished]:
-    """Run `python ARGS…` on so many ranks, or several programs side by side."""
-    return launch
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Finished]:
     """Run `python -m dls.train ARGS…` on so many ranks, from a folder that is not the checkout."""

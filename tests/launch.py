@@ -33,14 +33,14 @@ class Finished:
     err: str
 
 
-def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path) -> Finished:
-    """mpirun -n RANKS python ARGS… [: -n RANKS python ARGS…], with one thread a rank; 0 ranks: without mpirun."""
+def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path, threads: str = "1") -> Finished:
+    """mpirun -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0 ranks: without mpirun."""
     command: list[str] = []
     for ranks, args in programs:
         command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
     if programs[0][0]:
         command = [_mpirun(), *command]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | OPEN_MPI
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     return Finished(done.returncode, done.stdout, FRAME.sub("", done.stderr))
 

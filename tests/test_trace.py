@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -86,6 +87,52 @@ def _no_datasets(path: Path) -> None:
         file.attrs["schema"] = trace.SCHEMA
 
 
+def _whole(path: Path) -> None:
+    writer = trace.Writer(path, header())
+    writer.steps(rows(1, 60))
+    writer.close()
+
+
+def _cut(share: float) -> Callable[[Path], object]:
+    def cut(path: Path) -> None:
+        _whole(path)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+    return cut
+
+
+def _group_for_dataset(path: Path) -> None:
+    _whole(path)
+    with h5py.File(path, "r+") as file:
+        del file["steps/k"]
+        file.create_group("steps/k")
+
+
+def _scalar(path: Path) -> None:
+    _whole(path)
+    with h5py.File(path, "r+") as file:
+        del file["steps/step"]
+        file["steps/step"] = 3
+
+
+def _other_shape(path: Path) -> None:
+    _whole(path)
+    with h5py.File(path, "r+") as file:
+        del file["steps/k"]
+        file["steps/k"] = np.zeros((60, RANKS, LAYERS + 1))
+
+
+def _schema_of_many(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = ["dls-trace/1", "dls-trace/1"]
+
+
+def _no_world_size(path: Path) -> None:
+    _whole(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["world_size"]
+
+
 def _plain_hdf5(path: Path) -> None:
     h5py.File(path, "w").close()
 
@@ -97,7 +144,12 @@ SPOILED = {
     "plain HDF5": _plain_hdf5,
     "newer schema": _other_schema,
     "no datasets": _no_datasets,
-}
+    "a group for a dataset": _group_for_dataset,
+    "a scalar": _scalar,
+    "another shape": _other_shape,
+    "a schema of many": _schema_of_many,
+    "no world size": _no_world_size,
+} | {f"cut to {share}": _cut(share) for share in (0.001, 0.02, 0.1, 0.5, 0.9, 0.99)}
 
 
 @pytest.mark.parametrize("case", SPOILED)

@@ -158,6 +158,7 @@ class SparseSparsifier(Sparsifier):
         super().__init__(setup)
         self.residual: Vector = self.ops.zeros(int(self.offsets[-1]))
         self.sizes = [part.size for part in self.parts]
+        methods.budget(sum(setup.sizes), setup.config.density)  # refuses what a density warm-up would only meet later
         self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
         self.thresholds = np.zeros(len(self.parts))
         self.chosen: dict[Part, Selection] = {}

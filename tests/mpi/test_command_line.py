@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -34,9 +37,11 @@ REFUSED = {
     "no data": (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
     "resume without folder": (["--resume"], "--resume needs --out"),
     "nothing to resume": (["--resume", "--out", "empty"], "nothing to resume in empty"),
+    "no value after the warm-up": (["--density", "1e-9", "--density-warmup", "9"], "rounds to no value"),
+    "a number beyond all": (["--seed", "9" * 400], "is outside [0, 2.14748e+09]"),
     "not a chain": (["--model", "resnet20", "--dls-init", "variance"], "--dls-init variance needs a model whose layers form a"),
     "nesterov alone": (["--nesterov", "--momentum", "0"], "--nesterov needs --momentum above 0"),
-    "out is a file": (["--out", "file.txt"], "cannot write to file.txt"),
+    "out is a file": (["--out", "file.txt"], "file.txt is in the way; choose another --out"),
 }
 
 
@@ -58,7 +63,7 @@ def test_bad_usage_is_one_line_and_status_2(case: str, tmp_path: Path, train) ->
     [
         ("densty = 0.1", "bad.toml: there is no setting 'densty'; the nearest is 'density'"),
         ("density = ", "bad.toml is not valid TOML"),
-        ("density = true", "--density True: expected a number"),
+        ("density = true", "--density true: expected a number"),
         ("batch_size = 2.5", "--batch-size 2.5: expected a whole number"),
         ("mlp_widths = []", "--mlp-widths needs at least one width"),
         ("method = 3", "--method 3: expected a text"),
@@ -126,9 +131,9 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path, train) -> None:
     ("args", "words"),
     [
         (["--model", "lenet"], "--model lenet is not that of the run in run, which has mlp"),
-        (["--mlp-widths", "9"], "--mlp-widths (9,) is not that of the run"),
+        (["--mlp-widths", "9"], "--mlp-widths 9 is not that of the run"),
         (["--density", "0.5"], "--density 0.5 is not that of the run"),
-        (["--steps", "1"], "the run already has 2 steps"),
+        (["--steps", "1"], "the run already has 2 steps; a length of 1 lies behind them"),
     ],
 )
 def test_what_a_resumed_run_cannot_change(args: list[str], words: str, tmp_path: Path, train) -> None:
@@ -184,6 +189,7 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(tmp_path: Pa
     done = train(3, "--out", "run", "--resume", "--steps", "50", "--lr", "1e30")
     assert done.status == 1
     assert len(lines(done.err)) == 1, done.err
+    assert "done" not in done.out
     assert re.fullmatch(r"dls.train: rank [012], step [78]: the loss is (nan|inf)", done.err.strip())
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
@@ -218,6 +224,75 @@ def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tm
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 2
+
+
+def test_a_failure_of_rank_0_does_not_claim_success(tmp_path: Path, train) -> None:
+    done = train(2, *TINY, "--steps", "50", "--lr", "3e38", "--checkpoint-every", "1", "--out", "run")
+    assert done.status == 1
+    assert len(lines(done.err)) == 1, done.err
+    assert "done" not in done.out
+
+
+def test_ranks_that_see_different_checkpoints_are_named(tmp_path: Path, train) -> None:
+    for place, steps in (("a", "2"), ("b", "4")):
+        (tmp_path / place).mkdir()
+        assert train(2, *TINY, "--steps", steps, "--out", "run", cwd=tmp_path / place).status == 0
+    (tmp_path / "c").mkdir()
+    start = "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    for other in ("b", "c"):
+        programs = [
+            (1, ["-c", start.format(str(tmp_path / place)), "--out", "run", "--resume=auto", *TINY, "--steps", "9"])
+            for place in ("a", other)
+        ]
+        done = launch(programs, tmp_path)
+        assert done.status == 2
+        assert len(lines(done.err)) == 1
+        assert "rank 1 differs from rank 0 in checkpoint" in done.err
+
+
+def test_ranks_that_write_to_different_disks_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    start = "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    args = [*TINY, "--steps", "1", "--out", "run"]
+    done = launch([(1, ["-c", start.format(str(tmp_path / place)), *args]) for place in ("a", "b")], tmp_path)
+    assert done.status == 2
+    assert len(lines(done.err)) == 1
+    assert "rank 1 on " in done.err
+    assert "does not see run" in done.err
+
+
+def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
+    program = tmp_path / "break.py"
+    program.write_text(
+        "import sys\n"
+        "from dls import startup, train\n"
+        "from mpi4py import MPI\n"
+        "def broken(*args):\n"
+        "    if MPI.COMM_WORLD.rank == 1: raise RuntimeError('no such luck')\n"
+        "    return build(*args)\n"
+        "build, startup._build = startup._build, broken\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    done = launch([(3, [program, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
+    assert done.status == 1
+    assert len(lines(done.err)) == 1, done.err
+    assert "at the start: RuntimeError: no such luck" in done.err
+
+
+def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dls.train", *TINY, "--steps", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait() for process in both] == [0, 0, 0]
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_a_resumed_run_may_be_longer_in_epochs_and_without_its_trace(tmp_path: Path, train) -> None:
+    assert train(1, *TINY, "--batch-size", "400", "--steps", "2", "--out", "run").status == 0
+    (tmp_path / "run" / "trace.h5").unlink()
+    assert train(1, "--out", "run", "--resume", "--epochs", "2").status == 0
+    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [3, 4, 5, 6]
 
 
 def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""What stands in a trace is what happened: bytes, k, thresholds, residuals, and evaluations with the mean statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dls import checkpoint, config, data, models, trace
+from reference import adjustment, cluster, methods, nn
+from tests.launch import launch
+from tests.mpi.test_bits import loaded
+
+SETTINGS = "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy"
+METHODS = {
+    "dense": None,
+    "global-topk": methods.GlobalTopk(),
+    "layerwise-topk": methods.LayerwiseTopk(),
+    "dls": methods.Dls(1),
+    "dls --dls-every 2": methods.Dls(1, 2),
+}
+
+
+class Watching:
+    """A method whose selections are written down."""
+
+    def __init__(self, method: methods.Method) -> None:
+        self.method = method
+        self.seen: list[tuple[list[int], list[float]]] = []
+
+    def select(self, v, k):
+        selection = self.method.select(v, k)
+        counts = np.array([len(index) for index, _ in selection])
+        if isinstance(self.method, methods.GlobalTopk):
+            thresholds = [min(abs(x) for _, values in selection for x in values.tolist())] * len(v)
+        else:
+            thresholds = adjustment.fresh_thresholds(v, counts).tolist()
+        self.seen.append((counts.tolist(), thresholds))
+        return selection
+
+    def next_k(self, v, k, step):
+        return self.method.next_k(v, k, step)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
+    runs = {name: tmp_path / str(number) for number, name in enumerate(METHODS)}
+    command = [f"--method {name} {SETTINGS} --out {out}" for name, out in runs.items()]
+    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    for name, out in runs.items():
+        recorded, method = trace.read(out / "trace.h5"), METHODS[name]
+        sizes = np.array(recorded.header.layers["size"])
+        entries, layers = round(0.03 * sizes.sum()), len(sizes)
+        if method is None:
+            assert (recorded.steps["payload_bytes"] == 4 * sizes.sum()).all()
+            assert (recorded.steps["k"] == sizes).all()
+            assert not recorded.steps["threshold"].any()
+            assert not recorded.steps["residual_norm"].any()
+            continue
+        announced = {"dls": [1] * 5, "dls --dls-every 2": [0, 1, 0, 1, 0]}.get(name, [0] * 5)
+        expected_bytes = [8 * entries + 4 * layers * told for told in announced]
+        assert recorded.steps["payload_bytes"].T.tolist() == [expected_bytes] * ranks
+        check_selections(recorded, method, ranks)
+        for rank, state in enumerate(loaded(out, ranks)):
+            pieces = np.split(state["residual"].astype(float), np.cumsum(sizes)[:-1])
+            np.testing.assert_allclose(recorded.steps["residual_norm"][-1, rank], [np.linalg.norm(p) for p in pieces], rtol=1e-12)
+
+
+def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) -> None:
+    c = config.build(config.parse_command_line(SETTINGS.split()).flags)
+    dataset = data.load("digits")
+    replicas = [models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, c.mlp_widths) for _ in range(ranks)]
+    sizes = [layer.size for layer in replicas[0].layers]
+    watching = Watching(method)
+    workers = cluster.Cluster(replicas, watching, methods.split_budget(round(0.03 * sum(sizes)), sizes), mu=c.momentum)
+    batches = [data.Batches(dataset, 0, c.batch_size, rank, ranks) for rank in range(ranks)]
+    for step in range(5):
+        losses = workers.step([own.batch(step) for own in batches], c.lr)
+        assert recorded.steps["loss"][step].tolist() == losses
+        for rank in range(ranks):
+            k, thresholds = watching.seen[step * ranks + rank]
+            assert recorded.steps["k"][step, rank].tolist() == k
+            assert recorded.steps["threshold"][step, rank].tolist() == thresholds
+
+
+def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:
+    args = "--model resnet20 --dataset synthetic --synthetic-size 64 --batch-size 4 --steps 3 --threads 1 --backend numpy"
+    done = launch([(2, ["-m", "dls.train", *args.split(), "--out", "run"])], tmp_path)
+    assert done.status == 0, done.err
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    shared, _ = checkpoint.load(found, 0)
+    dataset = data.load("synthetic", synthetic_size=64)
+    model = models.build("resnet20", dataset.input_shape, dataset.classes, 0, nn)
+    model.parameters[...], model.statistics[...] = shared["weights"], shared["mean_statistics"]
+    logits = model.forward(dataset.normalise(dataset.test_images), training=False)
+    loss, _, correct = nn.softmax_cross_entropy(logits, dataset.test_labels)
+    evals = trace.read(tmp_path / "run" / "trace.h5").evals
+    assert evals["loss"][-1] == pytest.approx(loss, rel=1e-5)
+    assert evals["accuracy"][-1] == correct / len(dataset.test_labels)
+
+
+def test_the_thread_count_reaches_blas(tmp_path: Path) -> None:
+    program = tmp_path / "threads.py"
+    program.write_text(
+        "import sys\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from dls import config, startup\n"
+        "from dls.comm import Comm\n"
+        "command = config.parse_command_line(['--threads', '1', '--steps', '1', '--out', 'run'])\n"
+        "startup.prepare(command, Comm())\n"
+        "sys.exit(max(pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas'))\n"
+    )
+    assert launch([(1, [program])], tmp_path, threads="2").status == 1
