@@ -72,7 +72,7 @@ NOT_NEGATIVE = Range(0)
 class Config:
     """A run's settings."""
 
-    method: str = _setting("dls", "sparsification method", choices=lambda: sparsifiers.names(), fixed=True)
+    method: str = _setting("dls", "sparsification method", choices=sparsifiers.names, fixed=True)
     density: float = _setting(
         0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
     )
@@ -299,13 +299,20 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     return CommandLine(flags, Path(config) if config else None, resume, False)
 
 
+def _limits_in_table(name: str) -> str:
+    """Choices or range; a registry's names are left to --help, so that adding one touches no documentation."""
+    allowed, choices = FIELDS[name].metadata["allowed"], FIELDS[name].metadata["choices"]
+    if choices is None:
+        return str(allowed or "") + (", optimal" if _TYPES[name] == Steps else "")
+    return ", ".join(choices()) if choices.__module__ == __name__ else "see `--help`"
+
+
 def settings_table() -> str:
     """All settings as a Markdown table, for docs/settings.md."""
     rows = ["| flag, TOML key | default | allowed | unit | meaning |", "| --- | --- | --- | --- | --- |"]
     for name in FIELDS:
         meta = FIELDS[name].metadata
-        limits = ", ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"] or "")
-        limits += ", optimal" if _TYPES[name] == Steps else ""
+        limits = _limits_in_table(name)
         kept = " (kept by a resumed run)" if meta["fixed"] else ""
         cells = (f"`{flag(name)}`, `{name}`", show_value(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
         rows.append("| " + " | ".join(cells) + " |")

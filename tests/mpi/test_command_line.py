@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint, trace
+from dls import checkpoint, models, sparsifiers, trace
 from tests.conftest import lines
 from tests.launch import ROOT, launch
 
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1")
 
 REFUSED = {
-    "unknown method": (["--method", "topk"], "unknown method 'topk': choose one of dense, dls, global-topk, layerwise-topk"),
-    "unknown model": (["--model", "alexnet"], "unknown model 'alexnet': choose one of cnn, lenet, mlp, resnet20, vgg16"),
+    "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(sparsifiers.names())}"),
+    "unknown model": (["--model", "alexnet"], f"unknown model 'alexnet': choose one of {', '.join(models.names())}"),
     "unknown dataset": (["--dataset", "imagenet"], "unknown dataset 'imagenet': choose one of"),
     "unknown backend": (["--backend", "tpu"], "unknown backend 'tpu': choose one of"),
     "density 0": (["--density", "0"], "--density 0.0 is outside (0, 1]"),
