@@ -203,9 +203,12 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"{source} is not valid TOML: {error}") from None
     for key in table:
         if key not in FIELDS:
-            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0.0)
-            raise UsageError(f"{source}: there is no setting '{key}'; the nearest is '{near[0]}'")
-    return {key: parse_value(key, value) for key, value in table.items()}
+            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0.5)
+            raise UsageError(f"{source}: there is no setting '{key}'" + "".join(f"; the nearest is '{name}'" for name in near))
+    try:
+        return {key: parse_value(key, value) for key, value in table.items()}
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Reporter:
         """The run is over."""
         self.close()
         seconds = time.monotonic() - self._started
-        self.say(f"done: {self._total} steps in {seconds:.1f} s; look into it with python -m dls.inspect {out}")
+        self.say(f"done: {self._total - self._first} steps in {seconds:.1f} s; look into it with python -m dls.inspect {out}")
 
     def close(self) -> None:
         """Take the bar away."""

@@ -94,6 +94,8 @@ def _as_usage_error(make: Callable[[], T]) -> T:
         return make()
     except (data.DataError, backends.BackendMissing, checkpoint.CheckpointError, trace.TraceError) as error:
         raise UsageError(str(error)) from None
+    except MemoryError as error:
+        raise UsageError(f"model and data do not fit into memory: {error}") from None
 
 
 def _build(settings: Config, comm: Comm, threads: int) -> Run:

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if comm.rank == 0:
             print(f"dls.train: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         _fail(error, "at the start", None, comm)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
         train(run, comm)
@@ -72,7 +72,7 @@ def train(run: Run, comm: Comm) -> None:
                 _checkpoint(run, worker, comm, step)
         recorder.close()
         reporter.done(run.out)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         reporter.close()
         _fail(error, f"step {step}", run.out, comm)
     finally:
@@ -135,17 +135,19 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
 
 def _opening(run: Run, comm: Comm) -> str:
     c = run.config
+    resumed = f" from step {run.first} on" if run.first else ""
     return (
-        f"{c.method} at density {c.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.total} steps; writing to {run.out}"
+        f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.total} steps{resumed}; writing to {run.out}"
     )
 
 
-def _fail(error: Exception, when: str, out: Path | None, comm: Comm) -> NoReturn:
+def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoReturn:
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
     try:
-        known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError)
-        line = f"rank {comm.rank}, {when}: " + (str(error) if known else f"{type(error).__name__}: {error}")
+        known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError | KeyboardInterrupt)
+        words = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
         print(f"dls.train: {line}" + (f"; see {report}" if report and not known else ""), file=sys.stderr)

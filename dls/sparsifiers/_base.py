@@ -86,6 +86,11 @@ class Sparsifier(ABC):
         self.offsets = np.concatenate([[0], np.cumsum(setup.sizes)]).astype(np.int64)
         self.parts = [self._part(index, layers) for index, layers in enumerate(self.cut())]
 
+    @property
+    def density(self) -> float:
+        """The share of the gradient that is sent, after any warm-up."""
+        return self.setup.config.density
+
     def cut(self) -> Sequence[range]:
         """The layers of each part, in forward order; one layer each unless a method needs more at once."""
         return [range(layer, layer + 1) for layer in range(len(self.setup.layers))]
