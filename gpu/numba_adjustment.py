@@ -1,0 +1,198 @@
+"""`reference.adjustment` for CPU threads, compiled by numba: the same names, the same signatures, the same results.
+
+A step asks each layer how many of its values reach two thresholds, which one pass answers. Whoever takes several steps, or
+looks for the optimum, first reduces every layer to those of its values that any later question can concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import njit, prange
+from reference.adjustment import (  # work on L values alone
+    Counts,
+    Thresholds,
+    lower_median,
+    pair_order,
+    set_size,
+)
+from reference.ops import NonFiniteError, Vector, float32_ceiling
+
+from gpu import numba_ops as ops
+from gpu import numba_selection as selection
+
+__all__ = [
+    "Counts",
+    "Thresholds",
+    "adjust",
+    "complete_thresholds",
+    "fresh_thresholds",
+    "lower_median",
+    "one_step_adjustment",
+    "optimal_adjustment",
+    "pair_order",
+    "set_size",
+]
+
+PIECE = 1 << 16
+"""Values counted in 32 bits, which keeps the vectors full; their sum goes on in 64."""
+
+
+# Counting -------------------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _ceiling(t):
+    """`reference.ops.float32_ceiling`."""
+    nearest = np.float32(t)
+    return np.nextafter(nearest, np.float32(np.inf)) if nearest < t else nearest
+
+
+@njit(nogil=True, cache=True)
+def _count_two(v, t, other):
+    """N(t) and N(other) of v (n), for float64 thresholds, in one pass."""
+    low, high = _ceiling(t), _ceiling(other)
+    total_low, total_high = 0, 0
+    for first in range(0, v.size, PIECE):
+        here, at_low, at_high = v[first : first + PIECE], np.int32(0), np.int32(0)
+        for i in range(here.size):
+            magnitude = abs(here[i])
+            at_low += np.int32(magnitude >= low)
+            at_high += np.int32(magnitude >= high)
+        total_low, total_high = total_low + at_low, total_high + at_high
+    return total_low, total_high
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _count_two_threads(v, t, other, threads):
+    counts = np.zeros((threads, 2), dtype=np.int64)
+    for thread in prange(threads):
+        mine = v[v.size * thread // threads : v.size * (thread + 1) // threads]
+        counts[thread, 0], counts[thread, 1] = _count_two(mine, t, other)
+    return counts[:, 0].sum(), counts[:, 1].sum()
+
+
+def _counts(v: Vector, t: float, other: float) -> tuple[int, int]:
+    """N(t) and N(other) of v (n)."""
+    threads = selection.threads_for(v.size)
+    if threads == 1:
+        return _count_two(v, t, other)
+    return _count_two_threads(v, t, other, threads)
+
+
+# Algorithm 2 ----------------------------------------------------------------------------------------------------------------
+
+
+def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
+    """See `reference.adjustment.fresh_thresholds`."""
+    inner = [ops.kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
+    return complete_thresholds(v, k, inner)
+
+
+def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
+    """See `reference.adjustment.complete_thresholds`."""
+    known, middle = iter(inner), [lower_median(inner)] if inner else []
+    t = np.empty(len(v), dtype=np.float64)
+    for layer, kl in enumerate(k.tolist()):
+        n = v[layer].size
+        if 0 < kl < n:
+            t[layer] = next(known)
+        elif kl == 0:
+            t[layer] = max([ops.kth_largest(v[layer], 1), *middle])
+        else:
+            t[layer] = min([ops.kth_largest(v[layer], n), *middle])
+    return t
+
+
+def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
+    """See `reference.adjustment.one_step_adjustment`."""
+    return _step(_contiguous(v), [layer.size for layer in v], k, t, with_thresholds=True)
+
+
+def adjust(v: Sequence[Vector], k: Counts, t: Thresholds, steps: int) -> Counts:
+    """See `reference.adjustment.adjust`."""
+    sizes, tops = [layer.size for layer in v], _contiguous(v)
+    if steps > 1:  # thresholds only move inwards: no step asks below the lowest
+        bits = int(float32_ceiling(float(t.min())).view(np.int32))
+        tops = [_reduce(layer, bits, selection.ROOM * int(kl) + selection.SMALL) for layer, kl in zip(tops, k, strict=True)]
+    for step in range(steps):
+        k, t = _step(tops, sizes, k, t, with_thresholds=step < steps - 1)
+    return k
+
+
+def _contiguous(v: Sequence[Vector]) -> list[Vector]:
+    return [layer if selection.plain(layer) else np.array(layer, dtype=np.float32) for layer in v]
+
+
+def _reduce(v: Vector, cut: int, room: int) -> Vector:
+    """Those values of v whose magnitude reaches the cut, given as its bits; v itself where they exceed the room."""
+    found = selection.values_from(v, cut, room) if cut > 0 else None
+    return v if found is None else found
+
+
+def _step(
+    v: Sequence[Vector], sizes: Sequence[int], k: Counts, t: Thresholds, with_thresholds: bool
+) -> tuple[Counts, Thresholds]:
+    """One step. v may lack values below the lowest of t. Without thresholds, those that come back are not to be used."""
+    k, t = k.copy(), t.copy()
+    order = pair_order(sizes, k, t)
+    for low, high in zip(order[: len(order) // 2], reversed(order), strict=False):
+        t1, t2 = float(t[low]), float(t[high])
+        mid = (t1 + t2) / 2
+        if not t1 < mid < t2:
+            continue
+        low_at_t2, low_at_mid = _counts(v[low], t2, mid)
+        high_at_t1, high_at_mid = _counts(v[high], t1, mid)
+        k_low, k_high = int(k[low]), int(k[high])
+        if k_low - low_at_t2 <= high_at_t1 - k_high:
+            d = k_low - low_at_mid
+            t[low] = mid
+            if with_thresholds and d > 0:
+                t[high] = ops.kth_largest(v[high], k_high + d)
+        else:
+            d = high_at_mid - k_high
+            t[high] = mid
+            if with_thresholds and d > 0:
+                t[low] = ops.kth_largest(v[low], k_low - d)
+        k[low], k[high] = k_low - d, k_high + d
+    return k, t
+
+
+def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
+    """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all, found by histograms."""
+    total, layers = int(k.sum()), _contiguous(v)
+    cut = above = 0
+    for shift, width in selection.LEVELS:
+        counts = _histogram(layers, cut >> (shift + width), shift, width)
+        if shift == selection.LEVELS[0][0] and counts[selection.INFINITE >> shift :].any():
+            raise NonFiniteError("NaN or infinity in the accumulated gradient")
+        if total == 0:
+            return np.zeros_like(k)
+        reach = above + counts[::-1].cumsum()[::-1]
+        bucket = int(np.flatnonzero(reach >= total)[-1])
+        cut, above = cut | bucket << shift, int(reach[bucket] - counts[bucket])
+        if reach[bucket] <= selection.ROOM * total + selection.SMALL:
+            layers = [_reduce(layer, cut, layer.size) for layer in layers]
+    return _divide(layers, cut, total)
+
+
+def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) -> Counts:
+    """The sum of the layers' histograms, see `gpu.numba_selection`."""
+    counts = np.zeros(1 << width, dtype=np.int64)
+    for layer in layers:
+        selection.add_histogram(layer, prefix, shift, width, counts)
+    return counts
+
+
+def _divide(layers: Sequence[Vector], cut: int, total: int) -> Counts:
+    """How many of the `total` largest lie in each layer (L), `cut` being the bits of the last: ties go to the first layers."""
+    threshold = float(np.int32(cut).view(np.float32))
+    beyond = np.nextafter(np.float32(threshold), np.float32(np.inf))
+    reach = np.array([_counts(layer, threshold, float(beyond)) for layer in layers], dtype=np.int64).reshape(-1, 2)
+    ties, chosen = total - int(reach[:, 1].sum()), reach[:, 1].copy()
+    for layer, (at, above) in enumerate(reach.tolist()):
+        share = min(at - above, ties)
+        chosen[layer] += share
+        ties -= share
+    return chosen

@@ -1,0 +1,259 @@
+"""`reference.ops` for CPU threads, compiled by numba: the same names, the same signatures, the same bits.
+
+What to select is decided in `gpu.numba_selection`. Threads are numba's, used where there is enough work for each; their number
+changes no result. A vector that is not contiguous or not float32 takes the reference's way.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from reference import ops as reference
+from reference.ops import (  # what numpy does well enough: allocation, scalars, and work on k values alone
+    ENTRY_BYTES,
+    MAX_LAYER,
+    Bytes,
+    Index,
+    NonFiniteError,
+    Selection,
+    Vector,
+    decode,
+    encode,
+    float32_ceiling,
+    from_host,
+    payload_size,
+    to_host,
+    zeros,
+)
+
+from gpu import numba_selection as selection
+from gpu.numba_selection import plain, threads_for
+
+__all__ = [
+    "ENTRY_BYTES",
+    "MAX_LAYER",
+    "Bytes",
+    "Index",
+    "NonFiniteError",
+    "Selection",
+    "Vector",
+    "accumulate",
+    "all_finite",
+    "clear",
+    "clip_norm",
+    "count_at_least",
+    "decode",
+    "encode",
+    "float32_ceiling",
+    "from_host",
+    "kth_largest",
+    "l2_norm",
+    "payload_size",
+    "scale",
+    "scatter_add",
+    "select",
+    "select_layers",
+    "set_threads",
+    "sgd_update",
+    "to_host",
+    "top_k",
+    "zeros",
+]
+
+
+def set_threads(count: int) -> None:
+    """See `reference.ops.set_threads`; at most as many as numba started with, the machine's cores or NUMBA_NUM_THREADS."""
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def select_layers(
+    residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+) -> tuple[Index, Vector, NDArray[np.float64]]:
+    """See `reference.ops.select_layers`. A wrong k is refused before any layer is touched; NaN and infinity after all are."""
+    if not plain(residual, gradient):
+        return reference.select_layers(residual, gradient, offsets, k, hints)
+    offsets, k = np.ascontiguousarray(offsets, dtype=np.int64), np.ascontiguousarray(k, dtype=np.int64)
+    hints = np.ascontiguousarray(hints, dtype=np.float64)
+    if not offsets.size - 1 == k.size == hints.size:
+        raise ValueError(f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}")
+    return selection.choose_layers(residual, gradient, offsets, k, hints)
+
+
+def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+    """See `reference.ops.select`."""
+    index, values, thresholds = select_layers(
+        residual, gradient, np.array([0, residual.size]), np.array([k]), np.array([hint], dtype=np.float64)
+    )
+    return index, values, float(thresholds[0])
+
+
+def top_k(v: Vector, k: int) -> Selection:
+    """See `reference.ops.top_k`."""
+    if not plain(v):
+        return reference.top_k(v, k)
+    index, values, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
+    return index, values
+
+
+def kth_largest(v: Vector, k: int) -> float:
+    """See `reference.ops.kth_largest`."""
+    if not plain(v) or not 0 < k <= v.size:
+        return reference.kth_largest(v, k)
+    return float(np.int32(selection.kth_magnitude(v, k)).view(np.float32))
+
+
+def all_finite(v: Vector) -> bool:
+    """See `reference.ops.all_finite`."""
+    if not plain(v):
+        return reference.all_finite(v)
+    return not v.size or selection.kth_magnitude(v, 1) < selection.INFINITE
+
+
+def count_at_least(v: Vector, t: float) -> int:
+    """See `reference.ops.count_at_least`."""
+    if not plain(v):
+        return reference.count_at_least(v, t)
+    return int(_count_floats(v, float32_ceiling(t)))
+
+
+@njit(nogil=True, cache=True)
+def _count_floats(v, t):
+    """Floats, not bits, as any t may come, NaN included, and a NaN in v reaches none."""
+    count = 0
+    for i in range(v.size):
+        count += abs(v[i]) >= t
+    return count
+
+
+def accumulate(residual: Vector, gradient: Vector) -> None:
+    """See `reference.ops.accumulate`; one numpy thread is as fast as one of numba's."""
+    threads = threads_for(residual.size)
+    if threads == 1 or not plain(residual, gradient) or gradient.shape != residual.shape:
+        reference.accumulate(residual, gradient)
+    else:
+        _accumulate_threads(residual, gradient, threads)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _accumulate_threads(v, gradient, threads):
+    for thread in prange(threads):
+        first, stop = v.size * thread // threads, v.size * (thread + 1) // threads
+        for i in range(first, stop):
+            v[i] += gradient[i]
+
+
+def clear(v: Vector, index: Index) -> None:
+    """See `reference.ops.clear`; indices lie within v, unchecked."""
+    if not plain(v) or index.dtype != np.int64:
+        reference.clear(v, index)
+    elif (threads := threads_for(index.size)) == 1:
+        _clear(v, index)
+    else:
+        _clear_threads(v, index, threads)
+
+
+@njit(nogil=True, cache=True)
+def _clear(v, index):
+    for i in index:
+        v[i] = 0
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _clear_threads(v, index, threads):
+    for thread in prange(threads):
+        _clear(v, index[index.size * thread // threads : index.size * (thread + 1) // threads])
+
+
+def scatter_add(target: Vector, index: Index, values: Vector) -> None:
+    """See `reference.ops.scatter_add`; indices lie within target, unchecked."""
+    if plain(target, values) and index.dtype == np.int64 and index.size == values.size:
+        _scatter_add(target, index, values)
+    else:
+        reference.scatter_add(target, index, values)
+
+
+@njit(nogil=True, cache=True)
+def _scatter_add(target, index, values):
+    for i in range(index.size):
+        target[index[i]] += values[i]
+
+
+def scale(v: Vector, factor: float) -> None:
+    """See `reference.ops.scale`; one numpy thread is as fast as one of numba's."""
+    threads = threads_for(v.size)
+    if threads == 1 or not plain(v):
+        reference.scale(v, factor)
+    else:
+        _scale_threads(v, np.float32(factor), threads)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _scale_threads(v, factor, threads):
+    for thread in prange(threads):
+        first, stop = v.size * thread // threads, v.size * (thread + 1) // threads
+        for i in range(first, stop):
+            v[i] *= factor
+
+
+def l2_norm(v: Vector) -> float:
+    """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy of v."""
+    return math.sqrt(_sum_of_squares(v)) if plain(v) and v.size else reference.l2_norm(v)
+
+
+@njit(nogil=True, cache=True)
+def _sum_of_squares(v):
+    """numpy's pairwise summation: halves, a multiple of 8 long, down to 128 values, which eight sums share."""
+    n = v.size
+    if n > 128:
+        half = n // 2 - n // 2 % 8
+        return _sum_of_squares(v[:half]) + _sum_of_squares(v[half:])
+    sums = np.zeros(8)
+    whole = n - n % 8 if n >= 8 else 0
+    for i in range(0, whole, 8):
+        for j in range(8):
+            sums[j] += np.float64(v[i + j]) * np.float64(v[i + j])
+    total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+    for i in range(whole, n):
+        total += np.float64(v[i]) * np.float64(v[i])
+    return total
+
+
+def clip_norm(gradient: Vector, limit: float) -> None:
+    """See `reference.ops.clip_norm`."""
+    norm = l2_norm(gradient)
+    if norm > limit:
+        scale(gradient, limit / norm)
+
+
+def sgd_update(
+    weights: Vector, momentum: Vector, update: Vector, lr: float, mu: float, weight_decay: float, nesterov: bool
+) -> None:
+    """See `reference.ops.sgd_update`: one pass, each operation rounded to float32, without temporaries."""
+    if not plain(weights, momentum, update) or not weights.shape == momentum.shape == update.shape:
+        reference.sgd_update(weights, momentum, update, lr, mu, weight_decay, nesterov)
+        return
+    factors, threads = (np.float32(lr), np.float32(mu), np.float32(weight_decay)), threads_for(weights.size)
+    if threads == 1:
+        _sgd(weights, momentum, update, *factors, nesterov)
+    else:
+        _sgd_threads(weights, momentum, update, *factors, nesterov, threads)
+
+
+@njit(nogil=True, cache=True)
+def _sgd(weights, momentum, update, lr, mu, weight_decay, nesterov):
+    for i in range(weights.size):
+        u = update[i] + weight_decay * weights[i]
+        m = mu * momentum[i] + u
+        update[i], momentum[i] = u, m
+        weights[i] -= lr * (u + mu * m if nesterov else m)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _sgd_threads(weights, momentum, update, lr, mu, weight_decay, nesterov, threads):
+    for thread in prange(threads):
+        mine = slice(weights.size * thread // threads, weights.size * (thread + 1) // threads)
+        _sgd(weights[mine], momentum[mine], update[mine], lr, mu, weight_decay, nesterov)

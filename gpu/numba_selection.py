@@ -1,0 +1,566 @@
+"""The exact choice of the k largest magnitudes on CPU threads: the kernels behind `gpu.numba_ops` and `gpu.numba_adjustment`.
+
+The magnitude of a float32 is its bit pattern without the sign, an int32 here: it orders exactly as |v| does, zeros of both signs
+are equal, denormals are not flushed, and whatever reaches 0x7f800000 is infinity or NaN. So the selection compares integers.
+
+A step goes over the values once. Each thread takes an equal share of them, block by block: it adds the gradient, takes the
+block's largest magnitude, and only where that reaches the layer's cut looks for candidates one by one. The cut lies a little
+below last step's threshold (the hint), so that somewhat more than k candidates remain, among which the choice is exact. Where
+the hint was no good, the candidates are too few or too many, and the layer is searched afresh: a small one by bisection, a
+large one with a cut from a sample, and where that fails too, from histograms of all its magnitudes. Neither the hint nor the
+number of threads changes a result.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from reference.ops import Index, NonFiniteError, Vector
+
+Bits = NDArray[np.int32]
+
+MAGNITUDE = np.int32(0x7FFFFFFF)
+"""All bits but the sign."""
+INFINITE = np.int32(0x7F800000)
+"""Infinity's magnitude; NaN's are above it."""
+BLOCK, GROUP = 256, 8
+"""Values between two looks at the cut, few enough for the fastest cache; and values of a block that are looked at in one go."""
+SHARE = 1 << 15
+"""Fewest values worth a thread of their own: some ten microseconds of work, more than waking a thread takes."""
+SMALL = 1 << 15
+"""Layers up to here stay in a core's cache, so bisection over all their values is cheap."""
+MARGIN, SPREAD = 0.02, 0.5
+"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of random values varies."""
+ROOM, SLACK = 3, 256
+"""Candidates a layer has room for: ROOM·k + SLACK. With more the hint was of no use."""
+DENSE = 8
+"""From k = n/DENSE on candidates save nothing: the histogram alone decides."""
+MANY, BUCKETS = 1 << 16, 2048
+"""Candidates from which on one histogram of so many buckets beats bisecting them all."""
+LEVELS = ((20, 11), (10, 10), (0, 10))
+"""The histograms of a search, coarse to fine: lowest bit looked at, and how many bits. Together the 31 bits of a magnitude."""
+
+LINE, SAMPLE = 16, 1 << 16
+"""Values of a cache line, and the fewest values of a sample."""
+
+_NOTHING = np.empty(0, dtype=np.float32)
+
+
+def threads_for(n: int) -> int:
+    """How many threads n values are worth."""
+    return int(max(1, min(numba.get_num_threads(), n // SHARE)))
+
+
+def plain(*vectors: Vector) -> bool:
+    """Whether all are contiguous float32 vectors that may be written to, the one type the kernels are compiled for."""
+    return all(v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors)
+
+
+# The pass over all values ---------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _sweep(v, bits, gradient, start, stop, cut, places, found):
+    """Accumulate v[start:stop] and collect what reaches the cut.
+
+    `gradient` is as long as v, or empty to accumulate nothing; `bits` are v's. Positions go to `places` and bits to `found`, of
+    equal length and GROUP longer than what they may hold. Returns how many reach the cut, or more than there is room for, and
+    the largest magnitude.
+    """
+    count, largest, room = 0, np.int32(0), places.size - GROUP
+    flags = np.zeros(BLOCK, dtype=np.uint8)
+    for first in range(start, stop, BLOCK):
+        last = min(first + BLOCK, stop)
+        here = bits[first:last]
+        if gradient.size > 0:
+            _add(v[first:last], gradient[first:last])
+        top = _top(here)
+        largest = max(largest, top)
+        if top >= cut and count <= room:
+            if here.size == BLOCK:
+                count = _collect(here, cut, flags, first, places, found, count)
+            else:
+                count = _collect_rest(here, cut, first, places, found, count)
+    return count, largest
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _add(v, gradient):
+    if v.size == BLOCK:  # a length known to the compiler makes a loop without remainder
+        for i in range(BLOCK):
+            v[i] += gradient[i]
+    else:
+        for i in range(v.size):
+            v[i] += gradient[i]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _top(bits):
+    top = np.int32(0)
+    if bits.size == BLOCK:
+        for i in range(BLOCK):
+            top = max(top, bits[i] & MAGNITUDE)
+    else:
+        for i in range(bits.size):
+            top = max(top, bits[i] & MAGNITUDE)
+    return top
+
+
+@njit(nogil=True, cache=True)
+def _collect(bits, cut, flags, first, places, found, count):
+    """Append a whole block's candidates, its first value being number `first`. Returns the new count, or one above the room.
+
+    One byte for each value says whether it is a candidate. Of a group with a candidate every value is written, and the next one
+    over it unless it counts: no branch to guess.
+    """
+    for i in range(BLOCK):
+        flags[i] = (bits[i] & MAGNITUDE) >= cut
+    groups = flags.view(np.uint64)
+    for group in range(BLOCK // GROUP):
+        if groups[group] != 0:
+            if count > places.size - GROUP:
+                return count
+            for i in range(GROUP * group, GROUP * group + GROUP):
+                places[count], found[count] = first + i, bits[i]
+                count += flags[i]
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _collect_rest(bits, cut, first, places, found, count):
+    """`_collect` of an incomplete block."""
+    for i in range(bits.size):
+        if (bits[i] & MAGNITUDE) >= cut and count <= places.size - GROUP:
+            places[count], found[count] = first + i, bits[i]
+            count += 1
+    return count
+
+
+# The exact choice -----------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _count(bits, cut):
+    """How many magnitudes reach the cut."""
+    count = 0
+    for first in range(0, bits.size, 1 << 30):
+        here, part = bits[first : first + (1 << 30)], np.int32(0)  # a 32-bit sum keeps the vectors full
+        for i in range(here.size):
+            part += np.int32((here[i] & MAGNITUDE) >= cut)
+        count += part
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _least_from(bits, cut):
+    """The smallest magnitude that reaches the cut."""
+    least = MAGNITUDE
+    for i in range(bits.size):
+        magnitude = bits[i] & MAGNITUDE
+        if magnitude >= cut:
+            least = min(least, magnitude)
+    return least
+
+
+@njit(nogil=True, cache=True)
+def _bisect(bits, k, low, high):
+    """The k-th largest magnitude, k >= 1, which lies between low and high."""
+    low, high = np.int64(low), np.int64(high) + 1
+    while high - low > 1:
+        middle = np.int32((low + high) >> 1)
+        count = _count(bits, middle)
+        if count == k:
+            return _least_from(bits, middle)
+        if count > k:
+            low = np.int64(middle)
+        else:
+            high = np.int64(middle)
+    return np.int32(low)
+
+
+@njit(nogil=True, cache=True)
+def _kth(bits, k, low, high):
+    """The k-th largest magnitude, k >= 1, where all that count lie between low and high: bisection, of many values in one bucket."""
+    if bits.size <= MANY:
+        return _bisect(bits, k, low, high)
+    shift = 0
+    while (np.int64(high) - low) >> shift >= BUCKETS:
+        shift += 1
+    counts = np.zeros(BUCKETS, dtype=np.int64)
+    for i in range(bits.size):
+        counts[((bits[i] & MAGNITUDE) - low) >> shift] += 1
+    bucket, above = BUCKETS - 1, 0
+    while above + counts[bucket] < k:
+        above += counts[bucket]
+        bucket -= 1
+    inside, count = np.empty(counts[bucket] + 1, dtype=np.int32), 0
+    for i in range(bits.size):
+        magnitude = bits[i] & MAGNITUDE
+        inside[count] = magnitude
+        count += (magnitude - low) >> shift == bucket
+    first = low + (np.int64(bucket) << shift)
+    return _bisect(inside[:count], k - above, first, min(np.int64(high), first + (1 << shift) - 1))
+
+
+@njit(nogil=True, cache=True)
+def _emit(v, bits, k, threshold, above, index, values):
+    """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer."""
+    ties, count = k - above, 0
+    for first in range(0, bits.size, BLOCK):
+        here = bits[first : first + BLOCK]
+        if count == k or _top(here) < threshold:
+            continue
+        for i in range(here.size):
+            magnitude = here[i] & MAGNITUDE
+            if magnitude > threshold or (magnitude == threshold and ties > 0):
+                ties -= magnitude == threshold
+                index[count], values[count] = first + i, v[first + i]
+                count += 1
+
+
+@njit(nogil=True, cache=True)
+def _emit_found(places, found, k, threshold, index, values):
+    """`_emit`, from a layer's candidates. Every one is written, and the next one over it unless it counts: no branch to guess."""
+    ties, count = k - _count(found, threshold + np.int32(1)), 0
+    floats = found.view(np.float32)
+    for i in range(found.size):
+        if count == k:
+            break
+        magnitude = found[i] & MAGNITUDE
+        tied = magnitude == threshold
+        index[count], values[count] = places[i], floats[i]
+        count += (magnitude > threshold) | (tied & (ties > 0))
+        ties -= tied
+
+
+# All layers of a call -------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _cuts(offsets, k, hints):
+    """Each layer's cut and its room for candidates; infinity and no room where no candidates are wanted."""
+    cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
+    for layer in range(k.size):
+        n = offsets[layer + 1] - offsets[layer]
+        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(max(k[layer], 1))))
+        if 0 < k[layer] < max(n // DENSE, 1) and 0 < guess < 3e38:
+            cuts[layer] = np.float32(guess).view(np.int32)
+            room[layer] = min(n, ROOM * k[layer] + SLACK)
+    return cuts, room
+
+
+@njit(nogil=True, cache=True)
+def _plan(offsets, room, threads):
+    """Equal shares of the values for all threads, cut at layers: what each part is, and where each thread's parts begin.
+
+    Returns parts int64 (p, 5): layer, first value, last value + 1, first place for candidates, number of places; p <= layers +
+    threads. Then starts int64 (threads + 1).
+    """
+    parts, starts = np.zeros((room.size + threads, 5), dtype=np.int64), np.zeros(threads + 1, dtype=np.int64)
+    begin, total = offsets[0], offsets[-1] - offsets[0]
+    count, layer, place = 0, 0, 0
+    for thread in range(threads):
+        end, first = begin + total * (thread + 1) // threads, begin + total * thread // threads
+        starts[thread] = count
+        while first < end:
+            while offsets[layer + 1] <= first:
+                layer += 1
+            stop, n = min(end, offsets[layer + 1]), offsets[layer + 1] - offsets[layer]
+            share = math.ceil(room[layer] * ((stop - first) / n))
+            places = min(stop - first, share + SLACK) + GROUP if room[layer] else 0
+            parts[count] = (layer, first, stop, place, places)
+            count, place, first = count + 1, place + places, stop
+    starts[threads] = count
+    return parts[:count], starts
+
+
+@njit(nogil=True, cache=True)
+def _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest):
+    """One thread's parts: `_sweep` each, positions counted within the layer."""
+    for part in range(starts[thread], starts[thread + 1]):
+        layer, first, stop, place, size = parts[part]
+        origin, end = offsets[layer], place + size
+        own = bits[origin:stop]
+        counts[part], largest[part] = _sweep(
+            v[origin:stop],
+            own,
+            gradient[origin:stop],
+            first - origin,
+            stop - origin,
+            cuts[layer],
+            places[place:end],
+            found[place:end],
+        )
+
+
+@njit(nogil=True, cache=True)
+def _gather(parts, counts, largest, places, found, layers):
+    """Move each layer's candidates together. Returns summary int64 (layers, 3): first place, count, largest magnitude.
+
+    The count is −1 where a part had more candidates than room. Then whether all values are finite.
+    """
+    summary, finite = np.zeros((layers, 3), dtype=np.int64), True
+    for part in range(len(parts)):
+        finite &= largest[part] < INFINITE
+        layer, place, size = parts[part, 0], parts[part, 3], parts[part, 4]
+        here = summary[layer]
+        if part == 0 or parts[part - 1, 0] != layer:
+            here[0] = place
+        here[2] = max(here[2], np.int64(largest[part]))
+        if counts[part] > max(0, size - GROUP) or here[1] < 0:
+            here[1] = -1
+            continue
+        target = here[0] + here[1]
+        if target != place:
+            for i in range(counts[part]):
+                places[target + i], found[target + i] = places[place + i], found[place + i]
+        here[1] += counts[part]
+    return summary, finite
+
+
+@njit(nogil=True, cache=True)
+def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds):
+    """One thread's layers: the exact choice. A layer that must be searched afresh keeps −1 as its threshold's magnitude."""
+    for layer in range(thread, cuts.size, threads):
+        first, stop, begin, end = offsets[layer], offsets[layer + 1], ends[layer], ends[layer + 1]
+        k, place, last = end - begin, summary[layer, 0], summary[layer, 0] + summary[layer, 1]
+        if k == 0:
+            thresholds[layer] = INFINITE
+        elif last - place >= k:
+            own = found[place:last]
+            thresholds[layer] = _kth(own, k, cuts[layer], summary[layer, 2])
+            _emit_found(places[place:last], own, k, thresholds[layer], index[begin:end], values[begin:end])
+        elif stop - first <= SMALL:
+            own = bits[first:stop]
+            thresholds[layer] = _kth(own, k, 0, summary[layer, 2])
+            above = _count(own, thresholds[layer] + np.int32(1))
+            _emit(v[first:stop], own, k, thresholds[layer], above, index[begin:end], values[begin:end])
+
+
+@njit(nogil=True, cache=True)
+def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
+    """`_step_threads` on one thread, without waking any."""
+    places, found, counts, largest = _scratch(parts)
+    _sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
+    summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
+    if not finite:
+        return False
+    _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+    return True
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
+    """Accumulate all layers and choose where one pass suffices. False, and nothing chosen, where a value is not finite."""
+    places, found, counts, largest = _scratch(parts)
+    threads = starts.size - 1
+    for thread in prange(threads):
+        _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
+    summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
+    if not finite:
+        return False
+    for thread in prange(threads):
+        _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _scratch(parts):
+    """Places and bits of candidates, and per part their count and the largest magnitude."""
+    size = parts[-1, 3] + parts[-1, 4] if len(parts) else 0
+    counts, largest = np.zeros(len(parts), dtype=np.int64), np.zeros(len(parts), dtype=np.int32)
+    return np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.int32), counts, largest
+
+
+# The search afresh, for a large layer ---------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def _histogram_share(bits, prefix, shift, width, counts):
+    """Add to counts (2^width) the next `width` bits, from bit `shift` on, of each magnitude that begins with the prefix.
+
+    Two tables take turns: counting the same bucket twice in a row would wait for memory.
+    """
+    other, mask = np.zeros_like(counts), np.int32((1 << width) - 1)
+    for i in range(0, bits.size - 1, 2):
+        one, two = bits[i] & MAGNITUDE, bits[i + 1] & MAGNITUDE
+        if one >> (shift + width) == prefix:
+            counts[(one >> shift) & mask] += 1
+        if two >> (shift + width) == prefix:
+            other[(two >> shift) & mask] += 1
+    if bits.size % 2 and (bits[-1] & MAGNITUDE) >> (shift + width) == prefix:
+        other[((bits[-1] & MAGNITUDE) >> shift) & mask] += 1
+    for i in range(counts.size):
+        counts[i] += other[i]
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _histogram(bits, prefix, shift, width, threads):
+    """`_histogram_share` of each thread's equal share: int64 (threads, 2^width)."""
+    counts = np.zeros((threads, 1 << width), dtype=np.int64)
+    for thread in prange(threads):
+        first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
+        _histogram_share(bits[first:stop], prefix, shift, width, counts[thread])
+    return counts
+
+
+def _narrow(bits: Bits, k: int, enough: int, threads: int) -> tuple[int, NDArray[np.int64], bool]:
+    """A cut that at least k magnitudes reach, and at most `enough` if possible: (cut, how many in each thread's share, exact).
+
+    An exact cut is the k-th largest magnitude itself, which a higher one replaces as soon as few enough reach it.
+    """
+    cut, above = 0, np.zeros(threads, dtype=np.int64)
+    reach = above
+    for shift, width in LEVELS:
+        counts = _histogram(bits, np.int32(cut >> (shift + width)), shift, width, threads)
+        downwards = counts[:, ::-1].cumsum(axis=1)[:, ::-1] + above[:, None]
+        bucket = int(np.flatnonzero(downwards.sum(axis=0) >= k)[-1])
+        cut, reach = cut | bucket << shift, downwards[:, bucket]
+        above = reach - counts[:, bucket]
+        if shift and reach.sum() <= enough:
+            return cut, reach, False
+    return cut, above, True
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _count_threads(bits, cut, threads):
+    """How many magnitudes of each thread's equal share reach the cut: int64 (threads)."""
+    counts = np.zeros(threads, dtype=np.int64)
+    for thread in prange(threads):
+        counts[thread] = _count(bits[bits.size * thread // threads : bits.size * (thread + 1) // threads], cut)
+    return counts
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def _collect_threads(v, bits, cut, starts, places, found):
+    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and GROUP more."""
+    threads = starts.size - 1
+    for thread in prange(threads):
+        first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
+        mine = slice(starts[thread], starts[thread + 1])
+        _sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine])
+
+
+def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Bits]:
+    """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being their number in each share."""
+    starts = np.concatenate([[0], np.cumsum(reach + GROUP)])
+    places, found = np.empty(starts[-1], dtype=np.uint32), np.empty(starts[-1], dtype=np.int32)
+    _collect_threads(v, v.view(np.int32), np.int32(cut), starts, places, found)
+    inside = [slice(start, start + count) for start, count in zip(starts[:-1], reach, strict=True)]
+    return np.concatenate([places[part] for part in inside]), np.concatenate([found[part] for part in inside])
+
+
+def _choose_by_histogram(v: Vector, k: int, index: Index, values: Vector) -> int:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold's magnitude."""
+    bits, threads = v.view(np.int32), threads_for(v.size)
+    cut, reach, exact = _narrow(bits, k, ROOM * k + SMALL, threads)
+    if exact:  # so many ties that collecting them all would fill the memory
+        _emit(v, bits, k, np.int32(cut), int(reach.sum()), index, values)
+        return cut
+    places, found = _collect_exactly(v, cut, reach)
+    threshold = _kth(found, k, np.int32(cut), INFINITE)
+    _emit_found(places, found, k, threshold, index, values)
+    return int(threshold)
+
+
+@njit(nogil=True, cache=True)
+def _guess(bits, k):
+    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach."""
+    lines = max(1, min(bits.size // DENSE, max(SAMPLE, 128 * bits.size // k)) // LINE)
+    sample = np.empty(lines * LINE, dtype=np.int32)
+    for line in range(lines):
+        first = (bits.size - LINE) * line // lines
+        for i in range(LINE):
+            sample[line * LINE + i] = bits[first + i]
+    expected = k * (sample.size / bits.size)
+    rank = min(sample.size, math.ceil(1.05 * expected + 4 * math.sqrt(expected)))
+    return _kth(sample, rank, np.int32(0), MAGNITUDE)
+
+
+# What the backend's modules call -------------------------------------------------------------------------------------------
+
+
+def choose_layers(
+    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+) -> tuple[Index, Vector, NDArray[np.float64]]:
+    """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
+    sizes = np.diff(offsets)
+    if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
+        raise ValueError(f"k must lie in 0..{sizes[wrong[0]]}, not {k[wrong[0]]}")
+    ends = np.concatenate([[0], np.cumsum(k)])
+    index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
+    thresholds = np.full(k.size, -1, dtype=np.int32)
+    cuts, room = _cuts(offsets, k, hints)
+    if not _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds):
+        raise NonFiniteError("NaN or infinity in the accumulated gradient")
+    for layer in np.flatnonzero(thresholds < 0):
+        out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
+        thresholds[layer] = _choose_large(own, int(k[layer]), index[out], values[out])
+    return index, values, thresholds.view(np.float32).astype(np.float64)
+
+
+def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> bool:
+    """`_step` on as many threads as the values are worth."""
+    threads = threads_for(int(offsets[-1] - offsets[0]))
+    parts, starts = _plan(offsets, room, threads)
+    step = _step if threads == 1 else _step_threads
+    return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
+
+
+def _choose_large(v: Vector, k: int, index: Index, values: Vector) -> int:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut; returns the threshold's magnitude."""
+    if k < v.size // DENSE:
+        cuts, room, found = np.array([_guess(v.view(np.int32), k)]), np.array([ROOM * k + SLACK]), np.array([-1], dtype=np.int32)
+        _pass(v, _NOTHING, np.array([0, v.size]), np.array([0, k]), cuts, room, index, values, found)
+        if found[0] >= 0:
+            return int(found[0])
+    return _choose_by_histogram(v, k, index, values)
+
+
+@njit(nogil=True, cache=True)
+def largest_magnitude(bits):
+    """The largest magnitude, as bits; 0 of an empty vector."""
+    largest = np.int32(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & MAGNITUDE)
+    return largest
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def largest_magnitude_threads(bits, threads):
+    """`largest_magnitude` on several threads."""
+    largest = np.zeros(threads, dtype=np.int32)
+    for thread in prange(threads):
+        largest[thread] = largest_magnitude(bits[bits.size * thread // threads : bits.size * (thread + 1) // threads])
+    return largest.max()
+
+
+def kth_magnitude(v: Vector, k: int) -> int:
+    """The bits of the k-th largest magnitude of v (n), 1 <= k <= n; NaN counts as larger than infinity."""
+    bits, threads = v.view(np.int32), threads_for(v.size)
+    if k == 1:
+        return int(largest_magnitude(bits) if threads == 1 else largest_magnitude_threads(bits, threads))
+    if v.size <= SMALL:
+        return int(_kth(bits, k, np.int32(0), MAGNITUDE))
+    return _narrow(bits, k, 0, threads)[0]
+
+
+def values_from(v: Vector, cut: int, room: int) -> Vector | None:
+    """The values of v (n) whose magnitude's bits reach the cut, in order; None where they exceed the room."""
+    bits, threads = v.view(np.int32), threads_for(v.size)
+    one = threads == 1
+    reach = np.array([_count(bits, np.int32(cut))]) if one else _count_threads(bits, np.int32(cut), threads)
+    return None if reach.sum() > room else _collect_exactly(v, cut, reach)[1].view(np.float32)
+
+
+def add_histogram(v: Vector, prefix: int, shift: int, width: int, counts: NDArray[np.int64]) -> None:
+    """Add to counts (2^width) how often each `width` bits from bit `shift` on occur in magnitudes that begin with the prefix."""
+    threads = threads_for(v.size)
+    if threads == 1:
+        _histogram_share(v.view(np.int32), np.int32(prefix), shift, width, counts)
+    else:
+        counts += _histogram(v.view(np.int32), np.int32(prefix), shift, width, threads).sum(axis=0)
