@@ -19,7 +19,7 @@ train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001"
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(if $(MAKE_TERMOUT),--progress bar) $(ARGS)
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU
 	DLS_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_logic.py tests/test_replay.py $(ARGS)

@@ -184,7 +184,7 @@ def _bisect(bits, k, low, high):
 
 @njit(nogil=True, cache=True)
 def _kth(bits, k, low, high):
-    """The k-th largest magnitude, k >= 1, where all that count lie between low and high: bisection, of many values in one bucket."""
+    """The k-th largest magnitude, k >= 1, of magnitudes between low and high: by bisection, of many first to one bucket."""
     if bits.size <= MANY:
         return _bisect(bits, k, low, high)
     shift = 0
