@@ -18,7 +18,7 @@ class Reporter:
     def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
         self._quiet, self._total = quiet, total
         self._started = self._spoke = time.monotonic()
-        self._first = first
+        self._first, self._training = first, 0.0
         forced = {"auto": None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
@@ -34,8 +34,9 @@ class Reporter:
         self._console.print(line, markup=False)
         self._console.file.flush()
 
-    def step(self, step: int, loss: float) -> None:
-        """A step is done."""
+    def step(self, step: int, loss: float, seconds: float) -> None:
+        """A step is done, after so many seconds."""
+        self._training += seconds
         self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}")
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
@@ -47,7 +48,7 @@ class Reporter:
         )
 
     def _speed(self, step: int) -> str:
-        return f"{(step - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} steps/s"
+        return f"{(step - self._first) / max(self._training, 1e-9):.1f} steps/s"
 
     def done(self, out: Path) -> None:
         """The run is over."""

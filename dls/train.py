@@ -86,7 +86,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
     result = worker.step(run.batches, step, lr, record)
     if record:
         recorder.step(step, (step - 1) // run.batches.steps_per_epoch, lr, result)
-    reporter.step(step, result.loss)
+    reporter.step(step, result.loss, result.seconds["total"])
 
 
 def _due(step: int, every: int) -> bool:
