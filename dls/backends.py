@@ -23,7 +23,7 @@ class Backend:
 
 _HOMES = {
     "numpy": (("reference.ops", "reference.adjustment", "reference.nn"), "pip install numpy"),
-    "numba": (("gpu.numba_ops", "gpu.numba_adjustment", "reference.nn"), "pip install numba"),
+    "numba": (("gpu.numba_ops", "gpu.numba_adjustment", "gpu.numba_nn"), "pip install numba"),
     "cupy": (("gpu.cupy_ops", "gpu.cupy_adjustment", "gpu.cupy_nn"), "pip install 'dls[cuda]', on a machine with a GPU"),
 }
 """Name to the modules of Backend, and how to install what they need."""

@@ -72,7 +72,7 @@ def _sweep(v, bits, gradient, start, stop, cut, places, found):
     the largest magnitude.
     """
     count, largest, room = 0, np.int32(0), places.size - GROUP
-    flags = np.zeros(BLOCK, dtype=np.uint8)
+    flags, busy = np.zeros(BLOCK, dtype=np.uint8), np.zeros(BLOCK // GROUP + 1, dtype=np.uint8)
     for first in range(start, stop, BLOCK):
         last = min(first + BLOCK, stop)
         here = bits[first:last]
@@ -82,7 +82,7 @@ def _sweep(v, bits, gradient, start, stop, cut, places, found):
         largest = max(largest, top)
         if top >= cut and count <= room:
             if here.size == BLOCK:
-                count = _collect(here, cut, flags, first, places, found, count)
+                count = _collect(here, cut, flags, busy, first, places, found, count)
             else:
                 count = _collect_rest(here, cut, first, places, found, count)
     return count, largest
@@ -111,23 +111,28 @@ def _top(bits):
 
 
 @njit(nogil=True, cache=True)
-def _collect(bits, cut, flags, first, places, found, count):
+def _collect(bits, cut, flags, busy, first, places, found, count):
     """Append a whole block's candidates, its first value being number `first`. Returns the new count, or one above the room.
 
-    One byte for each value says whether it is a candidate. Of a group with a candidate every value is written, and the next one
-    over it unless it counts: no branch to guess.
+    One byte for each value says whether it is a candidate. First the groups that hold one are listed, then of those every value
+    is written. In both, what does not count is written over by the next: there is no branch to guess wrong. Unsigned positions,
+    as numba tests signed ones for counting from the end.
     """
     for i in range(BLOCK):
         flags[i] = (bits[i] & MAGNITUDE) >= cut
-    groups = flags.view(np.uint64)
+    groups, listed, at = flags.view(np.uint64), np.uint64(0), np.uint64(count)
     for group in range(BLOCK // GROUP):
-        if groups[group] != 0:
-            if count > places.size - GROUP:
-                return count
-            for i in range(GROUP * group, GROUP * group + GROUP):
-                places[count], found[count] = first + i, bits[i]
-                count += flags[i]
-    return count
+        busy[listed] = group
+        listed += np.uint64(groups[group] != 0)
+    for one in range(listed):
+        if at > np.uint64(places.size - GROUP):
+            break
+        start = np.uint64(busy[one]) * np.uint64(GROUP)
+        for i in range(GROUP):
+            position = start + np.uint64(i)
+            places[at], found[at] = first + np.int64(position), bits[position]
+            at += np.uint64(flags[position])
+    return np.int64(at)
 
 
 @njit(nogil=True, cache=True)

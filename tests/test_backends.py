@@ -182,12 +182,12 @@ def test_a_layer_beyond_the_integers_of_float32(backend: Backend) -> None:
     gradient[-4:] = [5, -5, 5, 4]
     residual = backend.ops.zeros(n)
     expected = np.sort(np.argsort(-np.abs(gradient), kind="stable")[:500])
-    for hint in (0.0, 1.0):
+    for hint in (0.0,) if backend.name == "numpy" else (0.0, 1.0):
         residual[...] = 0
         index, values, threshold = backend.ops.select(residual, backend.ops.from_host(gradient), 500, hint)
         same(host(backend, [index, values]), [expected, gradient[expected]])
         assert threshold == np.abs(gradient[expected]).min()
-    assert expected[-3:].tolist() == [n - 4, n - 3, n - 2] or expected[-1] == n - 1
+    assert expected[-1] > 2**24
 
 
 @QUICK

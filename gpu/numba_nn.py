@@ -1,0 +1,860 @@
+"""The functions of `reference.nn` on CPU threads: numba for what moves memory, BLAS for the large matrix products.
+
+Names, signatures and meanings are those of `reference.nn`; caches differ and stay opaque. Results keep the dtype of the input
+and agree with the reference within rounding, not bit by bit. The same input gives the same bits again, whatever the number of
+threads, in all but the linear layers, whose matrix products BLAS may split differently.
+
+Memory order: every image that comes back is an [N, C, H, W] view of contiguous channels-first memory [C, N, H, W]. Images that
+come in may have any order; another one costs a copy.
+
+Two roads lead through a convolution. A 3x3 kernel with stride 1 and padding 1 over few channels, where a matrix product would be
+too thin for BLAS, is summed directly (`_backward_direct` and around it). Every other one goes through im2col and matrix products,
+in parts that stay in the processor's cache. Scratch memory is kept between calls.
+
+Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of compiled functions, each with
+a BLAS of one thread. Numba's own threads and those of BLAS wait for work by spinning, and would take turns at keeping each other
+off the cores.
+
+No kernel assumes finite numbers: fast math may join a product and a sum and reorder sums, and no more, so NaN and infinity
+come through.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from reference.nn import (  # not sped up: small, or a matrix product already
+    Array,
+    Shape,
+    add_backward,
+    asarray,
+    flatten_backward,
+    flatten_forward,
+    global_avg_pool_backward,
+    global_avg_pool_forward,
+    he_normal,
+    linear_backward,
+    linear_forward,
+    shortcut_backward,
+    shortcut_forward,
+    softmax_cross_entropy,
+)
+from threadpoolctl import ThreadpoolController
+
+__all__ = [
+    "add_backward",
+    "add_forward",
+    "asarray",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "conv2d_backward",
+    "conv2d_forward",
+    "flatten_backward",
+    "flatten_forward",
+    "global_avg_pool_backward",
+    "global_avg_pool_forward",
+    "he_normal",
+    "linear_backward",
+    "linear_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "relu_backward",
+    "relu_forward",
+    "shortcut_backward",
+    "shortcut_forward",
+    "softmax_cross_entropy",
+]
+
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+
+
+# Threads --------------------------------------------------------------------------------------
+
+_GRAIN = 1 << 16  # values that are worth the waking of a thread
+
+
+def _thread_count() -> int:
+    """Return how many threads the caller wants at work."""
+    count: int = numba.get_num_threads()
+    return count
+
+
+class _Team:
+    """Threads that work through numbered parts beside the caller. They sleep in between."""
+
+    def __init__(self) -> None:
+        self._threads = 1
+        self._helpers: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[int], None], parts: int) -> None:
+        """Call work(0) ... work(parts - 1), each once, in any order, with BLAS on one thread; return when all are done."""
+        threads = _thread_count()
+        if min(threads, parts) == 1:
+            for part in range(parts):
+                work(part)
+            return
+        queue = itertools.count()  # one step of it cannot be interrupted
+
+        def share() -> None:
+            while (part := next(queue)) < parts:
+                work(part)
+
+        with _blas.limit(limits=1):
+            helpers = self._executor(threads)
+            pending = [helpers.submit(share) for _ in range(min(threads, parts) - 1)]
+            share()
+            for helper in pending:
+                if not helper.cancel():  # one that came too late has nothing to do
+                    helper.result()
+
+    def _executor(self, threads: int) -> ThreadPoolExecutor:
+        """Return the helpers of a team of so many threads."""
+        if self._helpers is None or self._threads != threads:
+            self._helpers, self._threads = ThreadPoolExecutor(threads - 1, "numba_nn"), threads
+        return self._helpers
+
+
+_team = _Team()
+_blas = ThreadpoolController().select(user_api="blas")
+
+
+def _share(work: Callable[[slice], None], count: int, values: int) -> None:
+    """Call work with slices of `count` rows, or channels, or values, `values` numbers of work in all, on the team's threads."""
+    parts = max(1, min(_thread_count(), count, values // _GRAIN))
+    _team.run(lambda part: work(slice(count * part // parts, count * (part + 1) // parts)), parts)
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+class _Scratch(threading.local):
+    """Memory that outlives a call, so that a step does not fetch fresh pages: one growing buffer per use and dtype."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, np.dtype[Any]], Array] = {}
+
+    def __call__(self, use: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """Return an array whose values are left over from earlier calls; the next call with this `use` takes it back."""
+        size = int(np.prod(shape))
+        buffer = self._buffers.get((use, dtype))
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[use, dtype] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+
+_scratch = _Scratch()
+
+
+def _channels_first(x: Array) -> Array:
+    """Return x [N, C, ...] as contiguous memory [C, N, ...]; a view where it is that already."""
+    return np.ascontiguousarray(x.swapaxes(0, 1))
+
+
+def _flat(x: Array) -> Array:
+    """Return the values of x in one row, images channels-first; a view where memory allows it."""
+    return (_channels_first(x) if x.ndim == 4 else np.ascontiguousarray(x)).reshape(-1)
+
+
+def _unflat(values: Array, shape: Shape) -> Array:
+    """Undo `_flat`: return a view of `shape`."""
+    if len(shape) != 4:
+        return values.reshape(shape)
+    count, channels, height, width = shape
+    return values.reshape(channels, count, height, width).swapaxes(0, 1)
+
+
+# Convolution ----------------------------------------------------------------------------------
+
+_COLUMN_BYTES = 8 << 20  # of im2col at a time
+_PRODUCT_ROWS = 64  # of the columns' side of a matrix product, at least
+_DIRECT_CHANNELS = 2  # times the width of an image: up to here direct sums beat the matrix product
+
+
+class ConvCache(NamedTuple):
+    """What conv2d_backward needs: the input, channels-first [C, N, H, W], and the geometry."""
+
+    x: Array
+    stride: int
+    padding: int
+
+
+def conv2d_forward(x: Array, w: Array, b: Array | None, stride: int, padding: int) -> tuple[Array, ConvCache]:
+    """Cross-correlate x [N, C, H, W] with w [D, C, k, k], add b [D], return (y, cache).
+
+    y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of `padding` pixels is zero.
+
+    Raises ValueError where the kernel is larger than the padded image.
+    """
+    size = _output_size(x.shape, w.shape[-1], stride, padding)
+    x = _channels_first(x)
+    y = np.empty((len(w), x.shape[1], *size), x.dtype)
+    bias = np.zeros(len(w), x.dtype) if b is None else b
+    cache = ConvCache(x, stride, padding)
+    forward = _forward_direct if _is_direct(cache, w.shape) else _forward_by_matrix
+    forward(cache, w, bias, y)
+    return y.swapaxes(0, 1), cache
+
+
+def conv2d_backward(dy: Array, cache: ConvCache, w: Array, need_dx: bool) -> tuple[Array | None, Array, Array]:
+    """Return (dx, dw, db) for dy [N, D, OH, OW]; dx is None unless `need_dx`."""
+    dy = _channels_first(dy)
+    dx = np.empty_like(cache.x) if need_dx else None
+    dw = np.empty_like(w, order="C")
+    db = np.empty(len(w), dy.dtype)
+    rows = dy.reshape(len(w), -1)
+    _share(lambda some: _row_sums(rows[some], db[some]), len(rows), rows.size)
+    backward = _backward_direct if _is_direct(cache, w.shape) else _backward_by_matrix
+    backward(dy, cache, w, dw, dx)
+    return None if dx is None else dx.swapaxes(0, 1), dw, db
+
+
+def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Return (OH, OW) of a convolution over [N, C, H, W]."""
+    height, width = shape[2] + 2 * padding - kernel, shape[3] + 2 * padding - kernel
+    if min(height, width) < 0:
+        raise ValueError(
+            f"a {kernel}x{kernel} kernel does not fit an image of {shape[2]}x{shape[3]} pixels with a border of {padding}"
+        )
+    return height // stride + 1, width // stride + 1
+
+
+@_compiled
+def _row_sums(rows, sums):
+    """Write the sums [D] of rows [D, M], added up in float64."""
+    for d in range(len(rows)):
+        row, total = rows[d], 0.0
+        for m in range(row.size):
+            total += row[m]
+        sums[d] = total
+
+
+# Convolution by im2col and matrix products ------------------------------------------------------
+
+
+def _forward_by_matrix(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
+    """Fill y [D, N, OH, OW], some images at a time."""
+    x, stride, padding = cache
+    matrix, rows, places = w.reshape(len(w), -1), y.reshape(len(w), -1), y[0, 0].size
+    parts = _parts(x.shape[1], matrix.shape[1] * places * x.itemsize, places)
+
+    def work(part: int) -> None:
+        first, last = x.shape[1] * part // parts, x.shape[1] * (part + 1) // parts
+        columns = _scratch("columns", (len(x), *w.shape[2:], last - first, *y.shape[2:]), x.dtype)
+        _fill_columns(x, first, stride, padding, columns)
+        target = rows[:, first * places : last * places]
+        np.matmul(matrix, columns.reshape(matrix.shape[1], -1), out=target)
+        if b.any():
+            target += b[:, None]
+
+    _team.run(work, parts)
+
+
+def _backward_by_matrix(dy: Array, cache: ConvCache, w: Array, dw: Array, dx: Array | None) -> None:
+    """Fill dw [D, C, k, k], and dx [C, N, H, W] unless it is None, for dy [D, N, OH, OW]: some input channels at a time."""
+    x, stride, padding = cache
+    matrix, rows, taps = w.reshape(len(w), -1), dy.reshape(len(w), -1), w[0, 0].size
+    parts = _parts(len(x), taps * rows.shape[1] * x.itemsize, taps)
+
+    def work(part: int) -> None:
+        some = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
+        places = slice(some.start * taps, some.stop * taps)
+        columns = _scratch("columns", (some.stop - some.start, *w.shape[2:], *dy.shape[1:]), x.dtype)
+        flat = columns.reshape(-1, rows.shape[1])
+        _fill_columns(x[some], 0, stride, padding, columns)
+        np.matmul(rows, flat.T, out=dw.reshape(len(w), -1)[:, places])
+        if dx is not None:
+            np.matmul(matrix[:, places].T, rows, out=flat)
+            _add_columns(columns, stride, padding, dx[some])
+
+    _team.run(work, parts)
+
+
+def _parts(count: int, size: int, rows: int) -> int:
+    """Return into how many parts to split `count` images or channels, each worth `size` bytes and so many rows of columns.
+
+    The columns of a part stay in the cache; there are parts for several threads where these do not get too thin for BLAS.
+    The number of threads has no say: the bits would follow it.
+    """
+    small_enough = -(-count * size // _COLUMN_BYTES)
+    thick_enough = max(1, count * rows // _PRODUCT_ROWS)
+    return min(count, max(small_enough, min(thick_enough, 4)))
+
+
+@_compiled
+def _span(tap, stride, padding, pixels, places):
+    """Return [first, last): the outputs of a row of `places` whose tap meets one of the pixels, not the border."""
+    first = min(places, max(0, (padding - tap + stride - 1) // stride))
+    last = min(places, (pixels - 1 + padding - tap) // stride + 1)
+    return first, max(first, last)
+
+
+@_compiled
+def _fill_columns(x, first, stride, padding, columns):
+    """Write columns [C, k, k, B, OH, OW] of x [C, N, H, W] from image `first` on.
+
+    columns[c, i, j, n, r, q] is x[c, first + n, r * stride + i - padding, q * stride + j - padding], zero outside the image.
+    """
+    channels, kernel, _, count, height, width = columns.shape
+    same = stride == 1 and height == x.shape[2] and width == x.shape[3]
+    for c in range(channels):
+        for i in range(kernel):
+            for j in range(kernel):
+                if same:
+                    shift = (i - padding) * width + j - padding
+                    _copy_shifted(x[c, first : first + count].reshape(-1), shift, columns[c, i, j].reshape(-1))
+                    _clear_border(columns[c, i, j], i - padding, j - padding)
+                else:
+                    _copy_strided(x[c, first : first + count], i, j, stride, padding, columns[c, i, j])
+
+
+@_compiled
+def _add_columns(columns, stride, padding, dx):
+    """Sum columns [C, k, k, N, OH, OW] into dx [C, N, H, W]: _fill_columns transposed. The columns are lost."""
+    channels, kernel, _, _, height, width = columns.shape
+    same = stride == 1 and height == dx.shape[2] and width == dx.shape[3]
+    for c in range(channels):
+        dx[c] = 0
+        for i in range(kernel):
+            for j in range(kernel):
+                if same:
+                    _clear_border(columns[c, i, j], i - padding, j - padding)
+                    shift = (i - padding) * width + j - padding
+                    _add_shifted(columns[c, i, j].reshape(-1), shift, dx[c].reshape(-1))
+                else:
+                    _add_strided(columns[c, i, j], i, j, stride, padding, dx[c])
+
+
+@_compiled
+def _copy_shifted(x, shift, target):
+    """Write x[p + shift] to target[p] wherever both exist: where outputs and pixels match one to one, rows run on in memory."""
+    target, source = target[max(0, -shift) :], x[max(0, shift) :]
+    for p in range(min(target.size, source.size)):
+        target[p] = source[p]
+
+
+@_compiled
+def _add_shifted(values, shift, target):
+    """Add values[p] to target[p + shift] wherever both exist."""
+    values, target = values[max(0, -shift) :], target[max(0, shift) :]
+    for p in range(min(values.size, target.size)):
+        target[p] += values[p]
+
+
+@_compiled
+def _clear_border(images, down, right):
+    """Set to zero the places of images [N, H, W] from where a step down and to the right leads out of the image."""
+    count, height, width = images.shape
+    top, bottom = min(height, max(0, -down)), max(0, height - max(0, down))
+    left, end = min(width, max(0, -right)), max(0, width - max(0, right))
+    for n in range(count):
+        images[n, :top] = 0
+        images[n, bottom:] = 0
+        for r in range(top, bottom):
+            for q in range(left):
+                images[n, r, q] = 0
+            for q in range(end, width):
+                images[n, r, q] = 0
+
+
+@_compiled
+def _copy_strided(x, i, j, stride, padding, target):
+    """Write what tap (i, j) sees of x [N, H, W] to target [N, OH, OW]."""
+    count, height, width = target.shape
+    top, bottom = _span(i, stride, padding, x.shape[1], height)
+    left, right = _span(j, stride, padding, x.shape[2], width)
+    if (top, bottom, left, right) != (0, height, 0, width):
+        target[:] = 0
+    for n in range(count):
+        for r in range(top, bottom):
+            source, row = x[n, r * stride + i - padding, left * stride + j - padding :], target[n, r, left:right]
+            for q in range(row.size):
+                row[q] = source[q * stride]
+
+
+@_compiled
+def _add_strided(values, i, j, stride, padding, target):
+    """Add values [N, OH, OW] to what tap (i, j) sees of target [N, H, W]."""
+    count, height, width = values.shape
+    top, bottom = _span(i, stride, padding, target.shape[1], height)
+    left, right = _span(j, stride, padding, target.shape[2], width)
+    for n in range(count):
+        for r in range(top, bottom):
+            row, sums = values[n, r, left:right], target[n, r * stride + i - padding, left * stride + j - padding :]
+            for q in range(row.size):
+                sums[q * stride] += row[q]
+
+
+# Direct convolution: 3x3, stride 1, padding 1 ---------------------------------------------------
+#
+# A few images lie in one row of memory, one pixel of zeros after every row of pixels and one row of zeros after every image (and
+# before the first). The zeros serve as the border on both sides, and what tap (i, j) sees at output p lies at p + i * pitch + j,
+# whatever p: all loops run over p, long and without a branch. Outputs that fall on a gap are computed and thrown away.
+
+_PLACES = 512  # of a row, at least, so that its loops are long; the sums of four rows still fit the first-level cache
+_VECTOR = 16  # rows are a whole number of float32 vectors, which spares the loops a remainder
+
+
+def _is_direct(cache: ConvCache, shape: Shape) -> bool:
+    """Whether a convolution with weights [D, C, k, k] goes the direct way; narrow images waste more of it on gaps."""
+    geometry = *shape[2:], cache.stride, cache.padding
+    return geometry == (3, 3, 1, 1) and max(shape[:2]) <= _DIRECT_CHANNELS * cache.x.shape[3]
+
+
+def _together(shape: Shape) -> int:
+    """Return how many images of [C, N, H, W] share a row: a power of two."""
+    together = 1
+    while together < shape[1] and together * (shape[2] + 1) * (shape[3] + 1) < _PLACES:
+        together *= 2
+    return together
+
+
+def _gapped_scratch(use: str, x: Array) -> Array:
+    """Return memory [groups, C, length] for the gapped rows of images x [C, N, H, W]."""
+    channels, count, height, width = x.shape
+    together = _together(x.shape)
+    length = _outputs(together, height, width) + 2 * (width + 1) + 2
+    return _scratch("gapped " + use, (-(-count // together), channels, length), x.dtype)
+
+
+def _outputs(images: int, height: int, width: int) -> int:
+    """Return how many places of a row get an output: up to the last pixel, then to a whole vector."""
+    last = (images - 1) * (height + 1) * (width + 1) + (height - 1) * (width + 1) + width
+    return -(-last // _VECTOR) * _VECTOR
+
+
+def _taps(w: Array) -> Array:
+    """Return w [D, C, 3, 3] as [D', C, 9] with D' a multiple of four, zeros as further outputs."""
+    taps = np.zeros((-(-len(w) // 4) * 4, w.shape[1], 9), w.dtype)
+    taps[: len(w)] = w.reshape(*w.shape[:2], 9)
+    return taps
+
+
+def _forward_direct(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
+    """Fill y [D, N, H, W]."""
+    _correlate(cache.x, _taps(w), b, _gapped_scratch("x", cache.x), y)
+
+
+def _backward_direct(dy: Array, cache: ConvCache, w: Array, dw: Array, dx: Array | None) -> None:
+    """Fill dw [D, C, 3, 3], and dx [C, N, H, W] unless it is None, for dy [D, N, H, W].
+
+    dx is dy correlated with the weights of swapped channels, turned by 180 degrees.
+    """
+    x, together = cache.x, _together(dy.shape)
+    gapped_x, gapped_dy = _gapped_scratch("x", x), _gapped_scratch("dy", dy)
+    _team.run(lambda group: _fill_group(x, group * together, together, gapped_x[group]), len(gapped_x))
+    if dx is None:
+        _team.run(lambda group: _fill_group(dy, group * together, together, gapped_dy[group]), len(gapped_dy))
+    else:
+        turned = _taps(w[:, :, ::-1, ::-1].swapaxes(0, 1))
+        _correlate(dy, turned, np.zeros(len(dx), x.dtype), gapped_dy, dx)
+    blocks = -(-len(w) // 3)
+    parts = min(blocks, _thread_count())
+
+    def work(part: int) -> None:
+        some = slice(3 * (blocks * part // parts), 3 * (blocks * (part + 1) // parts))
+        _correlate_weights(gapped_x, gapped_dy, some.start, x.shape[3] + 1, dw[some].reshape(-1, len(x), 9))
+
+    _team.run(work, parts)
+
+
+def _correlate(x: Array, taps: Array, b: Array, gapped: Array, y: Array) -> None:
+    """Fill y [D, N, H, W] of x [C, N, H, W], taps [D', C, 9], b [D]; x lies in gapped [groups, C, length] afterwards."""
+    together = _together(x.shape)
+
+    def work(group: int) -> None:
+        sums = _scratch("sums", (4, gapped.shape[2] - 2 * (x.shape[3] + 1) - 2), x.dtype)
+        _fill_group(x, group * together, together, gapped[group])
+        _correlate_group(gapped[group], taps, b, group * together, together, sums, y)
+
+    _team.run(work, len(gapped))
+
+
+@_compiled
+def _fill_group(x, first, together, rows):
+    """Write so many images of x [C, N, H, W], from `first` on, as gapped rows [C, length]."""
+    channels, count, height, width = x.shape
+    pitch = width + 1
+    for c in range(channels):
+        rows[c] = 0
+        for n in range(first, min(first + together, count)):
+            for r in range(height):
+                target, source = rows[c, ((n - first) * (height + 1) + r + 1) * pitch + 1 :], x[c, n, r]
+                for q in range(width):
+                    target[q] = source[q]
+
+
+@_compiled
+def _correlate_group(rows, taps, b, first, together, sums, y):
+    """Write a group of y [D, N, H, W] from its rows [C, length], four outputs at a time; sums [4, places] is scratch."""
+    for d in range(0, len(taps), 4):
+        sums[:] = 0
+        for c in range(len(rows)):
+            _add_taps(_shifts(rows[c], y.shape[3] + 1), taps[d : d + 4, c], sums[0], sums[1], sums[2], sums[3])
+        for e in range(d, min(d + 4, len(y))):
+            _store_group(sums[e - d], b[e], first, together, y[e])
+
+
+@_compiled
+def _shifts(row, pitch):
+    """Return the nine views of a gapped row, one a tap: place p of each is what its tap sees at output p."""
+    below, last = row[pitch:], row[2 * pitch :]
+    return row, row[1:], row[2:], below, below[1:], below[2:], last, last[1:], last[2:]
+
+
+@_compiled
+def _nine(w):
+    """Return nine values as a tuple, which the compiler keeps in registers."""
+    return w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]
+
+
+@_compiled
+def _nine_products(x, p, w):
+    """Return the sum over the taps of w times what they see at p."""
+    top = x[0][p] * w[0] + x[1][p] * w[1] + x[2][p] * w[2]
+    middle = x[3][p] * w[3] + x[4][p] * w[4] + x[5][p] * w[5]
+    return top + middle + (x[6][p] * w[6] + x[7][p] * w[7] + x[8][p] * w[8])
+
+
+@_compiled
+def _add_taps(x, w, sums0, sums1, sums2, sums3):
+    """Add one input channel, seen through its nine shifts x, to four output channels with weights w [4, 9].
+
+    Four at a time, because every value of x that is loaded then serves four products.
+    """
+    w0, w1, w2, w3 = _nine(w[0]), _nine(w[1]), _nine(w[2]), _nine(w[3])
+    for p in range(sums0.size):
+        y0, y1 = _nine_products(x, p, w0), _nine_products(x, p, w1)
+        y2, y3 = _nine_products(x, p, w2), _nine_products(x, p, w3)
+        sums0[p] += y0
+        sums1[p] += y1
+        sums2[p] += y2
+        sums3[p] += y3
+
+
+@_compiled
+def _store_group(sums, bias, first, together, y):
+    """Write one channel's outputs without the gaps, plus the bias, to so many images of y [N, H, W] from `first` on."""
+    count, height, width = y.shape
+    for n in range(first, min(first + together, count)):
+        for r in range(height):
+            source, target = sums[((n - first) * (height + 1) + r) * (width + 1) :], y[n, r]
+            for q in range(width):
+                target[q] = source[q] + bias
+
+
+@_compiled
+def _correlate_weights(x, dy, first, pitch, dw):
+    """Write dw [B, C, 9] of outputs first to first + B - 1: sums of products of x and dy, gapped rows [groups, C or D, length].
+
+    It goes through the groups in order, and within a group, which stays in the cache meanwhile, through all pairs.
+    """
+    places = x.shape[2] - 2 * pitch - 2
+    dw[:] = 0
+    for group in range(len(x)):
+        for d in range(0, len(dw), 3):
+            for c in range(x.shape[1]):
+                _add_block(_shifts(x[group, c], pitch), dy[group, first + d :], pitch + 1, places, dw[d : d + 3, c])
+
+
+@_compiled
+def _add_block(x, dy, start, places, dw):
+    """Add three outputs, or the one or two that are left, to dw [3, 9] of one input channel."""
+    if len(dw) == 3:
+        _add_products_of_three(x, dy[0, start : start + places], dy[1, start:], dy[2, start:], dw)
+        return
+    for d in range(len(dw)):
+        _add_products(x, dy[d, start : start + places], dw[d])
+
+
+@_compiled
+def _add_products(x, y, dw):
+    """Add to dw [9] the products of y with every shift of x, summed over y's places."""
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = y.dtype.type(0)
+    for p in range(y.size):
+        v = y[p]
+        a0, a1, a2 = a0 + v * x[0][p], a1 + v * x[1][p], a2 + v * x[2][p]
+        a3, a4, a5 = a3 + v * x[3][p], a4 + v * x[4][p], a5 + v * x[5][p]
+        a6, a7, a8 = a6 + v * x[6][p], a7 + v * x[7][p], a8 + v * x[8][p]
+    _add_nine(dw, (a0, a1, a2, a3, a4, a5, a6, a7, a8))
+
+
+@_compiled
+def _add_products_of_three(x, y, z, u, dw):
+    """Add to dw [3, 9] what _add_products adds for y, z and u.
+
+    Its 27 sums are as many as the 32 vector registers hold beside the factors.
+    """
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = y.dtype.type(0)
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = b8 = y.dtype.type(0)
+    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = c8 = y.dtype.type(0)
+    for p in range(y.size):
+        v0, v1, v2, v3, v4 = x[0][p], x[1][p], x[2][p], x[3][p], x[4][p]
+        v5, v6, v7, v8 = x[5][p], x[6][p], x[7][p], x[8][p]
+        yp, zp, up = y[p], z[p], u[p]
+        a0, a1, a2, a3, a4 = a0 + yp * v0, a1 + yp * v1, a2 + yp * v2, a3 + yp * v3, a4 + yp * v4
+        a5, a6, a7, a8 = a5 + yp * v5, a6 + yp * v6, a7 + yp * v7, a8 + yp * v8
+        b0, b1, b2, b3, b4 = b0 + zp * v0, b1 + zp * v1, b2 + zp * v2, b3 + zp * v3, b4 + zp * v4
+        b5, b6, b7, b8 = b5 + zp * v5, b6 + zp * v6, b7 + zp * v7, b8 + zp * v8
+        c0, c1, c2, c3, c4 = c0 + up * v0, c1 + up * v1, c2 + up * v2, c3 + up * v3, c4 + up * v4
+        c5, c6, c7, c8 = c5 + up * v5, c6 + up * v6, c7 + up * v7, c8 + up * v8
+    _add_nine(dw[0], (a0, a1, a2, a3, a4, a5, a6, a7, a8))
+    _add_nine(dw[1], (b0, b1, b2, b3, b4, b5, b6, b7, b8))
+    _add_nine(dw[2], (c0, c1, c2, c3, c4, c5, c6, c7, c8))
+
+
+@_compiled
+def _add_nine(target, values):
+    """Add nine values to target [9]."""
+    for tap in range(9):
+        target[tap] += values[tap]
+
+
+# Activation, pooling and the residual sum -------------------------------------------------------
+
+def relu_forward(x: Array) -> Array:
+    """Return max(x, 0), any shape. NaN stays NaN."""
+    values = _flat(x)
+    y = np.empty_like(values)
+    _share(lambda some: _rectify(values[some], y[some]), values.size, values.size)
+    return _unflat(y, x.shape)
+
+
+def relu_backward(dy: Array, y: Array) -> Array:
+    """Return dx for the output y of relu_forward; the slope at zero is 0."""
+    slopes, values = _flat(dy), _flat(y)
+    dx = np.empty_like(slopes)
+    _share(lambda some: _mask(slopes[some], values[some], dx[some]), values.size, values.size)
+    return _unflat(dx, dy.shape)
+
+
+def add_forward(x: Array, shortcut: Array) -> Array:
+    """Return x + shortcut, the end of a residual block; equal shapes."""
+    values, others = _flat(x), _flat(shortcut)
+    y = np.empty_like(values)
+    _share(lambda some: _add(values[some], others[some], y[some]), values.size, values.size)
+    return _unflat(y, x.shape)
+
+
+@_compiled
+def _rectify(x, y):
+    """Write max(x, 0) to y; rows. A comparison with NaN is false, and NaN goes through."""
+    for i in range(x.size):
+        y[i] = 0 if x[i] <= 0 else x[i]
+
+
+@_compiled
+def _mask(dy, y, dx):
+    """Write dy where y > 0, dy * 0 elsewhere, to dx; rows. The product keeps NaN, as in the reference."""
+    for i in range(y.size):
+        dx[i] = dy[i] * (y[i] > 0)
+
+
+@_compiled
+def _add(x, other, y):
+    """Write x + other to y; rows."""
+    for i in range(x.size):
+        y[i] = x[i] + other[i]
+
+
+class PoolCache(NamedTuple):
+    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH, OW], and the input's shape."""
+
+    places: np.ndarray[Any, Any]
+    shape: Shape
+    size: int
+
+
+def max_pool2d_forward(x: Array, size: int) -> tuple[Array, PoolCache]:
+    """Return (y, cache), y [N, C, H // size, W // size]: the maxima of size x size windows.
+
+    The windows do not overlap; a last incomplete row or column of windows is dropped. NaN wins.
+    """
+    images = _channels_first(x)
+    y = np.empty((*images.shape[:2], x.shape[2] // size, x.shape[3] // size), x.dtype)
+    places = np.empty(y.shape, np.min_scalar_type(size * size))
+    _share(lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size)
+    return y.swapaxes(0, 1), PoolCache(places, x.shape, size)
+
+
+def max_pool2d_backward(dy: Array, cache: PoolCache) -> Array:
+    """Return dx [N, C, H, W]: each dy goes to the first maximum of its window, row by row."""
+    count, channels, height, width = cache.shape
+    dx = np.empty((channels, count, height, width), dy.dtype)
+    dy = _channels_first(dy)
+    _share(lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]), channels, dx.size)
+    return dx.swapaxes(0, 1)
+
+
+@_compiled
+def _pool(x, size, y, places):
+    """Write the maxima y [C, N, OH, OW] of x [C, N, H, W] and their places i * size + j in the windows."""
+    for c in range(y.shape[0]):
+        for n in range(y.shape[1]):
+            for r in range(y.shape[2]):
+                best, place = y[c, n, r], places[c, n, r]
+                if size == 2:
+                    _greatest_of_four(x[c, n, 2 * r], x[c, n, 2 * r + 1], best, place)
+                else:
+                    _greatest(x[c, n, r * size : (r + 1) * size], best, place)
+
+
+@_compiled
+def _beats(value, best):
+    """Whether value takes the place of best, which came first: it is greater, or the first NaN."""
+    return not value <= best and best == best
+
+
+@_compiled
+def _greatest_of_four(top, bottom, best, place):
+    """Write the maxima and places of 2x2 windows of two rows: without branches, for vector instructions."""
+    for q in range(best.size):
+        value, here = top[2 * q], 0
+        for which, other in ((1, top[2 * q + 1]), (2, bottom[2 * q]), (3, bottom[2 * q + 1])):
+            wins = _beats(other, value)
+            value = other if wins else value
+            here = which if wins else here
+        best[q] = value
+        place[q] = here
+
+
+@_compiled
+def _greatest(x, best, place):
+    """Write the maxima and places of the square windows of rows x [size, W]."""
+    size = len(x)
+    for q in range(best.size):
+        value, here = x[0, q * size], 0
+        for i in range(size):
+            for j in range(size):
+                if _beats(x[i, q * size + j], value):
+                    value, here = x[i, q * size + j], i * size + j
+        best[q] = value
+        place[q] = here
+
+
+@_compiled
+def _unpool(dy, places, size, dx):
+    """Write dx [C, N, H, W]: each dy [C, N, OH, OW] at its place, zeros elsewhere."""
+    channels, count, height, width = dy.shape
+    for c in range(channels):
+        for n in range(count):
+            dx[c, n] = 0
+            for r in range(height):
+                for q in range(width):
+                    place = np.intp(places[c, n, r, q])
+                    dx[c, n, r * size + place // size, q * size + place % size] = dy[c, n, r, q]
+
+
+# Batch normalisation --------------------------------------------------------------------------
+
+
+class NormCache(NamedTuple):
+    """What batch_norm_backward needs: the input as rows [C, M], the mean [C] and 1 / deviation [C]."""
+
+    rows: Array
+    mean: Array
+    inverse: Array
+
+
+def batch_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array, NormCache]:
+    """Normalise x [N, C, H, W] or [N, C] per channel by the batch; return (y, mean, var, cache).
+
+    mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
+
+    Raises ValueError where M < 2: one value has no variance.
+    """
+    rows = _rows(x)
+    if rows.shape[1] < 2:
+        raise ValueError("batch norm in training needs at least two values per channel")
+    y, mean, var, inverse = np.empty_like(rows), *(np.empty(len(rows), x.dtype) for _ in range(3))
+
+    def work(some: slice) -> None:
+        _normalise(rows[some], gamma[some], beta[some], eps, y[some], mean[some], var[some], inverse[some])
+
+    _share(work, len(rows), rows.size)
+    return _from_rows(y, x.shape), mean, var, NormCache(rows, mean, inverse)
+
+
+def batch_norm_inference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> Array:
+    """Normalise x [N, C, H, W] or [N, C] by the given mean [C] and var [C]."""
+    rows = _rows(x)
+    y = np.empty_like(rows)
+    scale = gamma / np.sqrt(var + eps)
+    shift = beta - mean * scale
+    _share(lambda some: _scale_rows(rows[some], scale[some], shift[some], y[some]), len(rows), rows.size)
+    return _from_rows(y, x.shape)
+
+
+def batch_norm_backward(dy: Array, cache: NormCache, gamma: Array) -> tuple[Array, Array, Array]:
+    """Return (dx, dgamma [C], dbeta [C]) for dy of the input's shape."""
+    rows = _rows(dy)
+    dx, dgamma, dbeta = np.empty_like(rows), np.empty_like(cache.mean), np.empty_like(cache.mean)
+    x, mean, inverse = cache
+
+    def work(some: slice) -> None:
+        numbers = mean[some], inverse[some], gamma[some]
+        _normalise_backward(rows[some], x[some], *numbers, dx[some], dgamma[some], dbeta[some])
+
+    _share(work, len(rows), rows.size)
+    return _from_rows(dx, dy.shape), dgamma, dbeta
+
+
+def _rows(x: Array) -> Array:
+    """Return [N, C, ...] as one row a channel, [C, N * ...]; a view where memory allows it."""
+    return _channels_first(x).reshape(x.shape[1], -1)
+
+
+def _from_rows(rows: Array, shape: Shape) -> Array:
+    """Return rows [C, N * ...] as a view of shape [N, C, ...]."""
+    return rows.reshape(shape[1], shape[0], *shape[2:]).swapaxes(0, 1)
+
+
+@_compiled
+def _normalise(rows, gamma, beta, eps, y, mean, var, inverse):
+    """Write y [C, M] and the statistics [C] of rows [C, M]. Sums are float64; a row stays in the cache over its three passes."""
+    for c in range(len(rows)):
+        row, target, total, square = rows[c], y[c], 0.0, 0.0
+        for m in range(row.size):
+            total += row[m]
+        mean[c] = total / row.size
+        centre = mean[c]
+        for m in range(row.size):
+            square += np.float64(row[m] - centre) * np.float64(row[m] - centre)
+        var[c] = square / row.size
+        inverse[c] = 1 / np.sqrt(square / row.size + eps)
+        scale, shift = gamma[c] * inverse[c], beta[c]
+        for m in range(row.size):
+            target[m] = (row[m] - centre) * scale + shift
+
+
+@_compiled
+def _scale_rows(rows, scale, shift, y):
+    """Write rows [C, M] times scale [C] plus shift [C] to y."""
+    for c in range(len(rows)):
+        row, target, factor, term = rows[c], y[c], scale[c], shift[c]
+        for m in range(row.size):
+            target[m] = row[m] * factor + term
+
+
+@_compiled
+def _normalise_backward(dy, rows, mean, inverse, gamma, dx, dgamma, dbeta):
+    """Write dx [C, M], dgamma [C], dbeta [C] for dy [C, M]. Sums are float64."""
+    for c in range(len(rows)):
+        slopes, row, target, centre = dy[c], rows[c], dx[c], mean[c]
+        total = moment = 0.0
+        for m in range(row.size):
+            total += slopes[m]
+            moment += np.float64(slopes[m] * (row[m] - centre))
+        dbeta[c] = total
+        dgamma[c] = moment * inverse[c]
+        scale = gamma[c] * inverse[c]
+        share = dbeta[c] / target.dtype.type(row.size)
+        slope = dgamma[c] * inverse[c] / target.dtype.type(row.size)
+        for m in range(row.size):
+            target[m] = (slopes[m] - share - (row[m] - centre) * slope) * scale
