@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from dls import backends, models
+from dls import backends, bench_model, models
 from dls.backends import Backend
 from dls.config import UsageError
 from reference import methods
@@ -251,18 +251,20 @@ def _adjust_row(work: Workload, threads: int, layerwise: Selector, dls: Selector
     }
 
 
+def model(options: argparse.Namespace) -> Iterator[Row]:
+    """Time of a training step's forward and backward pass, beside PyTorch's with the same threads where that is installed."""
+    return bench_model.measure(options.models, options.batch, options.threads, options.steps)
+
+
 @dataclass(frozen=True)
 class Command:
-    """What yields the rows, and the sizes it takes unless told otherwise."""
+    """What yields the rows, the sizes or models it takes unless told otherwise, and what adds its own options."""
 
     rows: Callable[[argparse.Namespace], Iterator[Row]]
     sizes: Sequence[str]
+    options: Callable[[argparse.ArgumentParser, list[str]], None]
 
 
-COMMANDS = {
-    "select": Command(select, ("1000000", "25600000", "vgg16", "resnet20")),
-    "adjust": Command(adjust, ("vgg16",)),
-}
 
 
 # Command line ---------------------------------------------------------------------------------------------------------------
@@ -304,10 +306,37 @@ def _size(text: str) -> str:
     return text
 
 
+def _model(text: str) -> str:
+    if text not in models.names():
+        raise ValueError
+    return text
+
+
 def _positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def _selection_options(sub: argparse.ArgumentParser, default: list[str]) -> None:
+    sizes = f"values of one layer, or {' or '.join(NETWORKS)}"
+    sub.add_argument("--sizes", type=_list_of(_size, sizes), default=default, metavar="N,…", help=sizes)
+    densities = "shares of the gradient that are sent"
+    sub.add_argument("--densities", type=_list_of(_density, densities), default=[0.01, 0.001], metavar="X,…", help=densities)
+    sub.add_argument("--backend", choices=backends.names(), default="numba", help="who is measured (default numba)")
+
+
+def _model_options(sub: argparse.ArgumentParser, default: list[str]) -> None:
+    names = f"models: {', '.join(models.names())}"
+    sub.add_argument("--models", type=_list_of(_model, names), default=default, metavar="NAME,…", help=names)
+    sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a step (default 32)")
+
+
+COMMANDS = {
+    "select": Command(select, ("1000000", "25600000", "vgg16", "resnet20"), _selection_options),
+    "adjust": Command(adjust, ("vgg16",), _selection_options),
+    "model": Command(model, ("lenet", "vgg16", "resnet20"), _model_options),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -317,15 +346,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         text = (command.rows.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sizes = f"values of one layer, or {' or '.join(NETWORKS)}"
-        sub.add_argument("--sizes", type=_list_of(_size, sizes), default=list(command.sizes), metavar="N,…", help=sizes)
-        densities = "shares of the gradient that are sent"
-        sub.add_argument("--densities", type=_list_of(_density, densities), default=[0.01, 0.001], metavar="X,…", help=densities)
+        command.options(sub, list(command.sizes))
         threads = "numbers of threads"
         default = sorted({1, min(2, len(os.sched_getaffinity(0)))})
         sub.add_argument("--threads", type=_list_of(_threads, threads), default=default, metavar="N,…", help=threads)
         sub.add_argument("--steps", type=_positive, default=7, metavar="N", help="steps measured of each row (default 7)")
-        sub.add_argument("--backend", choices=backends.names(), default="numba", help="who is measured (default numba)")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     return parser
 
