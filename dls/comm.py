@@ -5,8 +5,13 @@ Gradients travel in non-blocking collectives on buffers. Small things at start-u
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import stat
 import sys
+import termios
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -15,6 +20,8 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+LAST_WORDS = 2.0
+"""Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
 
 
 class Pending(Protocol):
@@ -112,12 +119,23 @@ class Comm:
     def abort(self, status: int) -> NoReturn:
         """End every rank at once with this exit status, without the library's own words on this rank's stderr."""
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                _wait_until_read(stream.fileno())
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             self._world.Abort(status)
         finally:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
+
+
+def _wait_until_read(descriptor: int) -> None:
+    """Return when the launcher has read what this rank wrote: it may drop what is left in the pipe of a rank that aborts."""
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return
+    deadline, unread = time.monotonic() + LAST_WORDS, array.array("i", [1])
+    while unread[0] and time.monotonic() < deadline:
+        fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+        time.sleep(0.01)
 
 
 class _Request:
