@@ -103,6 +103,7 @@ class Selector:
     residual: Vector = field(init=False)
     thresholds: Thresholds = field(init=False)
     k: Counts = field(init=False)
+    heads: list[Vector] = field(init=False)
 
     def __post_init__(self) -> None:
         self.residual = self.backend.ops.zeros(sum(self.work.sizes))
@@ -115,7 +116,7 @@ class Selector:
     def choose(self, gradient: Vector) -> list[NDArray[np.int64]]:
         """Choose and encode; the residual holds v afterwards. Returns the indices of each layer."""
         ops, hints = self.backend.ops, self.thresholds if self.hints else np.zeros_like(self.thresholds)
-        index, values, self.thresholds = ops.select_layers(self.residual, gradient, self.work.offsets, self.k, hints)
+        index, values, self.thresholds, self.heads = ops.select_layers(self.residual, gradient, self.work.offsets, self.k, hints)
         cuts = np.cumsum(self.k)[:-1]
         chosen = np.split(index, cuts)
         for part, part_values, n in zip(chosen, np.split(values, cuts), self.work.sizes, strict=True):
@@ -136,7 +137,7 @@ class Selector:
         v, sizes = self.layers(self.residual), self.work.sizes
         inner = [float(t) for t, k, n in zip(self.thresholds, self.k, sizes, strict=True) if 0 < k < n]
         t = self.backend.adjustment.complete_thresholds(v, self.k, inner)
-        k: Counts = self.backend.adjustment.adjust(v, self.k, t, 1)
+        k: Counts = self.backend.adjustment.adjust(v, self.k, t, 1, self.heads)
         return k
 
 
@@ -231,7 +232,7 @@ def _adjust_row(work: Workload, threads: int, layerwise: Selector, dls: Selector
         between = time.perf_counter()
         k = timed(times["adjust"], dls.adjust)
         slow = Selector(plain, work)
-        slow.residual, slow.thresholds, slow.k = dls.residual, dls.thresholds, dls.k
+        slow.residual, slow.thresholds, slow.k, slow.heads = dls.residual, dls.thresholds, dls.k, dls.heads
         timed(times["numpy"], slow.adjust)
         after = time.perf_counter()
         dls.clear(chosen)

@@ -84,13 +84,13 @@ def top_k(v: Vector, k: int) -> Selection:
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
     """See `reference.ops.select`."""
     whole = np.array([0, residual.size], dtype=np.int64)
-    index, values, thresholds = select_layers(residual, gradient, whole, np.array([k]), np.array([hint]))
+    index, values, thresholds, _ = select_layers(residual, gradient, whole, np.array([k]), np.array([hint]))
     return index, values, float(thresholds[0])
 
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
     """See `reference.ops.select_layers`."""
     sizes = np.diff(offsets)
     if np.any(k < 0) or np.any(k > sizes):
@@ -106,7 +106,9 @@ def select_layers(
     flat = found.choose(residual)
     values = residual[flat]
     starts = np.repeat(offsets[:-1], k)
-    return flat - from_host(starts), values, _thresholds(values, k)
+    ends = np.cumsum(k).tolist()
+    heads = [values[start:stop] for start, stop in pairwise([0, *ends])]
+    return flat - from_host(starts), values, _thresholds(values, k), heads
 
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:

@@ -1,12 +1,14 @@
 """`reference.adjustment` for CPU threads, compiled by numba: the same names, the same signatures, the same results.
 
-A step asks each layer how many of its values reach two thresholds, which one pass answers. Whoever takes several steps, or
-looks for the optimum, first reduces every layer to those of its values that any later question can concern.
+A step asks each layer how many of its values reach two thresholds. The layer's head mostly answers, its largest values, which the
+selection has come by; else a pass over all of it. Whoever takes several steps, or looks for the optimum, first reduces every
+layer to those of its values that any later question can concern.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -73,6 +75,39 @@ def _count_two_threads(v, t, other, threads):
     return counts[:, 0].sum(), counts[:, 1].sum()
 
 
+@njit(nogil=True, cache=True)
+def _least(v):
+    """The smallest magnitude of v (n); infinity of none."""
+    least = np.float32(np.inf)
+    for i in range(v.size):
+        least = min(least, abs(v[i]))
+    return least
+
+
+class _Layer(NamedTuple):
+    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude is above `least`."""
+
+    v: Vector
+    head: Vector
+    least: float
+
+    def counts(self, t: float, other: float) -> tuple[int, int]:
+        """N(t) and N(other)."""
+        return _counts(self.head if min(t, other) > self.least else self.v, t, other)
+
+    def has(self, t: float, many: int) -> bool:
+        """Whether N(t) >= many is known from the head."""
+        return self.head.size >= many and self.least >= t
+
+    def kth_largest(self, k: int) -> float:
+        """a_k, k >= 1."""
+        return ops.kth_largest(self.head if k <= self.head.size else self.v, k)
+
+
+def _with_head(v: Vector, head: Vector) -> _Layer:
+    return _Layer(v, head, -1.0 if head.size == v.size else float(_least(head)))
+
+
 def _counts(v: Vector, t: float, other: float) -> tuple[int, int]:
     """N(t) and N(other) of v (n)."""
     threads = selection.threads_for(v.size)
@@ -107,22 +142,33 @@ def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) 
 
 def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
     """See `reference.adjustment.one_step_adjustment`."""
-    return _step(_contiguous(v), [layer.size for layer in v], k, t, with_thresholds=True)
+    return _step([_with_head(layer, layer[:0]) for layer in _contiguous(v)], [layer.size for layer in v], k, t, True)
 
 
-def adjust(v: Sequence[Vector], k: Counts, t: Thresholds, steps: int) -> Counts:
+def adjust(
+    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None
+) -> Counts:
     """See `reference.adjustment.adjust`."""
-    sizes, tops = [layer.size for layer in v], _contiguous(v)
-    if steps > 1:  # thresholds only move inwards: no step asks below the lowest
-        bits = int(float32_ceiling(float(t.min())).view(np.int32))
-        tops = [_reduce(layer, bits, selection.ROOM * int(kl) + selection.SMALL) for layer, kl in zip(tops, k, strict=True)]
+    known = [layer[:0] for layer in v] if heads is None else heads
+    sizes, layers = [layer.size for layer in v], list(map(_with_head, _contiguous(v), _contiguous(known)))
+    if steps > 1:
+        layers = [_reduced(layer, float(t.min()), int(kl)) for layer, kl in zip(layers, k, strict=True)]
     for step in range(steps):
-        k, t = _step(tops, sizes, k, t, with_thresholds=step < steps - 1)
+        k, t = _step(layers, sizes, k, t, with_thresholds=step < steps - 1)
     return k
 
 
 def _contiguous(v: Sequence[Vector]) -> list[Vector]:
     return [layer if selection.plain(layer) else np.array(layer, dtype=np.float32) for layer in v]
+
+
+def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
+    """The layer without the values below the lowest threshold: thresholds only move inwards, so that no step asks for them."""
+    if layer.least < lowest:
+        return layer
+    bits = int(float32_ceiling(lowest).view(np.int32))
+    top = _reduce(layer.v, bits, selection.ROOM * k + selection.SMALL)
+    return _Layer(top, layer.head, layer.least) if top is layer.v else _Layer(top, top, -1.0)
 
 
 def _reduce(v: Vector, cut: int, room: int) -> Vector:
@@ -132,9 +178,9 @@ def _reduce(v: Vector, cut: int, room: int) -> Vector:
 
 
 def _step(
-    v: Sequence[Vector], sizes: Sequence[int], k: Counts, t: Thresholds, with_thresholds: bool
+    layers: Sequence[_Layer], sizes: Sequence[int], k: Counts, t: Thresholds, with_thresholds: bool
 ) -> tuple[Counts, Thresholds]:
-    """One step. v may lack values below the lowest of t. Without thresholds, those that come back are not to be used."""
+    """One step. Layers may lack values below the lowest of t. Without thresholds, those that come back are not to be used."""
     k, t = k.copy(), t.copy()
     order = pair_order(sizes, k, t)
     for low, high in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -142,19 +188,20 @@ def _step(
         mid = (t1 + t2) / 2
         if not t1 < mid < t2:
             continue
-        low_at_t2, low_at_mid = _counts(v[low], t2, mid)
-        high_at_t1, high_at_mid = _counts(v[high], t1, mid)
         k_low, k_high = int(k[low]), int(k[high])
-        if k_low - low_at_t2 <= high_at_t1 - k_high:
+        low_at_t2, low_at_mid = layers[low].counts(t2, mid)
+        enough = k_high + k_low - low_at_t2
+        high_at_t1, high_at_mid = (enough, 0) if layers[high].has(t1, enough) else layers[high].counts(t1, mid)
+        if high_at_t1 >= enough:
             d = k_low - low_at_mid
             t[low] = mid
             if with_thresholds and d > 0:
-                t[high] = ops.kth_largest(v[high], k_high + d)
+                t[high] = layers[high].kth_largest(k_high + d)
         else:
             d = high_at_mid - k_high
             t[high] = mid
             if with_thresholds and d > 0:
-                t[low] = ops.kth_largest(v[low], k_low - d)
+                t[low] = layers[low].kth_largest(k_low - d)
         k[low], k[high] = k_low - d, k_high + d
     return k, t
 

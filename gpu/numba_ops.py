@@ -72,7 +72,7 @@ def set_threads(count: int) -> None:
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
     """See `reference.ops.select_layers`. A wrong k is refused before any layer is touched; NaN and infinity after all are."""
     if not plain(residual, gradient):
         return reference.select_layers(residual, gradient, offsets, k, hints)
@@ -85,7 +85,7 @@ def select_layers(
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
     """See `reference.ops.select`."""
-    index, values, thresholds = select_layers(
+    index, values, thresholds, _ = select_layers(
         residual, gradient, np.array([0, residual.size]), np.array([k]), np.array([hint], dtype=np.float64)
     )
     return index, values, float(thresholds[0])
@@ -95,7 +95,7 @@ def top_k(v: Vector, k: int) -> Selection:
     """See `reference.ops.top_k`."""
     if not plain(v):
         return reference.top_k(v, k)
-    index, values, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
+    index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
     return index, values
 
 

@@ -352,25 +352,26 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
     places, found, counts, largest = _scratch(parts)
     _sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
     summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
-    if not finite:
-        return False
-    _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return True
+    if finite:
+        _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+    return finite, found, summary
 
 
 @njit(nogil=True, cache=True, parallel=True)
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
-    """Accumulate all layers and choose where one pass suffices. False, and nothing chosen, where a value is not finite."""
+    """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
+
+    Returns whether all are finite, the candidates' bits, and the summary of `_gather` that says which are whose.
+    """
     places, found, counts, largest = _scratch(parts)
     threads = starts.size - 1
     for thread in prange(threads):
         _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
     summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
-    if not finite:
-        return False
-    for thread in prange(threads):
-        _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return True
+    if finite:
+        for thread in prange(threads):
+            _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+    return finite, found, summary
 
 
 @njit(nogil=True, cache=True)
@@ -491,7 +492,7 @@ def _guess(bits, k):
 
 def choose_layers(
     v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
     """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
@@ -500,15 +501,22 @@ def choose_layers(
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
     cuts, room = _cuts(offsets, k, hints)
-    if not _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds):
+    finite, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
+    if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
         thresholds[layer] = _choose_large(own, int(k[layer]), index[out], values[out])
-    return index, values, thresholds.view(np.float32).astype(np.float64)
+    return index, values, thresholds.view(np.float32).astype(np.float64), _heads(values, ends, found.view(np.float32), summary)
 
 
-def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> bool:
+def _heads(values: Vector, ends: Index, found: Vector, summary: NDArray[np.int64]) -> list[Vector]:
+    """Each layer's candidates, or its chosen values where these are more."""
+    chosen = zip(ends[:-1].tolist(), ends[1:].tolist(), summary[:, :2].tolist(), strict=True)
+    return [values[begin:end] if count < end - begin else found[at : at + count] for begin, end, (at, count) in chosen]
+
+
+def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> tuple[bool, Bits, NDArray[np.int64]]:
     """`_step` on as many threads as the values are worth."""
     threads = threads_for(int(offsets[-1] - offsets[0]))
     parts, starts = _plan(offsets, room, threads)

@@ -107,8 +107,13 @@ def _adjust_pair(
     return _Pair(k_low - d, k_high + d, ops.kth_largest(low, k_low - d) if d > 0 else t1, mid)
 
 
-def adjust(v: Sequence[Vector], k: Counts, t: Thresholds, steps: int) -> Counts:
-    """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t."""
+def adjust(
+    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None  # noqa: ARG001
+) -> Counts:
+    """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t.
+
+    `heads` (L), those of `ops.select_layers` on the same v, may save work and never change the result.
+    """
     for _ in range(steps):
         k, t = one_step_adjustment(v, k, t)
     return k

@@ -88,17 +88,19 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
     """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of residual and gradient.
 
-    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), counted within each layer, values (Σk), thresholds (m).
+    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), counted within each layer, values (Σk), thresholds (m), and m
+    heads. A layer's head holds the k chosen values and, as it may please the backend, the largest of those not chosen, in any
+    order: what the adjustment asks of v can mostly be answered from them.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
         for start, stop, kl, hint in zip(offsets[:-1], offsets[1:], k, hints, strict=True)
     ]
     indices, values, thresholds = zip(*chosen, strict=True)
-    return np.concatenate(indices), np.concatenate(values), np.array(thresholds)
+    return np.concatenate(indices), np.concatenate(values), np.array(thresholds), list(values)
 
 
 def kth_largest(v: Vector, k: int) -> float:

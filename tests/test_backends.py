@@ -116,13 +116,22 @@ class Twins:
         put = self.backend.ops.from_host
         with np.errstate(over="ignore"):
             theirs = ops.select_layers(self.theirs, gradient, self.offsets, k, hints)
-        same(host(self.backend, self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints)), theirs)
+        *mine, heads = self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints)
+        same(host(self.backend, mine), theirs[:3])
+        check_heads(host(self.backend, heads), np.split(self.theirs, self.offsets[1:-1]), k)
         same(host(self.backend, [self.mine]), [self.theirs])
         flat = theirs[0] + np.repeat(self.offsets[:-1], k)
         self.backend.ops.clear(self.mine, put(flat))
         ops.clear(self.theirs, flat)
         same(host(self.backend, [self.mine]), [self.theirs])
         return theirs[2]
+
+
+def check_heads(heads: Sequence[np.ndarray], layers: Sequence[np.ndarray], k: np.ndarray) -> None:
+    """A head is the largest magnitudes of its layer, k or more of them."""
+    for head, layer, kl in zip(heads, layers, k, strict=True):
+        assert kl <= head.size <= layer.size
+        assert np.sort(np.abs(head)).tobytes() == np.sort(np.abs(layer))[layer.size - head.size :].tobytes()
 
 
 def hint_of(choice: float, threshold: float) -> float:
@@ -357,6 +366,12 @@ def check_adjustment(backend: Backend, layers: list[np.ndarray], k: np.ndarray) 
     same(mine.one_step_adjustment(v, k, t), theirs.one_step_adjustment(layers, k, t))
     for steps in range(6):
         same([mine.adjust(v, k, t, steps)], [theirs.adjust(layers, k, t, steps)])
+    for more in (0.0, 0.1, 1.0):  # heads with ever more than the k largest
+        sizes = [int(kl + more * (layer.size - kl)) for layer, kl in zip(layers, k, strict=True)]
+        heads = [layer[np.argsort(np.abs(layer))[layer.size - m :]] for layer, m in zip(layers, sizes, strict=True)]
+        for steps in range(4):
+            found = mine.adjust(v, k, t, steps, [backend.ops.from_host(head) for head in heads])
+            same([found], [theirs.adjust(layers, k, t, steps)])
     same([mine.optimal_adjustment(v, k)], [theirs.optimal_adjustment(layers, k)])
     same([k, t], [k_before, t_before])
 

@@ -46,7 +46,7 @@ def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, se
         g = np.concatenate(vectors(rng, sizes, nasty)) / np.float32(4)
         one = cupy_ops.select_layers(mine, put(g), offsets, k, hints)
         two = ops.select_layers(theirs, g, offsets, k, hints)
-        assert_same(one, two)
+        assert_same(one[:3], two[:3])
         assert got(mine).tobytes() == theirs.tobytes()
         flat = two[0] + np.repeat(offsets[:-1], k)
         cupy_ops.clear(mine, put(flat))
@@ -66,7 +66,7 @@ def test_many_equal_values_and_many_layers(monkeypatch: pytest.MonkeyPatch) -> N
     k, hints = np.array([2100, 1, 30]), np.zeros(3)
     one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
     device.chunks.cache_clear()
-    assert_same(one, ops.select_layers(np.zeros_like(g), g, offsets, k, hints))
+    assert_same(one[:3], ops.select_layers(np.zeros_like(g), g, offsets, k, hints)[:3])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -105,7 +105,7 @@ def test_single_layers_too(n: int, seed: int, nasty: bool, t: float) -> None:
         assert cupy_ops.kth_largest(on_device, k) == ops.kth_largest(v, k)
         if k <= n:
             one, two = cupy_ops.top_k(on_device, k), ops.top_k(v, k)
-            assert_same(one, two)
+            assert_same(one[:3], two[:3])
             assert cupy_ops.encode(*one, n).tobytes() == ops.encode(*two, n).tobytes()
 
 
@@ -119,7 +119,7 @@ def test_launches_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.Monk
         g = put(np.random.default_rng(0).standard_normal(layers * 40).astype(np.float32))
         launched.clear()
         v = cupy_ops.zeros(layers * 40)
-        _, _, t = cupy_ops.select_layers(v, g, offsets, k, np.full(layers, hint))
+        _, _, t, _ = cupy_ops.select_layers(v, g, offsets, k, np.full(layers, hint))
         cupy_adjustment.one_step_adjustment([v[i : i + 40] for i in offsets[:-1]], k, t)
         return len(launched)
 

@@ -167,6 +167,7 @@ class SparseSparsifier(Sparsifier):
         self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
         self.thresholds = np.zeros(len(self.parts))
         self.chosen: dict[Part, Selection] = {}
+        self.heads: list[Vector] = [self.residual[:0]] * len(self.parts)
 
     @abstractmethod
     def initial_k(self, budget: int) -> Counts:
@@ -194,7 +195,7 @@ class SparseSparsifier(Sparsifier):
         place = slice(parts[0].start, parts[-1].stop)
         cuts = np.cumsum([0, *self.sizes[here]])
         try:
-            index, values, self.thresholds[here] = self.ops.select_layers(
+            index, values, self.thresholds[here], self.heads[here] = self.ops.select_layers(
                 self.residual[place], self.setup.gradients[place], cuts, k, self.thresholds[here]
             )
         except NonFiniteError:

@@ -59,7 +59,7 @@ class Method(LayerwiseTopk):
         k: Counts = (
             algorithm2.optimal_adjustment(v, self.k)
             if steps == "optimal"
-            else algorithm2.adjust(v, self.k, self.part_thresholds(), steps)
+            else algorithm2.adjust(v, self.k, self.part_thresholds(), steps, self.heads)
         )
         return k
 
