@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -32,6 +33,11 @@ _HOMES = {
 def names() -> tuple[str, ...]:
     """All backends that exist, installed or not."""
     return tuple(_HOMES)
+
+
+def default() -> str:
+    """numba, the fastest without a GPU, where it is installed; else the reference itself."""
+    return "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
 def load(name: str) -> Backend:

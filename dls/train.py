@@ -138,7 +138,7 @@ def _opening(run: Run, comm: Comm) -> str:
     resumed = f" from step {run.first} on" if run.first else ""
     return (
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.total} steps{resumed}; writing to {run.out}"
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
 
 

@@ -16,7 +16,7 @@ from dls import checkpoint, models, sparsifiers, trace
 from tests.conftest import lines
 from tests.launch import ROOT, launch
 
-TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1")
+TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 
 REFUSED = {
     "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(sparsifiers.names())}"),

@@ -18,6 +18,8 @@ METHODS = (
     "dls",
     "dls --dls-steps optimal --dls-every 3",
     "dls --density-warmup 70 --nesterov --augment",
+    "dls --backend numba",
+    "dls --backend numba --dls-steps 2 --nesterov --augment",
 )
 COMMON = "--density 0.02 --batch-size 8 --threads 1 --backend numpy --mlp-widths 40"
 
@@ -27,8 +29,8 @@ def test_fifty_and_fifty_are_a_hundred(ranks: int, tmp_path: Path) -> None:
     command = []
     for number, method in enumerate(METHODS):
         command += [
-            f"--method {method} {COMMON} --steps 100 --out {tmp_path}/whole{number}",
-            f"--method {method} {COMMON} --steps 50 --out {tmp_path}/halves{number}",
+            f"{COMMON} --method {method} --steps 100 --out {tmp_path}/whole{number}",
+            f"{COMMON} --method {method} --steps 50 --out {tmp_path}/halves{number}",
             f"--out {tmp_path}/halves{number} --resume --steps 100",
         ]
     done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
@@ -47,8 +49,9 @@ def test_fifty_and_fifty_are_a_hundred(ranks: int, tmp_path: Path) -> None:
         np.testing.assert_array_equal(two.evals["loss"][later], one.evals["loss"][expected])
 
 
-def test_batch_norm_statistics_survive(tmp_path: Path) -> None:
-    common = "--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy"
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_batch_norm_statistics_survive(backend: str, tmp_path: Path) -> None:
+    common = f"--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend {backend}"
     command = [
         f"{common} --steps 4 --checkpoint-every 2 --out {tmp_path}/whole",
         f"{common} --steps 2 --out {tmp_path}/halves",
