@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,9 @@ class Device(Protocol):
     def address(self, array: Any) -> int:
         """Where an array's first value lies in the device's memory."""
 
+    def describe(self) -> dict[str, str]:
+        """The device's name, under "device", and what else a measurement on it depends on."""
+
 
 class Cuda:
     """The current GPU."""
@@ -49,6 +53,26 @@ class Cuda:
     def address(self, array: Any) -> int:
         """See Device."""
         return int(array.data.ptr)
+
+    def describe(self) -> dict[str, str]:
+        """See Device."""
+        runtime = self.xp.cuda.runtime
+        card, driver = runtime.getDeviceProperties(self.xp.cuda.Device().id), Path("/proc/driver/nvidia/version")
+        found = re.search(r"\d+\.[\d.]+", driver.read_text()) if driver.exists() else None
+        return {
+            "device": card["name"].decode(),
+            "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB",
+            "compute capability": f"{card['major']}.{card['minor']}",
+            "driver": found[0] if found else "unknown",
+            "CUDA of the driver": _version(runtime.driverGetVersion()),
+            "CUDA runtime": _version(runtime.runtimeGetVersion()),
+            "NVRTC": ".".join(map(str, self.xp.cuda.nvrtc.getVersion())),
+        }
+
+
+def _version(number: int) -> str:
+    """CUDA's versions as people write them: 12040 is 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 _chosen: list[Device] = []

@@ -28,9 +28,9 @@ def gpu_or_host(tmp_path_factory: pytest.TempPathFactory) -> device.Device:
     """The CuPy backend's device: the GPU where there is one, else the CPU; with DLS_TEST_GPU=1 nothing but the GPU."""
     try:
         return device.current()
-    except ImportError:
+    except ImportError as error:
         if os.environ.get("DLS_TEST_GPU"):
-            raise
+            pytest.exit(f"DLS_TEST_GPU is set, but {error}", returncode=1)
         device.use(Host(tmp_path_factory.mktemp("kernels")))
     return device.current()
 

@@ -49,6 +49,9 @@ class Host:
     def address(self, array: Any) -> int:
         return int(array.ctypes.data)
 
+    def describe(self) -> dict[str, str]:
+        return {"device": "kernels on the CPU"}
+
 
 def _runner(name: str, parameters: str) -> str:
     names = ", ".join(parameter.split()[-1] for parameter in parameters.split(","))
