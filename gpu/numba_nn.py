@@ -47,6 +47,8 @@ from reference.nn import (  # not sped up: small, or a matrix product already
 )
 from threadpoolctl import ThreadpoolController
 
+from gpu import numba_tiles as tiles
+
 __all__ = [
     "add_backward",
     "add_forward",
@@ -391,229 +393,154 @@ def _add_strided(values, i, j, stride, padding, target):
                 sums[q * stride] += row[q]
 
 
-# Direct convolution: 3x3, stride 1, padding 1 ---------------------------------------------------
+# Direct convolution with stride 1 -----------------------------------------------------------------
 #
-# A few images lie in one row of memory, one pixel of zeros after every row of pixels and one row of zeros after every image (and
-# before the first). The zeros serve as the border on both sides, and what tap (i, j) sees at output p lies at p + i * pitch + j,
-# whatever p: all loops run over p, long and without a branch. Outputs that fall on a gap are computed and thrown away.
+# An image lies in one row of memory, a gap of zeros after every row of pixels, rows of zeros above and below. The zeros serve as
+# the border on both sides, and what tap (i, j) sees at output p lies at p + i * pitch + j, whatever p: all loops run over p, long
+# and without a branch. Outputs that fall on a gap are computed and thrown away.
 
-_PLACES = 512  # of a row, at least, so that its loops are long; the sums of four rows still fit the first-level cache
-_VECTOR = 16  # rows are a whole number of float32 vectors, which spares the loops a remainder
+_TOGETHER = 8  # images that a tile of weights goes through before the next one's turn; they stay in the cache meanwhile
 
 
 def _is_direct(cache: ConvCache, shape: Shape) -> bool:
     """Whether a convolution with weights [D, C, k, k] goes the direct way; narrow images waste more of it on gaps."""
-    geometry = *shape[2:], cache.stride, cache.padding
-    return geometry == (3, 3, 1, 1) and max(shape[:2]) <= _DIRECT_CHANNELS * cache.x.shape[3]
+    fits = cache.stride == 1 and cache.padding < shape[-1]
+    return fits and max(shape[:2]) <= _DIRECT_CHANNELS * cache.x.shape[3]
 
 
-def _together(shape: Shape) -> int:
-    """Return how many images of [C, N, H, W] share a row: a power of two."""
-    together = 1
-    while together < shape[1] and together * (shape[2] + 1) * (shape[3] + 1) < _PLACES:
-        together *= 2
-    return together
-
-
-def _gapped_scratch(use: str, x: Array) -> Array:
-    """Return memory [groups, C, length] for the gapped rows of images x [C, N, H, W]."""
+def _gapped_scratch(use: str, x: Array, border: int) -> Array:
+    """Return memory [N, C, length] for images x [C, N, H, W] with gaps and borders of so many zeros."""
     channels, count, height, width = x.shape
-    together = _together(x.shape)
-    length = _outputs(together, height, width) + 2 * (width + 1) + 2
-    return _scratch("gapped " + use, (-(-count // together), channels, length), x.dtype)
+    length = (height + 2 * border) * (width + border) + border + tiles.PLACES
+    return _scratch("gapped " + use, (count, channels, length), x.dtype)
 
 
-def _outputs(images: int, height: int, width: int) -> int:
-    """Return how many places of a row get an output: up to the last pixel, then to a whole vector."""
-    last = (images - 1) * (height + 1) * (width + 1) + (height - 1) * (width + 1) + width
-    return -(-last // _VECTOR) * _VECTOR
+def _places(images: Array, pitch: int) -> int:
+    """Return how many places of a row get an output of [D, N, OH, OW]: up to the last pixel, then to whole vectors."""
+    last = (images.shape[2] - 1) * pitch + images.shape[3]
+    return -(-last // tiles.PLACES) * tiles.PLACES
 
 
-def _taps(w: Array) -> Array:
-    """Return w [D, C, 3, 3] as [D', C, 9] with D' a multiple of four, zeros as further outputs."""
-    taps = np.zeros((-(-len(w) // 4) * 4, w.shape[1], 9), w.dtype)
-    taps[: len(w)] = w.reshape(*w.shape[:2], 9)
-    return taps
+def _offsets(gapped: Array, kernel: int, pitch: int) -> np.ndarray[Any, Any]:
+    """Return where in an image of gapped [N, C, length] its taps begin: int64 [C * k * k]."""
+    channels, sides = np.arange(gapped.shape[1]), np.arange(kernel)
+    return (channels[:, None, None] * gapped.shape[2] + sides[:, None] * pitch + sides).reshape(-1)
 
 
 def _forward_direct(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
-    """Fill y [D, N, H, W]."""
-    _correlate(cache.x, _taps(w), b, _gapped_scratch("x", cache.x), y)
+    """Fill y [D, N, OH, OW]."""
+    _correlate(cache.x, cache.padding, w, b, _gapped_scratch("x", cache.x, cache.padding), y)
+
+
+def _correlate(x: Array, border: int, w: Array, b: Array, gapped: Array, y: Array) -> None:
+    """Fill y [D, N, OH, OW] of x [C, N, H, W], w [D, C, k, k], b [D]; x lies in gapped [N, C, length] afterwards."""
+    pitch = x.shape[3] + border
+    offsets = _offsets(gapped, w.shape[-1], pitch)
+    blocks = _pad(w.reshape(len(w), -1), tiles.ROWS).reshape(-1, tiles.ROWS, offsets.size)
+    taps = np.ascontiguousarray(blocks.swapaxes(1, 2))
+
+    def work(some: slice) -> None:
+        sums = _scratch("sums", (tiles.ROWS, _places(y, pitch)), x.dtype)
+        _fill_gapped(x[:, some], border, gapped[some])
+        _correlate_images(gapped[some], offsets, taps, b, pitch, sums, y[:, some])
+
+    _share(work, len(gapped), w.size * y[0].size)
 
 
 def _backward_direct(dy: Array, cache: ConvCache, w: Array, dw: Array, dx: Array | None) -> None:
-    """Fill dw [D, C, 3, 3], and dx [C, N, H, W] unless it is None, for dy [D, N, H, W].
+    """Fill dw [D, C, k, k], and dx [C, N, H, W] unless it is None, for dy [D, N, OH, OW].
 
     dx is dy correlated with the weights of swapped channels, turned by 180 degrees.
     """
-    x, together = cache.x, _together(dy.shape)
-    gapped_x, gapped_dy = _gapped_scratch("x", x), _gapped_scratch("dy", dy)
-    _team.run(lambda group: _fill_group(x, group * together, together, gapped_x[group]), len(gapped_x))
+    (x, _, padding), kernel = cache, w.shape[-1]
+    border = kernel - 1 - padding
+    gapped_x, gapped_dy = _gapped_scratch("x", x, padding), _gapped_scratch("dy", dy, border)
+    _share(lambda some: _fill_gapped(x[:, some], padding, gapped_x[some]), len(gapped_x), x.size)
     if dx is None:
-        _team.run(lambda group: _fill_group(dy, group * together, together, gapped_dy[group]), len(gapped_dy))
+        _share(lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size)
     else:
-        turned = _taps(w[:, :, ::-1, ::-1].swapaxes(0, 1))
-        _correlate(dy, turned, np.zeros(len(dx), x.dtype), gapped_dy, dx)
-    blocks = -(-len(w) // 3)
-    parts = min(blocks, _thread_count())
-
-    def work(part: int) -> None:
-        some = slice(3 * (blocks * part // parts), 3 * (blocks * (part + 1) // parts))
-        _correlate_weights(gapped_x, gapped_dy, some.start, x.shape[3] + 1, dw[some].reshape(-1, len(x), 9))
-
-    _team.run(work, parts)
+        turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
+        _correlate(dy, border, turned, np.zeros(len(dx), x.dtype), gapped_dy, dx)
+    _correlate_weights(gapped_x, gapped_dy, x.shape[3] + padding, _places(dy, x.shape[3] + padding), border, dw)
 
 
-def _correlate(x: Array, taps: Array, b: Array, gapped: Array, y: Array) -> None:
-    """Fill y [D, N, H, W] of x [C, N, H, W], taps [D', C, 9], b [D]; x lies in gapped [groups, C, length] afterwards."""
-    together = _together(x.shape)
+def _correlate_weights(x: Array, dy: Array, pitch: int, places: int, border: int, dw: Array) -> None:
+    """Fill dw [D, C, k, k]: sums of products of gapped x [N, C, length] and dy [N, D, length]; both have the same pitch."""
+    first = border * (pitch + 1)
+    offsets = _pad(_offsets(x, dw.shape[-1], pitch), tiles.COLUMNS).reshape(-1, tiles.COLUMNS)
+    starts = _pad(np.arange(len(dw)) * dy.shape[2] + first, tiles.ROWS).reshape(-1, tiles.ROWS)
+    sums = np.zeros((len(starts), len(offsets), tiles.ROWS, tiles.COLUMNS), dw.dtype)
+    flat = sums.reshape(-1, tiles.ROWS, tiles.COLUMNS)
+    images, slopes = x.reshape(len(x), -1), dy.reshape(len(dy), -1)
 
-    def work(group: int) -> None:
-        sums = _scratch("sums", (4, gapped.shape[2] - 2 * (x.shape[3] + 1) - 2), x.dtype)
-        _fill_group(x, group * together, together, gapped[group])
-        _correlate_group(gapped[group], taps, b, group * together, together, sums, y)
+    def work(some: slice) -> None:
+        _add_weights(images, slopes, offsets, starts, places, some.start, flat[some])
 
-    _team.run(work, len(gapped))
+    _share(work, len(flat), x.size * len(dw))
+    rows = sums.swapaxes(1, 2).reshape(starts.size, offsets.size)
+    dw[:] = rows[: len(dw), : dw[0].size].reshape(dw.shape)
+
+
+def _pad(values: Array, multiple: int) -> Array:
+    """Return values [A, ...] with the last repeated until A is a multiple."""
+    return np.concatenate([values, *[values[-1:]] * (-len(values) % multiple)])
 
 
 @_compiled
-def _fill_group(x, first, together, rows):
-    """Write so many images of x [C, N, H, W], from `first` on, as gapped rows [C, length]."""
+def _fill_gapped(x, border, rows):
+    """Write images x [C, N, H, W] to gapped rows [N, C, length]."""
     channels, count, height, width = x.shape
-    pitch = width + 1
-    for c in range(channels):
-        rows[c] = 0
-        for n in range(first, min(first + together, count)):
+    pitch = width + border
+    for n in range(count):
+        for c in range(channels):
+            rows[n, c] = 0
             for r in range(height):
-                target, source = rows[c, ((n - first) * (height + 1) + r + 1) * pitch + 1 :], x[c, n, r]
+                target, source = rows[n, c, (r + border) * pitch + border :], x[c, n, r]
                 for q in range(width):
                     target[q] = source[q]
 
 
 @_compiled
-def _correlate_group(rows, taps, b, first, together, sums, y):
-    """Write a group of y [D, N, H, W] from its rows [C, length], four outputs at a time; sums [4, places] is scratch."""
-    for d in range(0, len(taps), 4):
-        sums[:] = 0
-        for c in range(len(rows)):
-            _add_taps(_shifts(rows[c], y.shape[3] + 1), taps[d : d + 4, c], sums[0], sums[1], sums[2], sums[3])
-        for e in range(d, min(d + 4, len(y))):
-            _store_group(sums[e - d], b[e], first, together, y[e])
+def _correlate_images(gapped, offsets, taps, b, pitch, sums, y):
+    """Write y [D, N, OH, OW] of gapped rows [N, C, length], a few outputs at a time; sums [ROWS, places] is scratch."""
+    for n in range(len(gapped)):
+        image = gapped[n].reshape(-1)
+        for block in range(len(taps)):
+            _correlate_row(image, offsets, taps[block], sums)
+            for d in range(block * len(sums), min((block + 1) * len(sums), len(y))):
+                _drop_gaps(sums[d - block * len(sums)], b[d], pitch, y[d, n])
 
 
 @_compiled
-def _shifts(row, pitch):
-    """Return the nine views of a gapped row, one a tap: place p of each is what its tap sees at output p."""
-    below, last = row[pitch:], row[2 * pitch :]
-    return row, row[1:], row[2:], below, below[1:], below[2:], last, last[1:], last[2:]
+def _correlate_row(image, offsets, taps, sums):
+    """Write the sums [ROWS, places] of an image's values with taps [T, ROWS]."""
+    vector = tiles.BYTES // image.itemsize
+    wide, place = tiles.COLUMNS * vector, 0
+    while place + wide <= sums.shape[1]:
+        tiles.correlate_wide(image, place, offsets, taps, sums)
+        place += wide
+    while place < sums.shape[1]:
+        tiles.correlate_narrow(image, place, offsets, taps, sums)
+        place += vector
 
 
 @_compiled
-def _nine(w):
-    """Return nine values as a tuple, which the compiler keeps in registers."""
-    return w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]
+def _drop_gaps(sums, bias, pitch, y):
+    """Write one channel's outputs without the gaps, plus the bias, to y [OH, OW]."""
+    for r in range(len(y)):
+        source, target = sums[r * pitch :], y[r]
+        for q in range(target.size):
+            target[q] = source[q] + bias
 
 
 @_compiled
-def _nine_products(x, p, w):
-    """Return the sum over the taps of w times what they see at p."""
-    top = x[0][p] * w[0] + x[1][p] * w[1] + x[2][p] * w[2]
-    middle = x[3][p] * w[3] + x[4][p] * w[4] + x[5][p] * w[5]
-    return top + middle + (x[6][p] * w[6] + x[7][p] * w[7] + x[8][p] * w[8])
-
-
-@_compiled
-def _add_taps(x, w, sums0, sums1, sums2, sums3):
-    """Add one input channel, seen through its nine shifts x, to four output channels with weights w [4, 9].
-
-    Four at a time, because every value of x that is loaded then serves four products.
-    """
-    w0, w1, w2, w3 = _nine(w[0]), _nine(w[1]), _nine(w[2]), _nine(w[3])
-    for p in range(sums0.size):
-        y0, y1 = _nine_products(x, p, w0), _nine_products(x, p, w1)
-        y2, y3 = _nine_products(x, p, w2), _nine_products(x, p, w3)
-        sums0[p] += y0
-        sums1[p] += y1
-        sums2[p] += y2
-        sums3[p] += y3
-
-
-@_compiled
-def _store_group(sums, bias, first, together, y):
-    """Write one channel's outputs without the gaps, plus the bias, to so many images of y [N, H, W] from `first` on."""
-    count, height, width = y.shape
-    for n in range(first, min(first + together, count)):
-        for r in range(height):
-            source, target = sums[((n - first) * (height + 1) + r) * (width + 1) :], y[n, r]
-            for q in range(width):
-                target[q] = source[q] + bias
-
-
-@_compiled
-def _correlate_weights(x, dy, first, pitch, dw):
-    """Write dw [B, C, 9] of outputs first to first + B - 1: sums of products of x and dy, gapped rows [groups, C or D, length].
-
-    It goes through the groups in order, and within a group, which stays in the cache meanwhile, through all pairs.
-    """
-    places = x.shape[2] - 2 * pitch - 2
-    dw[:] = 0
-    for group in range(len(x)):
-        for d in range(0, len(dw), 3):
-            for c in range(x.shape[1]):
-                _add_block(_shifts(x[group, c], pitch), dy[group, first + d :], pitch + 1, places, dw[d : d + 3, c])
-
-
-@_compiled
-def _add_block(x, dy, start, places, dw):
-    """Add three outputs, or the one or two that are left, to dw [3, 9] of one input channel."""
-    if len(dw) == 3:
-        _add_products_of_three(x, dy[0, start : start + places], dy[1, start:], dy[2, start:], dw)
-        return
-    for d in range(len(dw)):
-        _add_products(x, dy[d, start : start + places], dw[d])
-
-
-@_compiled
-def _add_products(x, y, dw):
-    """Add to dw [9] the products of y with every shift of x, summed over y's places."""
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = y.dtype.type(0)
-    for p in range(y.size):
-        v = y[p]
-        a0, a1, a2 = a0 + v * x[0][p], a1 + v * x[1][p], a2 + v * x[2][p]
-        a3, a4, a5 = a3 + v * x[3][p], a4 + v * x[4][p], a5 + v * x[5][p]
-        a6, a7, a8 = a6 + v * x[6][p], a7 + v * x[7][p], a8 + v * x[8][p]
-    _add_nine(dw, (a0, a1, a2, a3, a4, a5, a6, a7, a8))
-
-
-@_compiled
-def _add_products_of_three(x, y, z, u, dw):
-    """Add to dw [3, 9] what _add_products adds for y, z and u.
-
-    Its 27 sums are as many as the 32 vector registers hold beside the factors.
-    """
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = y.dtype.type(0)
-    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = b8 = y.dtype.type(0)
-    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = c8 = y.dtype.type(0)
-    for p in range(y.size):
-        v0, v1, v2, v3, v4 = x[0][p], x[1][p], x[2][p], x[3][p], x[4][p]
-        v5, v6, v7, v8 = x[5][p], x[6][p], x[7][p], x[8][p]
-        yp, zp, up = y[p], z[p], u[p]
-        a0, a1, a2, a3, a4 = a0 + yp * v0, a1 + yp * v1, a2 + yp * v2, a3 + yp * v3, a4 + yp * v4
-        a5, a6, a7, a8 = a5 + yp * v5, a6 + yp * v6, a7 + yp * v7, a8 + yp * v8
-        b0, b1, b2, b3, b4 = b0 + zp * v0, b1 + zp * v1, b2 + zp * v2, b3 + zp * v3, b4 + zp * v4
-        b5, b6, b7, b8 = b5 + zp * v5, b6 + zp * v6, b7 + zp * v7, b8 + zp * v8
-        c0, c1, c2, c3, c4 = c0 + up * v0, c1 + up * v1, c2 + up * v2, c3 + up * v3, c4 + up * v4
-        c5, c6, c7, c8 = c5 + up * v5, c6 + up * v6, c7 + up * v7, c8 + up * v8
-    _add_nine(dw[0], (a0, a1, a2, a3, a4, a5, a6, a7, a8))
-    _add_nine(dw[1], (b0, b1, b2, b3, b4, b5, b6, b7, b8))
-    _add_nine(dw[2], (c0, c1, c2, c3, c4, c5, c6, c7, c8))
-
-
-@_compiled
-def _add_nine(target, values):
-    """Add nine values to target [9]."""
-    for tap in range(9):
-        target[tap] += values[tap]
+def _add_weights(x, dy, offsets, starts, places, first, sums):
+    """Add to sums [B, ROWS, COLUMNS] of tiles first to first + B - 1 the products of gapped x and dy, both [N, values]."""
+    for n in range(0, len(x), _TOGETHER):
+        some, slopes = x[n : n + _TOGETHER], dy[n : n + _TOGETHER]
+        for tile in range(len(sums)):
+            i, j = divmod(first + tile, len(offsets))
+            tiles.add_weight_tile(some, slopes, offsets[j], starts[i], places, sums[tile])
 
 
 # Activation, pooling and the residual sum -------------------------------------------------------
