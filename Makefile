@@ -6,6 +6,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MPI)
+GPU_TESTS := $(addprefix tests/test_,gpu_logic.py backends.py backend_nn.py replay.py bench.py)
+GPU_SIZES := 1000000,25600000,100000000,vgg16,resnet20
 
 # Open MPI alone looks at these: ranks in a container, and more ranks than cores.
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -21,8 +23,10 @@ train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001"
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU
-	DLS_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_logic.py tests/test_replay.py $(ARGS)
+test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
+	DLS_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS) $(ARGS)
+	$(BIN)/python -m dls.bench select --backend cupy --sizes $(GPU_SIZES) --threads $$(nproc) --report runs/results
+	$(BIN)/python -m dls.bench adjust --backend cupy --sizes vgg16,resnet20 --threads $$(nproc) --report runs/results
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

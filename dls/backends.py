@@ -1,10 +1,14 @@
-"""The backends by name, loaded on demand: who computes the primitives, Algorithm 2 and the network's layers."""
+"""The backends by name, loaded on demand: who computes the primitives, Algorithm 2, the messages and the network's layers."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import platform
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 
@@ -14,18 +18,22 @@ class BackendMissing(ValueError):
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend's modules: the functions of `reference.ops`, `.adjustment` and `.nn`, same names, same signatures."""
+    """A backend's modules: the functions of `reference.ops`, `.adjustment`, `.wire` and `.nn`, same names, same signatures."""
 
     name: str
     ops: ModuleType
     adjustment: ModuleType
+    wire: ModuleType
     nn: ModuleType
 
 
 _HOMES = {
-    "numpy": (("reference.ops", "reference.adjustment", "reference.nn"), "pip install numpy"),
-    "numba": (("gpu.numba_ops", "gpu.numba_adjustment", "gpu.numba_nn"), "pip install numba"),
-    "cupy": (("gpu.cupy_ops", "gpu.cupy_adjustment", "gpu.cupy_nn"), "pip install 'dls[cuda]', on a machine with a GPU"),
+    "numpy": (("reference.ops", "reference.adjustment", "reference.wire", "reference.nn"), "pip install numpy"),
+    "numba": (("gpu.numba_ops", "gpu.numba_adjustment", "gpu.numba_wire", "gpu.numba_nn"), "pip install numba"),
+    "cupy": (
+        ("gpu.cupy_ops", "gpu.cupy_adjustment", "gpu.cupy_wire", "gpu.cupy_nn"),
+        "pip install 'dls[cuda]', on a machine with a GPU",
+    ),
 }
 """Name to the modules of Backend, and how to install what they need."""
 
@@ -49,3 +57,17 @@ def load(name: str) -> Backend:
         return backend
     except ImportError as error:
         raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None
+
+
+def device(name: str) -> dict[str, str]:
+    """On what the backend of that name computes: its name under "device", and what else there is to know for a measurement."""
+    if name == "cupy":
+        described: dict[str, str] = importlib.import_module("gpu.device").current().describe()
+        return described
+    return {"device": _processor(), "cores": str(len(os.sched_getaffinity(0)))}
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it."""
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 A selection collects candidates, whatever reaches a cut a little below the hint, in the pass that accumulates; if they are enough
 and fit, the exact choice is made among them. Where the hint was no good, a radix search over the bits of the magnitudes finds the
-exact threshold first. Gradient, residual and selection stay on the device; what `encode` packs crosses to the host.
+exact threshold first. Gradient, residual and selection stay on the device; what is sent crosses to the host.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from reference import ops as reference
 from reference.ops import (
-    ENTRY_BYTES,
-    MAX_LAYER,
-    Bytes,
     Index,
     NonFiniteError,
     Selection,
     Vector,
     float32_ceiling,
-    payload_size,
 )
 
 from gpu import device
 
-__all__ = ["ENTRY_BYTES", "MAX_LAYER", "Bytes", "Index", "NonFiniteError", "Selection", "Vector", "payload_size"]
-# payload_size and float32_ceiling are arithmetic on single numbers: the reference's own.
+__all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling"]
+# float32_ceiling is arithmetic on a single number: the reference's own.
 
 MARGIN = 0.9
 """The cut is so much of the hint: thresholds drift from step to step."""
@@ -105,10 +101,9 @@ def select_layers(
         found.collect(layers, np.where(missed, exact, NEVER).astype(np.uint32), missed)
     flat = found.choose(residual)
     values = residual[flat]
-    starts = np.repeat(offsets[:-1], k)
     ends = np.cumsum(k).tolist()
     heads = [values[start:stop] for start, stop in pairwise([0, *ends])]
-    return flat - from_host(starts), values, _thresholds(values, k), heads
+    return flat, values, _thresholds(values, k), heads
 
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:
@@ -258,9 +253,9 @@ def scatter_add(target: Vector, index: Index, values: Vector) -> None:
     target[from_host(index)] += from_host(values)
 
 
-def clear(v: Vector, index: Index) -> None:
-    """See `reference.ops.clear`."""
-    v[index] = 0.0
+def scatter_subtract(target: Vector, index: Index, values: Vector) -> None:
+    """See `reference.ops.scatter_subtract`."""
+    target[from_host(index)] -= from_host(values)
 
 
 def scale(v: Vector, factor: float) -> None:
@@ -286,13 +281,3 @@ def sgd_update(
 ) -> None:
     """See `reference.ops.sgd_update`: its operations, one after another, on the device's arrays."""
     reference.sgd_update(weights, momentum, update, lr, mu, weight_decay, nesterov)
-
-
-def encode(index: Index, values: Vector, n: int) -> Bytes:
-    """See `reference.ops.encode`; the message lies on the host."""
-    return reference.encode(to_host(index), to_host(values), n)
-
-
-def decode(payload: Bytes, n: int, k: int) -> Selection:
-    """See `reference.ops.decode`; the selection lies on the host until `scatter_add` takes it."""
-    return reference.decode(payload, n, k)

@@ -14,18 +14,12 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from reference import ops as reference
 from reference.ops import (  # what numpy does well enough: allocation, scalars, and work on k values alone
-    ENTRY_BYTES,
-    MAX_LAYER,
-    Bytes,
     Index,
     NonFiniteError,
     Selection,
     Vector,
-    decode,
-    encode,
     float32_ceiling,
     from_host,
-    payload_size,
     to_host,
     zeros,
 )
@@ -34,27 +28,21 @@ from gpu import numba_selection as selection
 from gpu.numba_selection import plain, threads_for
 
 __all__ = [
-    "ENTRY_BYTES",
-    "MAX_LAYER",
-    "Bytes",
     "Index",
     "NonFiniteError",
     "Selection",
     "Vector",
     "accumulate",
     "all_finite",
-    "clear",
     "clip_norm",
     "count_at_least",
-    "decode",
-    "encode",
     "float32_ceiling",
     "from_host",
     "kth_largest",
     "l2_norm",
-    "payload_size",
     "scale",
     "scatter_add",
+    "scatter_subtract",
     "select",
     "select_layers",
     "set_threads",
@@ -146,40 +134,42 @@ def _accumulate_threads(v, gradient, threads):
             v[i] += gradient[i]
 
 
-def clear(v: Vector, index: Index) -> None:
-    """See `reference.ops.clear`; indices lie within v, unchecked."""
-    if not plain(v) or index.dtype != np.int64:
-        reference.clear(v, index)
+def scatter_add(target: Vector, index: Index, values: Vector) -> None:
+    """See `reference.ops.scatter_add`; indices lie within target, unchecked."""
+    if not _entries(target, index, values):
+        reference.scatter_add(target, index, values)
     elif (threads := threads_for(index.size)) == 1:
-        _clear(v, index)
+        _scatter(target, index, values, np.float32(1))
     else:
-        _clear_threads(v, index, threads)
+        _scatter_threads(target, index, values, np.float32(1), threads)
+
+
+def scatter_subtract(target: Vector, index: Index, values: Vector) -> None:
+    """See `reference.ops.scatter_subtract`; indices lie within target, unchecked."""
+    if not _entries(target, index, values):
+        reference.scatter_subtract(target, index, values)
+    elif (threads := threads_for(index.size)) == 1:
+        _scatter(target, index, values, np.float32(-1))
+    else:
+        _scatter_threads(target, index, values, np.float32(-1), threads)
+
+
+def _entries(target: Vector, index: Index, values: Vector) -> bool:
+    return plain(target, values) and index.dtype == np.int64 and index.flags.c_contiguous and index.size == values.size
 
 
 @njit(nogil=True, cache=True)
-def _clear(v, index):
-    for i in index:
-        v[i] = 0
+def _scatter(target, index, values, sign):
+    """target[index] += sign·values; x + (−1)·y has the bits of x − y."""
+    for i in range(index.size):
+        target[index[i]] += sign * values[i]
 
 
 @njit(nogil=True, cache=True, parallel=True)
-def _clear_threads(v, index, threads):
+def _scatter_threads(target, index, values, sign, threads):
     for thread in prange(threads):
-        _clear(v, index[index.size * thread // threads : index.size * (thread + 1) // threads])
-
-
-def scatter_add(target: Vector, index: Index, values: Vector) -> None:
-    """See `reference.ops.scatter_add`; indices lie within target, unchecked."""
-    if plain(target, values) and index.dtype == np.int64 and index.size == values.size:
-        _scatter_add(target, index, values)
-    else:
-        reference.scatter_add(target, index, values)
-
-
-@njit(nogil=True, cache=True)
-def _scatter_add(target, index, values):
-    for i in range(index.size):
-        target[index[i]] += values[i]
+        mine = slice(index.size * thread // threads, index.size * (thread + 1) // threads)
+        _scatter(target, index[mine], values[mine], sign)
 
 
 def scale(v: Vector, factor: float) -> None:

@@ -212,8 +212,11 @@ def _kth(bits, k, low, high):
 
 
 @njit(nogil=True, cache=True)
-def _emit(v, bits, k, threshold, above, index, values):
-    """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer."""
+def _emit(v, bits, k, threshold, above, origin, index, values):
+    """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer.
+
+    The layer's first value is number `origin` of the index space.
+    """
     ties, count = k - above, 0
     for first in range(0, bits.size, BLOCK):
         here = bits[first : first + BLOCK]
@@ -223,12 +226,12 @@ def _emit(v, bits, k, threshold, above, index, values):
             magnitude = here[i] & MAGNITUDE
             if magnitude > threshold or (magnitude == threshold and ties > 0):
                 ties -= magnitude == threshold
-                index[count], values[count] = first + i, v[first + i]
+                index[count], values[count] = origin + first + i, v[first + i]
                 count += 1
 
 
 @njit(nogil=True, cache=True)
-def _emit_found(places, found, k, threshold, index, values):
+def _emit_found(places, found, k, threshold, origin, index, values):
     """`_emit`, from a layer's candidates. Every one is written, and the next one over it unless it counts: no branch to guess."""
     ties, count = k - _count(found, threshold + np.int32(1)), 0
     floats = found.view(np.float32)
@@ -237,7 +240,7 @@ def _emit_found(places, found, k, threshold, index, values):
             break
         magnitude = found[i] & MAGNITUDE
         tied = magnitude == threshold
-        index[count], values[count] = places[i], floats[i]
+        index[count], values[count] = origin + np.int64(places[i]), floats[i]
         count += (magnitude > threshold) | (tied & (ties > 0))
         ties -= tied
 
@@ -338,12 +341,12 @@ def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, 
         elif last - place >= k:
             own = found[place:last]
             thresholds[layer] = _kth(own, k, cuts[layer], summary[layer, 2])
-            _emit_found(places[place:last], own, k, thresholds[layer], index[begin:end], values[begin:end])
+            _emit_found(places[place:last], own, k, thresholds[layer], first, index[begin:end], values[begin:end])
         elif stop - first <= SMALL:
             own = bits[first:stop]
             thresholds[layer] = _kth(own, k, 0, summary[layer, 2])
             above = _count(own, thresholds[layer] + np.int32(1))
-            _emit(v[first:stop], own, k, thresholds[layer], above, index[begin:end], values[begin:end])
+            _emit(v[first:stop], own, k, thresholds[layer], above, first, index[begin:end], values[begin:end])
 
 
 @njit(nogil=True, cache=True)
@@ -460,16 +463,16 @@ def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[NDA
     return np.concatenate([places[part] for part in inside]), np.concatenate([found[part] for part in inside])
 
 
-def _choose_by_histogram(v: Vector, k: int, index: Index, values: Vector) -> int:
+def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: Vector) -> int:
     """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold's magnitude."""
     bits, threads = v.view(np.int32), threads_for(v.size)
     cut, reach, exact = _narrow(bits, k, ROOM * k + SMALL, threads)
     if exact:  # so many ties that collecting them all would fill the memory
-        _emit(v, bits, k, np.int32(cut), int(reach.sum()), index, values)
+        _emit(v, bits, k, np.int32(cut), int(reach.sum()), origin, index, values)
         return cut
     places, found = _collect_exactly(v, cut, reach)
     threshold = _kth(found, k, np.int32(cut), INFINITE)
-    _emit_found(places, found, k, threshold, index, values)
+    _emit_found(places, found, k, threshold, origin, index, values)
     return int(threshold)
 
 
@@ -506,7 +509,7 @@ def choose_layers(
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
-        thresholds[layer] = _choose_large(own, int(k[layer]), index[out], values[out])
+        thresholds[layer] = _choose_large(own, int(k[layer]), int(offsets[layer]), index[out], values[out])
     return index, values, thresholds.view(np.float32).astype(np.float64), _heads(values, ends, found.view(np.float32), summary)
 
 
@@ -524,14 +527,18 @@ def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> 
     return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
 
 
-def _choose_large(v: Vector, k: int, index: Index, values: Vector) -> int:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut; returns the threshold's magnitude."""
+def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) -> int:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut; returns the threshold's magnitude.
+
+    The layer's first value is number `origin` of the index space.
+    """
     if k < v.size // DENSE:
         cuts, room, found = np.array([_guess(v.view(np.int32), k)]), np.array([ROOM * k + SLACK]), np.array([-1], dtype=np.int32)
         _pass(v, _NOTHING, np.array([0, v.size]), np.array([0, k]), cuts, room, index, values, found)
         if found[0] >= 0:
+            index += origin
             return int(found[0])
-    return _choose_by_histogram(v, k, index, values)
+    return _choose_by_histogram(v, k, origin, index, values)
 
 
 @njit(nogil=True, cache=True)

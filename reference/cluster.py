@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reference import methods, nn, ops
+from reference import methods, nn, ops, wire
 from reference.adjustment import Counts
 from reference.methods import Method
 from reference.ops import Selection, Vector
@@ -68,9 +68,11 @@ class Cluster:
         weight_decay: float = 0.0,
         nesterov: bool = False,
         clip_norm: float = 0.0,
+        value_dtype: str = "float32",
     ) -> None:
         self.models, self.method = models, method
         self.mu, self.weight_decay, self.nesterov, self.clip_norm = mu, weight_decay, nesterov, clip_norm
+        self.value_dtype = value_dtype
         self.offsets = models[0].offsets
         self.sizes = [int(n) for n in np.diff(self.offsets)]
         self.residuals = [ops.zeros(sum(self.sizes)) for _ in models]
@@ -101,8 +103,9 @@ class Cluster:
             ops.clip_norm(model.gradients, self.clip_norm)
         ops.accumulate(residual, model.gradients)  # 2
         v = layers(residual, self.offsets)
-        selection = self.method.select(v, self.k[rank])  # 3
+        chosen = self.method.select(v, self.k[rank])  # 3
+        selection = [(index, wire.round_values(values, self.value_dtype)) for index, values in chosen]
         self.k[rank] = self.method.next_k(v, self.k[rank], self.step_count)  # 8
-        for layer, (index, _) in zip(v, selection, strict=True):
-            ops.clear(layer, index)  # 4
+        for layer, entries in zip(v, selection, strict=True):
+            ops.scatter_subtract(layer, *entries)  # 4
         return loss, selection

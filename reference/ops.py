@@ -1,7 +1,7 @@
 """The primitives on one layer: the meaning that every backend reproduces bit for bit.
 
 A vector is a one-dimensional float32 array; an index array is int64, ascending, without repeats. Functions named by a verb
-that changes something (`accumulate`, `clear`, `scatter_add`, `scale`) work in place; all others leave their arguments alone.
+that changes something (`accumulate`, `scatter_add`, `scale`) work in place; all others leave their arguments alone.
 `docs/algorithm.md`, sections 1 and 2, is the text this file executes.
 """
 
@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 Index = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
 Selection = tuple[Index, Vector]
-
-ENTRY_BYTES = 8
-"""Bytes of one uploaded entry: a uint32 index and a float32 value."""
-MAX_LAYER = 2**32
-"""Most values that one index space may hold, as indices travel as uint32."""
 
 
 class NonFiniteError(ValueError):
@@ -78,7 +72,7 @@ def top_k(v: Vector, k: int) -> Selection:
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:  # noqa: ARG001
     """One layer's step: accumulate, then choose. Returns index (k), values (k) and the threshold a_k.
 
-    Afterwards residual (n) holds v, so that counts and thresholds of it may still be asked for; `clear` ends the step.
+    Afterwards residual (n) holds v, so that counts and thresholds of it may still be asked for; `scatter_subtract` ends the step.
     `hint`, any float, is a guess of a_k (last step's) that may save work and never changes the result. Errors as in `top_k`.
     """
     accumulate(residual, gradient)
@@ -91,16 +85,17 @@ def select_layers(
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
     """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of residual and gradient.
 
-    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), counted within each layer, values (Σk), thresholds (m), and m
-    heads. A layer's head holds the k chosen values and, as it may please the backend, the largest of those not chosen, in any
-    order: what the adjustment asks of v can mostly be answered from them.
+    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), places in residual, values (Σk), thresholds (m), and m heads.
+    A layer's head holds the k chosen values and, as it may please the backend, the largest of those not chosen, in any order;
+    they answer most of what the adjustment asks of v.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
         for start, stop, kl, hint in zip(offsets[:-1], offsets[1:], k, hints, strict=True)
     ]
     indices, values, thresholds = zip(*chosen, strict=True)
-    return np.concatenate(indices), np.concatenate(values), np.array(thresholds), list(values)
+    places = [index + start for index, start in zip(indices, offsets[:-1], strict=True)]
+    return np.concatenate(places), np.concatenate(values), np.array(thresholds), list(values)
 
 
 def kth_largest(v: Vector, k: int) -> float:
@@ -135,9 +130,12 @@ def scatter_add(target: Vector, index: Index, values: Vector) -> None:
     target[index] += values
 
 
-def clear(v: Vector, index: Index) -> None:
-    """v[index] = +0.0, in place: what is left of the accumulated gradient is the residual."""
-    v[index] = 0.0
+def scatter_subtract(target: Vector, index: Index, values: Vector) -> None:
+    """target[index] −= values, in place; index holds no repeats.
+
+    What is left of the accumulated gradient is the residual: +0.0 where the very value was sent, else what rounding dropped.
+    """
+    target[index] -= values
 
 
 def scale(v: Vector, factor: float) -> None:
@@ -170,34 +168,3 @@ def sgd_update(
     momentum += update
     direction = update + np.float32(mu) * momentum if nesterov else momentum
     weights -= np.float32(lr) * direction
-
-
-def payload_size(n: int, k: int) -> int:
-    """Bytes of the message that carries k entries of n: fixed by (n, k), so no size is ever exchanged.
-
-    ValueError unless 0 <= k <= n <= 2**32.
-    """
-    if not 0 <= k <= n <= MAX_LAYER:
-        raise ValueError(f"cannot send {k} of {n} entries: 0 <= k <= n <= 2**32 must hold")
-    return ENTRY_BYTES * k
-
-
-def encode(index: Index, values: Vector, n: int) -> Bytes:
-    """The message for a selection of n entries: k little-endian uint32 indices, then k little-endian float32 values."""
-    payload = np.empty(payload_size(n, index.size), dtype=np.uint8)
-    half = payload.size // 2
-    payload[:half] = index.astype("<u4").view(np.uint8)
-    payload[half:] = np.ascontiguousarray(values, dtype="<f4").view(np.uint8)
-    return payload
-
-
-def decode(payload: Bytes, n: int, k: int) -> Selection:
-    """The selection in a message of `encode`. ValueError for a wrong length, or indices that do not ascend within 0..n−1."""
-    if payload.size != payload_size(n, k):
-        raise ValueError(f"a message of {k} entries has {payload_size(n, k)} bytes, not {payload.size}")
-    half = payload.size // 2
-    index = np.frombuffer(payload[:half].tobytes(), dtype="<u4").astype(np.int64)
-    values = np.frombuffer(payload[half:].tobytes(), dtype="<f4").astype(np.float32)
-    if k and (index[-1] >= n or np.any(np.diff(index) <= 0)):
-        raise ValueError("a damaged message: its indices do not ascend within the layer")
-    return index, values

@@ -1,4 +1,4 @@
-"""Laws of the primitives on one layer: selection, conservation, exact thresholds, the message."""
+"""Laws of the primitives on one layer: selection, conservation, exact thresholds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tests.strategies import (
     LARGEST_SUBNORMAL,
     NASTY_VECTORS,
     QUICK,
-    SMALLEST_NORMAL,
     TINY,
     bits,
     count,
@@ -115,7 +114,7 @@ def test_selected_values_survive_what_happens_to_the_residual(v: np.ndarray) -> 
         residual = v.copy()
         index, values = ops.top_k(residual, k)
         sent = bits(values)
-        ops.clear(residual, index)
+        ops.scatter_subtract(residual, index, values)
         residual += 1
         assert bits(values) == sent
 
@@ -169,7 +168,7 @@ def test_nothing_is_lost_over_several_steps(data: st.DataObject) -> None:
 
         v = residual.copy()
         index, values = ops.top_k(residual, data.draw(st.integers(0, n)))
-        ops.clear(residual, index)
+        ops.scatter_subtract(residual, index, values)
         sent = np.zeros(n, dtype=F32)
         ops.scatter_add(sent, index, values)
         assert (sent + residual).tolist() == v.tolist()
@@ -191,16 +190,17 @@ def test_everything_is_sent_sooner_or_later(data: st.DataObject) -> None:
         total += gradient
         ops.accumulate(residual, gradient)
         index, values = ops.top_k(residual, data.draw(st.integers(0, n)))
-        ops.clear(residual, index)
+        ops.scatter_subtract(residual, index, values)
         ops.scatter_add(sent, index, values)
     assert (sent + residual).tolist() == total.tolist()
 
 
-def test_clear_writes_positive_zeros_and_nothing_else() -> None:
+def test_scatter_subtract_of_the_very_values_writes_positive_zeros_and_nothing_else() -> None:
     v = vector([-1, -0.0, 3, -0.0, -TINY])
-    assert ops.clear(v, np.array([0, 1, 4], dtype=INT)) is None
+    index = np.array([0, 1, 4], dtype=INT)
+    assert ops.scatter_subtract(v, index, v[index]) is None
     assert bits(v) == bits(vector([0.0, 0.0, 3, -0.0, 0.0]))
-    ops.clear(v, np.array([], dtype=INT))
+    ops.scatter_subtract(v, np.array([], dtype=INT), vector([]))
     assert bits(v) == bits(vector([0.0, 0.0, 3, -0.0, 0.0]))
 
 
@@ -299,103 +299,3 @@ def test_the_norm_neither_overflows_nor_underflows(v: np.ndarray) -> None:
 def test_the_norm_by_hand() -> None:
     assert ops.l2_norm(vector([3, -4])) == 5.0
     assert ops.l2_norm(vector([0.0, -0.0])) == 0.0
-
-
-# ---------------------------------------------------------------- the message
-
-
-def check_round_trip(index: np.ndarray, values: np.ndarray, n: int) -> None:
-    k = len(index)
-    index_before, values_before = index.tolist(), bits(values)
-    payload = ops.encode(index, values, n)
-    assert payload.dtype == np.uint8
-    assert payload.shape == (ops.payload_size(n, k),)
-    assert index.tolist() == index_before and bits(values) == values_before
-    payload_before = payload.tolist()
-    got_index, got_values = ops.decode(payload, n, k)
-    assert got_index.dtype == INT and got_values.dtype == F32
-    assert got_index.tolist() == index_before
-    assert bits(got_values) == values_before
-    assert payload.tolist() == payload_before
-
-
-@nasty
-def test_message_round_trip_at_every_k(v: np.ndarray) -> None:
-    for k in range(len(v) + 1):
-        index = np.array(kept(v, k), dtype=INT)
-        check_round_trip(index, v[index], len(v))
-
-
-@QUICK
-@given(vector_and_k())
-def test_message_round_trip(case: tuple[np.ndarray, int]) -> None:
-    v, k = case
-    check_round_trip(*ops.top_k(v, k), len(v))
-
-
-@pytest.mark.parametrize("n", [255, 256, 257, 65535, 65536, 65537, 2**24 + 3, 2**31 - 1, 2**31 + 5])
-def test_message_keeps_large_indices(n: int) -> None:
-    """Indices survive beyond 2^24, where float32 ends, and beyond 2^31, where int32 ends."""
-    index = np.unique(np.array([0, 1, 127, 200, n // 2, n - 2, n - 1], dtype=INT))
-    check_round_trip(index, np.arange(len(index), dtype=F32) - 2, n)
-
-
-def test_indices_beyond_the_format_are_refused_or_kept() -> None:
-    n = 2**33 + 1
-    index, values = np.array([0, 2**32, 2**33], dtype=INT), vector([1, 2, 3])
-    try:
-        payload = ops.encode(index, values, n)
-    except ValueError:
-        return
-    got_index, got_values = ops.decode(payload, n, 3)
-    assert got_index.tolist() == index.tolist() and bits(got_values) == bits(values)
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 256, 1000, 10**6])
-def test_payload_size_is_a_count_of_bytes_that_holds_the_values(n: int) -> None:
-    sizes = [ops.payload_size(n, k) for k in range(min(n, 300) + 1)]
-    assert all(isinstance(size, int) for size in sizes)
-    assert all(size >= 4 * k for k, size in enumerate(sizes))
-
-
-@pytest.mark.parametrize("k", [0, 1, 3])
-def test_a_message_of_another_length_is_refused(k: int) -> None:
-    n = 10
-    payload = ops.encode(np.arange(k, dtype=INT), np.ones(k, dtype=F32), n)
-    for extra in range(1, 33):
-        with pytest.raises(ValueError):
-            ops.decode(np.append(payload, np.zeros(extra, dtype=np.uint8)), n, k)
-    for cut in range(len(payload)):
-        with pytest.raises(ValueError):
-            ops.decode(payload[:cut].copy(), n, k)
-
-
-def test_a_message_of_another_k_is_refused() -> None:
-    n = 10
-    for k in range(n + 1):
-        payload = ops.encode(np.arange(k, dtype=INT), np.ones(k, dtype=F32), n)
-        for other in range(n + 1):
-            if ops.payload_size(n, other) != len(payload):
-                with pytest.raises(ValueError):
-                    ops.decode(payload, n, other)
-
-
-@pytest.mark.parametrize("k", [1, 3])
-def test_a_message_with_an_index_out_of_range_is_refused(k: int) -> None:
-    n = 10
-    nonsense = np.full(ops.payload_size(n, k), 255, dtype=np.uint8)
-    with pytest.raises(ValueError):
-        ops.decode(nonsense, n, k)
-
-
-def test_a_message_for_a_longer_layer_is_refused() -> None:
-    values = vector([1])
-    for n in range(2, 40):
-        payload = ops.encode(np.array([n - 1], dtype=INT), values, n)
-        with pytest.raises(ValueError):
-            ops.decode(payload, n - 1, 1)
-
-
-def test_smallest_normal_and_below_travel_unchanged() -> None:
-    values = vector([SMALLEST_NORMAL, -LARGEST_SUBNORMAL, TINY, -0.0, 0.0])
-    check_round_trip(np.array([3, 5, 8, 9, 11], dtype=INT), values, 12)

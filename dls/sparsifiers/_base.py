@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from reference import methods
 from reference.adjustment import Counts, Thresholds
-from reference.ops import NonFiniteError, Selection, Vector
+from reference.ops import Index, NonFiniteError, Vector
+from reference.wire import MessageError
 
 if TYPE_CHECKING:
     from dls.backends import Backend
@@ -73,6 +74,15 @@ class Message:
     received: Any = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What leaves of neighbouring parts: their place in the flat buffer, where in it the entries lie, and their values."""
+
+    place: slice
+    index: Index
+    values: Vector
+
+
 class Sparsifier(ABC):
     """One rank's method: what it sends of each accumulated gradient, and what stays behind.
 
@@ -82,7 +92,8 @@ class Sparsifier(ABC):
     """
 
     def __init__(self, setup: Setup) -> None:
-        self.setup, self.ops, self.comm = setup, setup.backend.ops, setup.comm
+        self.setup, self.comm = setup, setup.comm
+        self.ops, self.wire = setup.backend.ops, setup.backend.wire
         self.offsets = np.concatenate([[0], np.cumsum(setup.sizes)]).astype(np.int64)
         self.parts = [self._part(index, layers) for index, layers in enumerate(self.cut())]
 
@@ -145,6 +156,11 @@ class Sparsifier(ABC):
         """Go on from what `state` gave. Every rank calls it."""
         return
 
+    def words(self, parts: Sequence[Part]) -> str:
+        """The parts, for people."""
+        first, last = (self.setup.layers[layer].name for layer in (parts[0].first, parts[-1].last))
+        return f"layer {first}" if first == last else f"layers {first} to {last}"
+
     def guard(self, parts: Sequence[Part], flat: Vector) -> None:
         """NonFiniteError that names the first layer of the parts that is not finite in the flat buffer."""
         for layer in range(parts[0].first, parts[-1].last + 1):
@@ -156,7 +172,7 @@ class SparseSparsifier(Sparsifier):
     """Top-k with error feedback: the selection of each part travels by sparse allgather, the rest stays in the residual.
 
     A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k moves (`adjust`). The residual
-    holds v, the accumulated gradient, from `select` until `finish` clears what was sent.
+    holds v, the accumulated gradient, from `select` until `finish` takes out what was sent.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -166,7 +182,7 @@ class SparseSparsifier(Sparsifier):
         methods.budget(sum(setup.sizes), setup.config.density)  # refuses what a density warm-up would only meet later
         self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
         self.thresholds = np.zeros(len(self.parts))
-        self.chosen: dict[Part, Selection] = {}
+        self.chosen: dict[Part, Chosen] = {}
         self.heads: list[Vector] = [self.residual[:0]] * len(self.parts)
 
     @abstractmethod
@@ -191,45 +207,46 @@ class SparseSparsifier(Sparsifier):
 
     def select(self, parts: Sequence[Part]) -> None:
         """v = r + g, then top-k of v; the last step's thresholds are the hints."""
-        here, k = slice(parts[0].index, parts[-1].index + 1), self.k[parts[0].index : parts[-1].index + 1]
-        place = slice(parts[0].start, parts[-1].stop)
+        here, place = slice(parts[0].index, parts[-1].index + 1), slice(parts[0].start, parts[-1].stop)
         cuts = np.cumsum([0, *self.sizes[here]])
         try:
             index, values, self.thresholds[here], self.heads[here] = self.ops.select_layers(
-                self.residual[place], self.setup.gradients[place], cuts, k, self.thresholds[here]
+                self.residual[place], self.setup.gradients[place], cuts, self.k[here], self.thresholds[here]
             )
         except NonFiniteError:
             self.guard(parts, self.residual)
             raise
-        ends = np.cumsum(k)
-        for part, start, stop in zip(parts, ends - k, ends, strict=True):
-            self.chosen[part] = (index[start:stop], values[start:stop])
+        self.chosen[parts[0]] = Chosen(place, index, self.wire.round_values(values, self.setup.config.value_dtype))
 
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
-        payload = np.concatenate([self.ops.encode(*self.chosen[part], part.size) for part in parts])
-        sizes = [sum(self._message_sizes(rank, parts)) for rank in range(self.comm.size)]
-        pending, received = self.comm.allgatherv(payload, sizes)
+        chosen, value_dtype = self.chosen[parts[0]], self.setup.config.value_dtype
+        n, what = parts[-1].stop - parts[0].start, self.words(parts)
+        payload = self.wire.encode(chosen.index, chosen.values, n, value_dtype)
+        sizes = [self.wire.payload_size(n, k, value_dtype) for k in self._entries(parts)]
+        pending, received = self.comm.allgatherv(payload, sizes, what)
         return Message(parts, pending, received)
 
-    def _message_sizes(self, rank: int, parts: Sequence[Part]) -> list[int]:
-        k = self.k_of_ranks[rank]
-        return [self.ops.payload_size(part.size, int(k[part.index])) for part in parts]
+    def _entries(self, parts: Sequence[Part]) -> list[int]:
+        """How many entries of these parts each rank sends (P)."""
+        counts: list[int] = self.k_of_ranks[:, parts[0].index : parts[-1].index + 1].sum(axis=1).tolist()
+        return counts
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ_p scatter(S^p), in rank order."""
-        for rank, payload in enumerate(message.received):
-            cuts = np.cumsum(self._message_sizes(rank, message.parts))[:-1]
-            for part, piece in zip(message.parts, np.split(payload, cuts), strict=True):
-                k = int(self.k_of_ranks[rank, part.index])
-                self.ops.scatter_add(update[part.start : part.stop], *self.ops.decode(piece, part.size, k))
-        for part in message.parts:
-            self.ops.scale(update[part.start : part.stop], 1 / self.comm.size)
+        place = update[message.parts[0].start : message.parts[-1].stop]
+        for rank, k in enumerate(self._entries(message.parts)):
+            try:
+                entries = self.wire.decode(message.received[rank], place.size, k, self.setup.config.value_dtype)
+            except MessageError as error:
+                raise MessageError(f"{self.words(message.parts)}, from rank {rank}: {error}") from None
+            self.ops.scatter_add(place, *entries)
+        self.ops.scale(place, 1 / self.comm.size)
 
     def finish(self) -> None:
-        """r = v with the selected entries set to zero."""
-        for part, (index, _) in self.chosen.items():
-            self.ops.clear(self.v(part), index)
+        """r = v − scatter(S)."""
+        for chosen in self.chosen.values():
+            self.ops.scatter_subtract(self.residual[chosen.place], chosen.index, chosen.values)
         self.chosen.clear()
 
     def residual_norms(self) -> NDArray[np.float64]:
@@ -239,15 +256,10 @@ class SparseSparsifier(Sparsifier):
 
     def part_thresholds(self) -> Thresholds:
         """The fresh thresholds of the parts."""
-        k = self.sent_k()
-        inner = [float(t) for t, kl, n in zip(self.thresholds, k, self.sizes, strict=True) if 0 < kl < n]
+        inner = [float(t) for t, kl, n in zip(self.thresholds, self.k, self.sizes, strict=True) if 0 < kl < n]
         v = [self.v(part) for part in self.parts]
-        thresholds: Thresholds = self.setup.backend.adjustment.complete_thresholds(v, k, inner)
+        thresholds: Thresholds = self.setup.backend.adjustment.complete_thresholds(v, self.k, inner)
         return thresholds
-
-    def sent_k(self) -> Counts:
-        """How many entries of each part this step sent."""
-        return np.array([self.chosen[part][0].size for part in self.parts], dtype=np.int64)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The residual (n), k and the hints of this rank."""
@@ -257,5 +269,5 @@ class SparseSparsifier(Sparsifier):
         """Take over residual and k, and learn the other ranks' k."""
         self.residual[...] = self.ops.from_host(state["residual"])
         self.thresholds[...] = state["thresholds"]
-        pending, self.k_of_ranks = self.comm.allgather(state["k"])
+        pending, self.k_of_ranks = self.comm.allgather(state["k"], "the other ranks' k")
         pending.wait()

@@ -27,7 +27,7 @@ class Method(Sparsifier):
         """Sum over the ranks; the order of the sum is the library's."""
         total = np.empty(parts[-1].stop - parts[0].start, dtype=np.float32)
         own = self.setup.gradients[parts[0].start : parts[-1].stop]
-        return Message(parts, self.comm.allreduce(self.ops.to_host(own), total), total)
+        return Message(parts, self.comm.allreduce(self.ops.to_host(own), total, self.words(parts)), total)
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ."""

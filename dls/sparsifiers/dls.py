@@ -64,7 +64,7 @@ class Method(LayerwiseTopk):
         return k
 
     def _tell(self, k: Counts) -> tuple[Pending, NDArray[np.uint32]]:
-        return self.comm.allgather(k.astype(np.uint32))
+        return self.comm.allgather(k.astype(np.uint32), "the other ranks' next k")
 
     def _hear(self) -> None:
         if self._announced is not None:

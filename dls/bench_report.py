@@ -1,0 +1,52 @@
+"""The file that a measurement leaves: its rows, and on what they were measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import dls
+from dls import backends
+
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
+"""Those on which a time may depend."""
+
+
+def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write the rows and what they were measured on to <command>-<device>.json in the folder; return the file."""
+    device = backends.device(backend)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{command}-{slug(device['device'])}.json"
+    report = {"command": command, "backend": backend, **device, **_software(), "rows": list(rows)}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def slug(name: str) -> str:
+    """A device's name as part of a file's: "NVIDIA H200" becomes nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _software() -> dict[str, Any]:
+    from dls.startup import commit  # here, as it starts MPI, which the processes of other measurements can do without
+
+    return {
+        "dls": dls.__version__,
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
