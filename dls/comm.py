@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -20,27 +21,43 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+TIMEOUT = 600.0
+"""Seconds that a rank waits for the others unless told otherwise."""
+TICK = 0.002
+"""Seconds between two moves of what is under way: measured, chunks of 2 ms hide 97 % of a message over TCP."""
+PATIENCE, NAP = 0.001, 0.0001
+"""Seconds of waiting without pause, and of each pause from then on, which leaves the core to other ranks."""
+GRACE = 2.0
+"""Seconds that the others have to say that they wait too."""
 LAST_WORDS = 2.0
 """Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
+
+
+class ExchangeError(RuntimeError):
+    """An exchange that cannot come to its end, or brought something damaged."""
 
 
 class Pending(Protocol):
     """An exchange under way."""
 
     def wait(self) -> None:
-        """Return when the exchange is complete and its result buffers hold what they should."""
+        """Return when the exchange is complete and its result buffers hold what they should. ExchangeError past the timeout."""
 
 
 class Comm:
-    """This rank's place in the world. `sent_bytes` counts every byte given to MPI to send in a step, each once."""
+    """This rank's place in the world. `sent_bytes` counts every byte given to MPI to send in a step, each once.
 
-    def __init__(self) -> None:
-        self._world = MPI.COMM_WORLD
+    `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self._world, self.timeout = MPI.COMM_WORLD, timeout
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.host: str = MPI.Get_processor_name()
         self.sent_bytes = 0
-        self._requests: list[MPI.Request] = []
+        self._mover = _Mover()
+        self._roll_call = _RollCall(self._world)
 
     def ranks_on_node(self) -> int:
         """How many ranks share this rank's machine."""
@@ -49,48 +66,70 @@ class Comm:
         node.Free()
         return size
 
-    def allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> tuple[Pending, list[NDArray[np.uint8]]]:
+    def allgatherv(
+        self, payload: NDArray[np.uint8], sizes: Sequence[int], what: str
+    ) -> tuple[Pending, list[NDArray[np.uint8]]]:
         """Begin to give every rank every rank's bytes.
 
-        payload: this rank's bytes; sizes (P): the bytes of each rank's message, known to all. Returns the pending exchange and
-        the P messages, to be read once it is complete.
+        payload: this rank's bytes; sizes (P): the bytes of each rank's message, known to all; what: words for what is under way.
+        Returns the pending exchange and the P messages, to be read once it is complete.
         """
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
             raise ValueError(f"rank {self.rank} announced {sizes[self.rank]} bytes and has {payload.nbytes}")
         received = np.empty(sum(sizes), dtype=np.uint8)
         request = self._world.Iallgatherv([payload, MPI.BYTE], [received, list(sizes), MPI.BYTE])
         self.sent_bytes += payload.nbytes
-        return self._track(request), np.split(received, np.cumsum(sizes)[:-1])
+        return self._begin(request, what), np.split(received, np.cumsum(sizes)[:-1])
 
-    def allgather(self, values: NDArray[Any]) -> tuple[Pending, NDArray[Any]]:
+    def allgather(self, values: NDArray[Any], what: str) -> tuple[Pending, NDArray[Any]]:
         """Begin to give every rank every rank's array, of one shape on all ranks; the result has a leading axis P."""
         received = np.empty((self.size, *values.shape), dtype=values.dtype)
         request = self._world.Iallgather(np.ascontiguousarray(values), received)
         self.sent_bytes += values.nbytes
-        return self._track(request), received
+        return self._begin(request, what), received
 
-    def allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32]) -> Pending:
+    def allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32], what: str) -> Pending:
         """Begin the library's Allreduce: the sum over the ranks lands in `total`, with the same bits on all ranks."""
         request = self._world.Iallreduce(values, total, op=MPI.SUM)
         self.sent_bytes += values.nbytes
-        return self._track(request)
+        return self._begin(request, what)
 
-    def _track(self, request: MPI.Request) -> Pending:
-        self._requests.append(request)
-        return _Request(request)
+    def _begin(self, request: MPI.Request, what: str) -> Pending:
+        exchange = _Exchange(request, what, self)
+        self._mover.add(exchange)
+        return exchange
 
     def progress(self) -> None:
-        """Let the library move what is under way; MPI does little while Python computes."""
-        self._requests = [request for request in self._requests if not request.Test()]
+        """Let the library move what is under way, between two pieces of work."""
+        self._mover.move()
+
+    def wait_for(self, exchange: _Exchange) -> None:
+        """Return when the exchange is complete; tell other ranks that ask what this one waits for."""
+        started = time.monotonic()
+        while not self._mover.complete(exchange):
+            waited = time.monotonic() - started
+            if waited < PATIENCE:
+                os.sched_yield()
+                continue
+            self._roll_call.answer(exchange.what)
+            if waited > self.timeout:
+                raise ExchangeError(f"{self._roll_call.missing(exchange.what)} after {self.timeout:g} s of waiting (--timeout)")
+            time.sleep(NAP)
+
+    def _meet(self, what: str) -> None:
+        """Return when all ranks are here, so that what follows cannot wait for ever."""
+        self.wait_for(_Exchange(self._world.Ibarrier(), what, self))
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """On rank 0 every rank's array, of one shape on all ranks, with a leading axis P; None elsewhere. For the trace."""
+        self._meet("the trace's rows")
         received = np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
         self._world.Gather(np.ascontiguousarray(values), received, root=0)
         return received
 
     def allgather_objects(self, value: T) -> list[T]:
         """Every rank's object, in rank order. For start-up and the like, never inside a step."""
+        self._meet("the other ranks' settings")
         return self._world.allgather(value)
 
     def from_rank_0(self, make: Callable[[], T]) -> T:
@@ -110,6 +149,7 @@ class Comm:
             result = make()
         except Exception as caught:
             error = caught
+        self._meet("the other ranks to get ready")
         for failure in self._world.allgather(error):
             if failure is not None:
                 raise failure
@@ -128,6 +168,89 @@ class Comm:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
 
 
+class _Exchange:
+    """A request of this library and words for what it brings."""
+
+    def __init__(self, request: MPI.Request, what: str, comm: Comm) -> None:
+        self.request, self.what, self._comm = request, what, comm
+
+    def wait(self) -> None:
+        self._comm.wait_for(self)
+
+
+class _Mover:
+    """Moves what is under way while Python computes: MPI itself does so only while one of its functions is being called.
+
+    Its thread calls the library every TICK seconds as long as anything is under way, where the library lets several threads in;
+    else only `move` does. One lock keeps two threads from completing the same request.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: list[_Exchange] = []
+        self._lock, self._work = threading.Lock(), threading.Event()
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and MPI.COMM_WORLD.Get_size() > 1:
+            threading.Thread(target=self._run, name="progress", daemon=True).start()
+
+    def add(self, exchange: _Exchange) -> None:
+        """Look after this exchange until it is complete."""
+        with self._lock:
+            self._under_way.append(exchange)
+        self._work.set()
+
+    def complete(self, exchange: _Exchange) -> bool:
+        """Whether it is."""
+        with self._lock:
+            done: bool = exchange.request.Test()
+        return done
+
+    def move(self) -> None:
+        """Give the library a chance."""
+        with self._lock:
+            self._under_way = [exchange for exchange in self._under_way if not exchange.request.Test()]
+            if not self._under_way:
+                self._work.clear()
+
+    def _run(self) -> None:
+        while self._work.wait():
+            self.move()
+            time.sleep(TICK)
+
+
+class _RollCall:
+    """Finds out which ranks are missing: whoever has waited too long asks all others, and who is waiting answers."""
+
+    ASK, ANSWER = 1, 2
+
+    def __init__(self, world: MPI.Comm) -> None:
+        self._comm = world.Dup()
+        self._sent: list[MPI.Request] = []
+
+    def answer(self, what: str) -> None:
+        """Tell those who ask that this rank waits for `what`."""
+        while self._comm.Iprobe(tag=self.ASK):
+            asking = MPI.Status()
+            self._comm.recv(tag=self.ASK, status=asking)
+            self._sent.append(self._comm.isend(what, dest=asking.Get_source(), tag=self.ANSWER))
+
+    def missing(self, what: str) -> str:
+        """One line that names the ranks that do not answer, and what those that do wait for if it is something else."""
+        others = [rank for rank in range(self._comm.Get_size()) if rank != self._comm.Get_rank()]
+        self._sent += [self._comm.isend(None, dest=rank, tag=self.ASK) for rank in others]
+        answers: dict[int, str] = {}
+        deadline = time.monotonic() + GRACE
+        while len(answers) < len(others) and time.monotonic() < deadline:
+            self.answer(what)
+            if self._comm.Iprobe(tag=self.ANSWER):
+                answered = MPI.Status()
+                words = self._comm.recv(tag=self.ANSWER, status=answered)
+                answers[answered.Get_source()] = words
+            time.sleep(NAP)
+        silent = [str(rank) for rank in others if rank not in answers]
+        elsewhere = [f"rank {rank} waits for {theirs}" for rank, theirs in answers.items() if theirs != what]
+        found = ([f"no word from rank{'s' * (len(silent) > 1)} {', '.join(silent)}"] if silent else []) + elsewhere
+        return f"{what}: " + ("; ".join(found) or "all ranks wait, and nothing arrives")
+
+
 def _wait_until_read(descriptor: int) -> None:
     """Return when the launcher has read what this rank wrote: it may drop what is left in the pipe of a rank that aborts."""
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -137,12 +260,3 @@ def _wait_until_read(descriptor: int) -> None:
         fcntl.ioctl(descriptor, termios.FIONREAD, unread)
         time.sleep(0.01)
 
-
-class _Request:
-    """A pending exchange of this library."""
-
-    def __init__(self, request: MPI.Request) -> None:
-        self._request = request
-
-    def wait(self) -> None:
-        self._request.Wait()

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 import tomli_w
 
 from dls import backends, data, models, sparsifiers
+from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
 Steps = int | Literal["optimal"]
@@ -116,6 +117,18 @@ class Config:
         0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=NOT_NEGATIVE
     )
     overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
+    bucket_size: int = _setting(
+        65_536, "layers leave together from so many gradient values on, with overlap", unit="values", allowed=POSITIVE
+    )
+    value_dtype: str = _setting(
+        "float32",
+        "type in which values travel; what rounding drops stays in the residual",
+        choices=lambda: tuple(VALUE_BYTES),
+        fixed=True,
+    )
+    timeout: float = _setting(
+        600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
+    )
     out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=NOT_NEGATIVE)
     eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)

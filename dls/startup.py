@@ -48,6 +48,7 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend."""
     settings, found = comm.together(lambda: _settings(command))
     check_same(comm, _fingerprint(settings, found))
+    comm.timeout = settings.timeout
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
     comm.together(lambda: threadpool_limits(threads))
     run = comm.together(lambda: _as_usage_error(lambda: _build(settings, comm, threads)))

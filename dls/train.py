@@ -18,7 +18,7 @@ import numpy as np
 import dls
 from dls import checkpoint, config, startup, trace
 from dls.checkpoint import CheckpointError
-from dls.comm import Comm
+from dls.comm import Comm, ExchangeError
 from dls.config import UsageError
 from dls.optim import learning_rate
 from dls.progress import Reporter
@@ -26,7 +26,10 @@ from dls.startup import Run
 from dls.trace import Recorder, TraceError
 from dls.worker import Worker
 from reference.ops import NonFiniteError
+from reference.wire import MessageError
 
+KNOWN = (NonFiniteError, OSError, CheckpointError, ExchangeError, MessageError, TraceError, KeyboardInterrupt)
+"""Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
 LATER = 0.1
@@ -145,7 +148,7 @@ def _opening(run: Run, comm: Comm) -> str:
 def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoReturn:
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
     try:
-        known = isinstance(error, NonFiniteError | OSError | CheckpointError | TraceError | KeyboardInterrupt)
+        known = isinstance(error, KNOWN)
         words = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None

@@ -30,6 +30,9 @@ PHASES = ("forward", "backward", "select", "exchange", "decode", "update", "adju
 EVALUATION_BATCH = 256
 """Images of one forward pass in an evaluation."""
 
+LAST_BUCKET = 16
+"""The smallest group of layers that leaves together holds this fraction of the bucket size."""
+
 
 class Stopwatch:
     """Seconds of each phase; a phase inside another interrupts it."""
@@ -82,7 +85,7 @@ class Worker:
         self.model, self.sparsifier, self.optimizer = model, sparsifier, optimizer
         self.backend, self.comm, self.config = backend, comm, config
         self.update = backend.ops.zeros(model.parameters.size)
-        self.groups = _groups(sparsifier.parts, config.overlap)
+        self.groups = _groups(sparsifier.parts, config.bucket_size if config.overlap else 0)
         self.watch = Stopwatch()
         self._messages: list[Message] = []
 
@@ -159,7 +162,7 @@ class Worker:
 
     def mean_statistics(self) -> NDArray[np.float32]:
         """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank order."""
-        pending, gathered = self.comm.allgather(self.backend.ops.to_host(self.model.statistics))
+        pending, gathered = self.comm.allgather(self.backend.ops.to_host(self.model.statistics), "the other ranks' statistics")
         pending.wait()
         total = np.zeros(gathered.shape[1], dtype=np.float32)
         for statistics in gathered:
@@ -175,13 +178,24 @@ class Worker:
             loss, _, correct = self.backend.nn.softmax_cross_entropy(self.model.forward(images, training=False), labels)
             sums += (loss * len(labels), correct, len(labels))
         self.model.statistics[...] = own
-        pending, gathered = self.comm.allgather(sums)
+        pending, gathered = self.comm.allgather(sums, "the other ranks' evaluation")
         pending.wait()
         loss_sum, correct, count = gathered.sum(axis=0)
         return float(loss_sum / count), float(correct / count)
 
 
-def _groups(parts: Sequence[Part], overlap: bool) -> dict[int, Sequence[Part]]:
-    """The parts that leave together, by the layer whose gradient comes last: each alone with overlap, else all at the end."""
-    groups = [[part] for part in parts] if overlap else [parts]
-    return {group[0].first: group for group in groups}
+def _groups(parts: Sequence[Part], bucket_size: int) -> dict[int, Sequence[Part]]:
+    """The parts that leave together, by the layer whose gradient comes last; all at once where bucket_size is 0.
+
+    A group is complete when it holds bucket_size values, or as many as are left for later ones: towards the end of the backward
+    pass less and less can hide behind it, so less and less is sent at once, down to a LAST_BUCKET of the bucket size.
+    """
+    groups: dict[int, Sequence[Part]] = {}
+    group: list[Part] = []
+    for part in reversed(parts):
+        group.insert(0, part)
+        enough = max(min(bucket_size, part.start), bucket_size // LAST_BUCKET)
+        if part.start == 0 or (bucket_size and group[-1].stop - part.start >= enough):
+            groups[part.first] = group
+            group = []
+    return groups

@@ -26,6 +26,8 @@ SETTINGS = {
     "mlp": "--density 0.02 --lr 0.1 --weight-decay 0.001 --batch-size 8",
     "warm": "--mlp-widths 33,17 --density 0.01 --density-warmup 7 --nesterov --lr-warmup 5 --lr-schedule cosine --batch-size 8",
     "clip": "--mlp-widths 20 --density 0.05 --clip-norm 0.5 --batch-size 5 --momentum 0 --dls-init variance",
+    "halves": "--mlp-widths 30,20 --density 0.05 --batch-size 8 --value-dtype bfloat16 --bucket-size 1",
+    "float16": "--density 0.01 --batch-size 8 --value-dtype float16 --bucket-size 4000",
 }
 
 
@@ -52,7 +54,14 @@ def reference_run(settings: str, method: methods.Method, ranks: int, steps: int 
         ratios = [variance.corrected_ratio(layer.channels_in, layer.outputs) for layer in layers[1:]]
         k = variance.sparsity_from_variances(sizes, list(variance.chain_sigmas(ratios)), budgets[0])
     workers = cluster.Cluster(
-        replicas, method, k, mu=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov, clip_norm=c.clip_norm
+        replicas,
+        method,
+        k,
+        mu=c.momentum,
+        weight_decay=c.weight_decay,
+        nesterov=c.nesterov,
+        clip_norm=c.clip_norm,
+        value_dtype=c.value_dtype,
     )
     batches = [data.Batches(dataset, c.seed, c.batch_size, rank, ranks) for rank in range(ranks)]
     for step in range(steps):

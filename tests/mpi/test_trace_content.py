@@ -12,7 +12,7 @@ from reference import adjustment, cluster, methods, nn
 from tests.launch import launch
 from tests.mpi.test_bits import loaded
 
-SETTINGS = "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy"
+SETTINGS = "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy --bucket-size 1"
 METHODS = {
     "dense": None,
     "global-topk": methods.GlobalTopk(),
@@ -43,6 +43,12 @@ class Watching:
         return self.method.next_k(v, k, step)
 
 
+def message_bytes(n: int, k: int) -> int:
+    """A checksum, k float32 values, k times the lower bits of an index, and a bit string for the upper ones."""
+    low = (n // k).bit_length() - 1 if k else 0
+    return 4 + 4 * k + -(-k * low // 8) + -(-(k + ((n - 1) >> low)) // 8) if k else 0
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
     runs = {name: tmp_path / str(number) for number, name in enumerate(METHODS)}
@@ -59,9 +65,13 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
             assert not recorded.steps["threshold"].any()
             assert not recorded.steps["residual_norm"].any()
             continue
+        assert (recorded.steps["k"].sum(axis=2) == entries).all()
         announced = {"dls": [1] * 5, "dls --dls-every 2": [0, 1, 0, 1, 0]}.get(name, [0] * 5)
-        expected_bytes = [8 * entries + 4 * layers * told for told in announced]
-        assert recorded.steps["payload_bytes"].T.tolist() == [expected_bytes] * ranks
+        for step, told in enumerate(announced):
+            layerwise = [zip(sizes, k, strict=True) for k in recorded.steps["k"][step]]
+            messages = [[(sizes.sum(), entries)]] * ranks if name == "global-topk" else layerwise
+            expected = [sum(message_bytes(int(n), int(k)) for n, k in sent) + 4 * layers * told for sent in messages]
+            assert recorded.steps["payload_bytes"][step].tolist() == expected
         check_selections(recorded, method, ranks)
         for rank, state in enumerate(loaded(out, ranks)):
             pieces = np.split(state["residual"].astype(float), np.cumsum(sizes)[:-1])
