@@ -1,7 +1,7 @@
-"""`python -m dls.bench`: what selection, adjustment and the network's layers cost on this machine, everything side by side.
+"""`python -m dls.bench`: what selection, adjustment, layers, exchange and whole steps cost here, everything side by side.
 
 A command measures rows and prints them as one table. To add one, write a function that yields rows (column to value) and name it
-in COMMANDS.
+in COMMANDS. `step` and `exchange` measure the ranks that mpirun starts, and rank 0 speaks for all.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dls import backends, bench_model, bench_report, bench_selection, models
+from dls import backends, bench_model, bench_network, bench_report, bench_selection, models
 from dls.bench_selection import NETWORKS, Row
 from dls.config import UsageError
+from dls.hosts import HostsError
+
+if TYPE_CHECKING:
+    from dls.comm import Comm
 
 T = TypeVar("T")
-
-WIDTH = 100
-"""Columns of text that the tables need."""
 
 
 # The commands ---------------------------------------------------------------------------------------------------------------
@@ -49,14 +52,49 @@ def model(options: argparse.Namespace) -> Iterator[Row]:
     return bench_model.measure(options.models, options.batch, options.threads, options.steps)
 
 
+def exchange(options: argparse.Namespace) -> Iterator[Row]:
+    """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same bytes and its dense Allreduce."""
+    from dls import bench_exchange  # here, as it starts MPI, which the processes of other measurements can do without
+
+    backend = backends.load(options.backend)
+    return bench_exchange.measure(options.comm, backend, options.sizes, options.densities, options.steps)
+
+
+def step(options: argparse.Namespace) -> Iterator[Row]:
+    """A whole training step with each method, under mpirun: time, communication that was waited for, and bytes of a rank."""
+    from dls import bench_step
+
+    settings = {"density": options.density, "batch_size": options.batch, "threads": options.threads, "backend": options.backend}
+    return bench_step.measure(options.comm, options.networks, options.methods, settings, options.steps)
+
+
+def network(options: argparse.Namespace) -> Iterator[Row]:
+    """The same over networks of limited rate, on hosts that this machine plays itself (needs root)."""
+    lists = {"networks": options.networks, "methods": options.methods}
+    single = ("density", "batch", "threads", "backend", "steps")
+    step_options = [f"--{name}={','.join(items)}" for name, items in lists.items()]
+    step_options += [f"--{name}={getattr(options, name)}" for name in single]
+    return bench_network.measure(options.rates, options.hosts, step_options)
+
+
+def _network_summary(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """How DLS stands to its targets, and the chart."""
+    show("DLS and its targets; a missed one is named", list(bench_network.judge(rows)))
+    if options.chart:
+        bench_network.draw(rows, options.chart)
+
+
 @dataclass(frozen=True)
 class Command:
-    """What yields the rows, the sizes or models it takes unless told otherwise, and what adds its own options."""
+    """What yields the rows, what adds its own options with what it takes unless told otherwise, and what follows the table.
+
+    `ranks`: it measures the ranks of mpirun, all of which call it, and yields its rows on rank 0.
+    """
 
     rows: Callable[[argparse.Namespace], Iterator[Row]]
-    sizes: Sequence[str]
-    options: Callable[[argparse.ArgumentParser, list[str]], None]
-
+    options: Callable[[argparse.ArgumentParser], None]
+    summary: Callable[[argparse.Namespace, Sequence[Row]], None] = lambda options, rows: None
+    ranks: bool = False
 
 
 # Command line ---------------------------------------------------------------------------------------------------------------
@@ -110,24 +148,98 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _selection_options(sub: argparse.ArgumentParser, default: list[str]) -> None:
-    sizes = f"values of one layer, or {' or '.join(NETWORKS)}"
-    sub.add_argument("--sizes", type=_list_of(_size, sizes), default=default, metavar="N,…", help=sizes)
-    densities = "shares of the gradient that are sent"
-    sub.add_argument("--densities", type=_list_of(_density, densities), default=[0.01, 0.001], metavar="X,…", help=densities)
-    sub.add_argument("--backend", choices=backends.names(), default="numba", help="who is measured (default numba)")
+def _rate(text: str) -> str:
+    if text != bench_network.UNLIMITED and not re.fullmatch(r"[1-9]\d*[kmg]bit", text):
+        raise ValueError
+    return text
 
 
-def _model_options(sub: argparse.ArgumentParser, default: list[str]) -> None:
+def _contender(text: str) -> str:
+    from dls import bench_step
+
+    return bench_step.contender(text)
+
+
+def _bench_network(text: str) -> str:
+    from dls import bench_step
+
+    if text not in bench_step.NETWORKS:
+        raise ValueError
+    return text
+
+
+def _selection_options(*default: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Options of what works on vectors of these sizes."""
+
+    def add(sub: argparse.ArgumentParser) -> None:
+        sizes = f"values of one layer, or {' or '.join(NETWORKS)}"
+        sub.add_argument("--sizes", type=_list_of(_size, sizes), default=list(default), metavar="N,…", help=sizes)
+        _add_densities(sub)
+        _add_backend(sub)
+        _add_threads(sub)
+
+    return add
+
+
+def _model_options(sub: argparse.ArgumentParser) -> None:
     names = f"models: {', '.join(models.names())}"
+    default = ["lenet", "vgg16", "resnet20"]
     sub.add_argument("--models", type=_list_of(_model, names), default=default, metavar="NAME,…", help=names)
     sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a step (default 32)")
+    _add_threads(sub)
+
+
+def _exchange_options(sub: argparse.ArgumentParser) -> None:
+    sizes = "values of the gradient"
+    sub.add_argument("--sizes", type=_list_of(_positive, sizes), default=[1_000_000, 25_600_000], metavar="N,…", help=sizes)
+    _add_densities(sub)
+    _add_backend(sub)
+
+
+def _step_options(sub: argparse.ArgumentParser) -> None:
+    networks, methods = ["resnet20", "vgg16", "mlp"], ["dense", "global-topk", "layerwise-topk", "dls", "dls/at-end"]
+    words = "networks: resnet20, vgg16, or mlp with two hidden layers of 4096"
+    sub.add_argument("--networks", type=_list_of(_bench_network, words), default=networks, metavar="NAME,…", help=words)
+    words = "methods; METHOD/at-end sends everything after the backward pass"
+    sub.add_argument("--methods", type=_list_of(_contender, words), default=methods, metavar="NAME,…", help=words)
+    words = "share of the gradient that is sent (default 0.01)"
+    sub.add_argument("--density", type=_density, default=0.01, metavar="X", help=words)
+    sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a rank's step (default 32)")
+    sub.add_argument("--threads", type=_threads, default=1, metavar="N", help="threads of each rank (default 1)")
+    _add_backend(sub)
+
+
+def _network_options(sub: argparse.ArgumentParser) -> None:
+    _step_options(sub)
+    rates, default = "rates of all links, as tc writes them, or unlimited", ["100mbit", "1gbit", bench_network.UNLIMITED]
+    sub.add_argument("--rates", type=_list_of(_rate, rates), default=default, metavar="RATE,…", help=rates)
+    hosts = "numbers of hosts, one rank on each"
+    sub.add_argument("--hosts", type=_list_of(_positive, hosts), default=[2, 4], metavar="N,…", help=hosts)
+    sub.add_argument("--chart", type=Path, metavar="FILE", help="draw the steps to this picture")
+
+
+def _add_densities(sub: argparse.ArgumentParser) -> None:
+    words = "shares of the gradient that are sent"
+    sub.add_argument("--densities", type=_list_of(_density, words), default=[0.01, 0.001], metavar="X,…", help=words)
+
+
+def _add_backend(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--backend", choices=backends.names(), default=backends.default(), help="who computes (default %(default)s)")
+
+
+def _add_threads(sub: argparse.ArgumentParser) -> None:
+    words = "numbers of threads"
+    default = sorted({1, min(2, len(os.sched_getaffinity(0)))})
+    sub.add_argument("--threads", type=_list_of(_threads, words), default=default, metavar="N,…", help=words)
 
 
 COMMANDS = {
-    "select": Command(select, ("1000000", "25600000", "vgg16", "resnet20"), _selection_options),
-    "adjust": Command(adjust, ("vgg16",), _selection_options),
-    "model": Command(model, ("lenet", "vgg16", "resnet20"), _model_options),
+    "select": Command(select, _selection_options("1000000", "25600000", "vgg16", "resnet20")),
+    "adjust": Command(adjust, _selection_options("vgg16")),
+    "model": Command(model, _model_options),
+    "exchange": Command(exchange, _exchange_options, ranks=True),
+    "step": Command(step, _step_options, ranks=True),
+    "network": Command(network, _network_options, _network_summary),
 }
 
 
@@ -138,10 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         text = (command.rows.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.options(sub, list(command.sizes))
-        threads = "numbers of threads"
-        default = sorted({1, min(2, len(os.sched_getaffinity(0)))})
-        sub.add_argument("--threads", type=_list_of(_threads, threads), default=default, metavar="N,…", help=threads)
+        command.options(sub)
         sub.add_argument("--steps", type=_positive, default=7, metavar="N", help="steps measured of each row (default 7)")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
         words = "write the rows, and on what they were measured, to a file there that is named after the device"
@@ -157,7 +266,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
         table.add_column("\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    Console(width=max(WIDTH, Console().width)).print(table)
+    wide = Console(width=1000)
+    Console(width=wide.measure(table).maximum).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -174,26 +284,59 @@ def _prepare(options: argparse.Namespace) -> None:
         options.report.mkdir(parents=True, exist_ok=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure as the command line says. Exit status: 0 done, 2 bad usage."""
-    try:
-        options = build_parser().parse_args(argv)
-        _prepare(options)
-        command = COMMANDS[options.command]
-        rows = list(command.rows(options))
-    except (UsageError, backends.BackendMissing, ValueError) as error:
-        print(f"dls.bench: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"dls.bench: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+def _measure(options: argparse.Namespace) -> Sequence[Row]:
+    """The command's rows; the JSON file, if any, has them as soon as they are there."""
+    rows = []
+    for row in COMMANDS[options.command].rows(options):
+        rows.append(row)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Print the table and whatever follows it; write the report."""
+    command = COMMANDS[options.command]
     show((command.rows.__doc__ or "").strip(), rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    command.summary(options, rows)
     if options.report:
         print(f"written to {bench_report.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
+
+
+def _ranks(command: str) -> Comm | None:
+    """The ranks that a command of this name measures."""
+    if command not in COMMANDS or not COMMANDS[command].ranks:
+        return None
+    from dls.comm import Comm  # here, as it starts MPI
+
+    return Comm()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure as the command line says. Exit status: 0 done, 2 bad usage."""
+    argv = sys.argv[1:] if argv is None else argv
+    comm = _ranks(argv[0]) if argv else None
+    try:
+        options = build_parser().parse_args(argv)
+        options.comm = comm
+        _prepare(options)
+        rows = _measure(options)
+        if comm is None or comm.rank == 0:
+            _finish(options, rows)
+    except (UsageError, HostsError, backends.BackendMissing, ValueError) as error:
+        return _refuse(str(error), comm)
+    except OSError as error:
+        return _refuse(f"cannot write {error.filename}: {error.strerror}", comm)
     return 0
 
 
+def _refuse(words: str, comm: Comm | None) -> int:
+    """Status 2, and one line from one rank."""
+    if comm is None or comm.rank == 0:
+        print(f"dls.bench: {words}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # whatever was set up is taken down
     sys.exit(main())

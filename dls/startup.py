@@ -49,9 +49,8 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     settings, found = comm.together(lambda: _settings(command))
     check_same(comm, _fingerprint(settings, found))
     comm.timeout = settings.timeout
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
-    comm.together(lambda: threadpool_limits(threads))
-    run = comm.together(lambda: _as_usage_error(lambda: _build(settings, comm, threads)))
+    threads = set_threads(comm, settings)
+    run = comm.together(lambda: build(settings, comm, threads))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers]})
     if found is not None:
         comm.together(lambda: _check_resumable(found, run, comm.size))
@@ -99,8 +98,19 @@ def _as_usage_error(make: Callable[[], T]) -> T:
         raise UsageError(f"model and data do not fit into memory: {error}") from None
 
 
+def set_threads(comm: Comm, settings: Config) -> int:
+    """How many threads this rank computes with; BLAS has no more from now on. Every rank calls it."""
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
+    comm.together(lambda: threadpool_limits(threads))
+    return threads
+
+
+def build(settings: Config, comm: Comm, threads: int) -> Run:
+    """Load the data and build model and method, without communication. UsageError for what the user can mend."""
+    return _as_usage_error(lambda: _build(settings, comm, threads))
+
+
 def _build(settings: Config, comm: Comm, threads: int) -> Run:
-    """Load the data and build model and method, without communication."""
     backend = backends.load(settings.backend)
     backend.ops.set_threads(threads)
     dataset = data.load(

@@ -1,0 +1,103 @@
+"""`mpirun … python -m dls.bench step`: what a whole training step costs with each method, on the ranks and the network at hand.
+
+The methods take turns within each repetition, on the same mini-batches, so that whatever else the machines do meets them alike.
+Times are medians over the repetitions of the mean over the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dls import config, startup
+from dls.comm import Comm
+from dls.config import UsageError
+from dls.startup import Run
+from dls.worker import PHASES, Worker
+
+Row = dict[str, Any]
+
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "resnet20": {"model": "resnet20", "synthetic_shape": (3, 32, 32)},
+    "vgg16": {"model": "vgg16", "synthetic_shape": (3, 32, 32)},
+    "mlp": {"model": "mlp", "synthetic_shape": (1, 28, 28), "mlp_widths": (4096, 4096)},
+}
+"""The networks, and the images that they are measured with."""
+AT_END = "/at-end"
+"""What marks a method that sends everything after the backward pass (--no-overlap)."""
+CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
+WARM_UP = 4
+"""Steps before the clock counts: compilation, first thresholds, first buffers."""
+TIMES = (*PHASES, "total")
+
+
+@dataclass
+class Contender:
+    """A method's own replica of the network, and its steps so far."""
+
+    run: Run
+    worker: Worker
+
+    def turn(self, step: int) -> NDArray[np.float64]:
+        """Take the training step of this number; the seconds of each phase in TIMES, then the bytes sent."""
+        result = self.worker.step(self.run.batches, step, self.run.config.lr, record=False)
+        return np.array([*(result.seconds[name] for name in TIMES), result.payload_bytes])
+
+
+def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings: Mapping[str, Any], steps: int) -> Iterator[Row]:
+    """Yield, on rank 0, a row per network and contender: milliseconds, bytes, and ratios to dense and to global-topk.
+
+    settings: those of a run, the same for all contenders. Every rank calls it. UsageError where settings do not fit together.
+    """
+    for network in networks:
+        contenders = {name: _build(comm, network, name, settings) for name in names}
+        taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+        for step in range(1, WARM_UP + steps + 1):
+            for name, contender in contenders.items():
+                comm.together(lambda: None)  # all begin at once
+                taken[name].append(contender.turn(step))
+        for contender in contenders.values():
+            contender.run.sparsifier.begin(WARM_UP + steps)  # hear what the last step announced
+        gathered = {name: comm.gather(np.array(turns[WARM_UP:])) for name, turns in taken.items()}
+        measured = {name: _medians(turns) for name, turns in gathered.items() if turns is not None}
+        for name, figures in measured.items():
+            yield {"model": network, "ranks": comm.size, "method": name} | figures | _ratios(figures, measured)
+
+
+def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
+    own = {"method": name.removesuffix(AT_END), "overlap": not name.endswith(AT_END), "dataset": "synthetic"}
+    images = {"synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
+    chosen = config.build(settings, NETWORKS[network], own, images)
+    run = startup.build(chosen, comm, startup.set_threads(comm, chosen))
+    return Contender(run, Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config))
+
+
+def _medians(turns: NDArray[np.float64]) -> Row:
+    """The figures of a contender from turns (ranks, steps, figures)."""
+    medians = dict(zip((*TIMES, "bytes"), np.median(turns.mean(axis=0), axis=0).tolist(), strict=True))
+    total, exposed = 1000 * medians["total"], 1000 * medians["exposed"]
+    times = {f"{name}, ms": 1000 * medians[name] for name in ("forward", "backward", "select", "decode", "update")}
+    return {"step, ms": total, "compute, ms": total - exposed, **times, "exposed, ms": exposed, "kB": medians["bytes"] / 1000}
+
+
+def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:
+    """Step time, exposed communication and bytes as multiples of dense's and of global-topk's, where these take part."""
+    return {
+        f"{figure.split(',')[0]} / {other}": figures[figure] / measured[other][figure]
+        for other in ("dense", "global-topk")
+        if other in measured
+        for figure in ("step, ms", "exposed, ms", "kB")
+    }
+
+
+def contender(text: str) -> str:
+    """A contender's name as the command line takes it. ValueError for another method."""
+    try:
+        config.parse_value("method", text.removesuffix(AT_END))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return text
