@@ -70,14 +70,17 @@ class Linear:
     """y = x wᵀ + b."""
 
     layer: int
+    need_dx: bool  # False for the first layer of a network
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
         return views.nn.linear_forward(x, *views.parameters[self.layer]), x
 
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array
-        dx, *gradients = views.nn.linear_backward(dy, cache, views.parameters[self.layer][0])
-        _store(views, self.layer, gradients, done)
+        views.nn.linear_weight_gradients(dy, cache, *views.gradients[self.layer])
+        done(self.layer)  # the gradient may leave while dx is computed
+        dx: Array | None = None
+        if self.need_dx:
+            dx = views.nn.linear_input_gradient(dy, views.parameters[self.layer][0])
         return dx
 
 
@@ -88,7 +91,6 @@ class Conv2d:
     layer: int
     stride: int
     padding: int
-    bias: bool
     need_dx: bool  # False for the first layer of a network
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
@@ -97,10 +99,12 @@ class Conv2d:
         return y, cache
 
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array | None
-        w = views.parameters[self.layer][0]
-        dx, *gradients = views.nn.conv2d_backward(dy, cache, w, self.need_dx)
-        _store(views, self.layer, gradients if self.bias else gradients[:1], done)
+        dw, db = (*views.gradients[self.layer], None)[:2]
+        views.nn.conv2d_weight_gradients(dy, cache, dw, db)
+        done(self.layer)
+        dx: Array | None = None
+        if self.need_dx:
+            dx = views.nn.conv2d_input_gradient(dy, cache, views.parameters[self.layer][0])
         return dx
 
 
@@ -125,7 +129,9 @@ class BatchNorm:
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
         dx: Array
         dx, *gradients = views.nn.batch_norm_backward(dy, cache, views.parameters[self.layer][0])
-        _store(views, self.layer, gradients, done)
+        for view, gradient in zip(views.gradients[self.layer], gradients, strict=True):
+            view[...] = gradient
+        done(self.layer)
         return dx
 
 
@@ -207,13 +213,6 @@ class Residual:
         return dx
 
 
-def _store(views: Views, layer: int, gradients: Sequence[Array], done: OnGradient) -> None:
-    """Write one layer's gradients into the flat buffer, then announce the layer."""
-    for view, gradient in zip(views.gradients[layer], gradients, strict=True):
-        view[...] = gradient
-    done(layer)
-
-
 def _forward(
     modules: Sequence[Module], views: Views, x: Array, training: bool
 ) -> tuple[Array, list[Any]]:
@@ -267,8 +266,9 @@ class Builder:
             self.shape = (int(np.prod(self.shape)),)
         (inputs,) = self.shape
         weight = self._nn.he_normal(self._rng, (outputs, inputs), inputs)
+        need_dx = not self._at_images
         layer = self._layer("linear", [weight, np.zeros(outputs)], inputs, outputs, 1, 1)
-        self.modules.append(Linear(layer))
+        self.modules.append(Linear(layer, need_dx))
         self.shape, self.channels = (outputs,), outputs
         return self
 
@@ -284,7 +284,7 @@ class Builder:
         initial += [np.zeros(outputs)] if bias else []
         need_dx = not self._at_images
         layer = self._layer("conv2d", initial, inputs, outputs, kernel, size[0] * size[1])
-        self.modules.append(Conv2d(layer, stride, padding, bias, need_dx))
+        self.modules.append(Conv2d(layer, stride, padding, need_dx))
         self.shape, self.channels = (outputs, *size), outputs
         return self
 

@@ -37,7 +37,7 @@ class Sgd:
     config: Config
     ops: ModuleType
 
-    def apply(self, update: Vector, lr: float) -> None:
-        """u += weight_decay·w; m = μ·m + u; w −= lr·m."""
+    def apply(self, place: slice, update: Vector, lr: float) -> None:
+        """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their update."""
         c = self.config
-        self.ops.sgd_update(self.weights, self.momentum, update, lr, c.momentum, c.weight_decay, c.nesterov)
+        self.ops.sgd_update(self.weights[place], self.momentum[place], update, lr, c.momentum, c.weight_decay, c.nesterov)

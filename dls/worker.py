@@ -101,9 +101,7 @@ class Worker:
         self._backward(dlogits)
         with self.watch.phase("adjust"):
             self.sparsifier.adjust(number)
-        self._receive()
-        with self.watch.phase("update"):
-            self.optimizer.apply(self.update, lr)
+        self._receive(lr)
         result = StepResult(loss, self.comm.sent_bytes, self.watch.seconds)
         if record:
             with self.watch.phase("diagnostics"):
@@ -149,15 +147,15 @@ class Worker:
         with self.watch.phase("exchange"):
             self._messages.append(self.sparsifier.send(group))
 
-    def _receive(self) -> None:
-        """Wait for every message and add it up, in the order of sending."""
-        with self.watch.phase("decode"):
-            self.update[...] = 0
+    def _receive(self, lr: float) -> None:
+        """Add up every message and move the weights it speaks of, in the order of sending: later ones travel meanwhile."""
         for message in self._messages:
             with self.watch.phase("exposed"):
                 message.pending.wait()
             with self.watch.phase("decode"):
-                self.sparsifier.receive(message, self.update)
+                self.sparsifier.receive(message, self.update[message.place])
+            with self.watch.phase("update"):
+                self.optimizer.apply(message.place, self.update[message.place], lr)
         self._messages.clear()
 
     def mean_statistics(self) -> NDArray[np.float32]:

@@ -7,9 +7,9 @@ threads, in all but the linear layers, whose matrix products BLAS may split diff
 Memory order: every image that comes back is an [N, C, H, W] view of contiguous channels-first memory [C, N, H, W]. Images that
 come in may have any order; another one costs a copy.
 
-Two roads lead through a convolution. A 3x3 kernel with stride 1 and padding 1 over few channels, where a matrix product would be
-too thin for BLAS, is summed directly (`_backward_direct` and around it). Every other one goes through im2col and matrix products,
-in parts that stay in the processor's cache. Scratch memory is kept between calls.
+Two roads lead through a convolution. One with stride 1 over few channels, where a matrix product would be too thin for BLAS, is
+summed directly (`_forward_direct` and around it). Every other one goes through im2col and matrix products, in parts that stay in
+the processor's cache. Scratch memory is kept between calls.
 
 Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of compiled functions, each with
 a BLAS of one thread. Numba's own threads and those of BLAS wait for work by spinning, and would take turns at keeping each other
@@ -39,8 +39,9 @@ from reference.nn import (  # not sped up: small, or a matrix product already
     global_avg_pool_backward,
     global_avg_pool_forward,
     he_normal,
-    linear_backward,
     linear_forward,
+    linear_input_gradient,
+    linear_weight_gradients,
     shortcut_backward,
     shortcut_forward,
     softmax_cross_entropy,
@@ -56,15 +57,17 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
-    "conv2d_backward",
     "conv2d_forward",
+    "conv2d_input_gradient",
+    "conv2d_weight_gradients",
     "flatten_backward",
     "flatten_forward",
     "global_avg_pool_backward",
     "global_avg_pool_forward",
     "he_normal",
-    "linear_backward",
     "linear_forward",
+    "linear_input_gradient",
+    "linear_weight_gradients",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "relu_backward",
@@ -180,7 +183,7 @@ _DIRECT_CHANNELS = 2  # times the width of an image: up to here direct sums beat
 
 
 class ConvCache(NamedTuple):
-    """What conv2d_backward needs: the input, channels-first [C, N, H, W], and the geometry."""
+    """What the gradients of conv2d need: the input, channels-first [C, N, H, W], and the geometry."""
 
     x: Array
     stride: int
@@ -204,17 +207,24 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, stride: int, padding: in
     return y.swapaxes(0, 1), cache
 
 
-def conv2d_backward(dy: Array, cache: ConvCache, w: Array, need_dx: bool) -> tuple[Array | None, Array, Array]:
-    """Return (dx, dw, db) for dy [N, D, OH, OW]; dx is None unless `need_dx`."""
+def conv2d_weight_gradients(dy: Array, cache: ConvCache, dw: Array, db: Array | None) -> None:
+    """Write dw [D, C, k, k], and db [D] unless it is None, for dy [N, D, OH, OW]."""
     dy = _channels_first(dy)
-    dx = np.empty_like(cache.x) if need_dx else None
-    dw = np.empty_like(w, order="C")
-    db = np.empty(len(w), dy.dtype)
-    rows = dy.reshape(len(w), -1)
-    _share(lambda some: _row_sums(rows[some], db[some]), len(rows), rows.size)
-    backward = _backward_direct if _is_direct(cache, w.shape) else _backward_by_matrix
-    backward(dy, cache, w, dw, dx)
-    return None if dx is None else dx.swapaxes(0, 1), dw, db
+    if db is not None:
+        rows = dy.reshape(len(dy), -1)
+        _share(lambda some: _row_sums(rows[some], db[some]), len(rows), rows.size)
+    if _is_direct(cache, dw.shape):
+        _weights_direct(dy, cache, dw)
+    else:
+        _weights_by_matrix(dy, cache, dw)
+
+
+def conv2d_input_gradient(dy: Array, cache: ConvCache, w: Array) -> Array:
+    """Return dx [N, C, H, W] for dy [N, D, OH, OW], w [D, C, k, k]."""
+    dx = np.empty_like(cache.x)
+    input_gradient = _input_direct if _is_direct(cache, w.shape) else _input_by_matrix
+    input_gradient(_channels_first(dy), cache, w, dx)
+    return dx.swapaxes(0, 1)
 
 
 def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int, int]:
@@ -258,24 +268,41 @@ def _forward_by_matrix(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
     _team.run(work, parts)
 
 
-def _backward_by_matrix(dy: Array, cache: ConvCache, w: Array, dw: Array, dx: Array | None) -> None:
-    """Fill dw [D, C, k, k], and dx [C, N, H, W] unless it is None, for dy [D, N, OH, OW]: some input channels at a time."""
+def _weights_by_matrix(dy: Array, cache: ConvCache, dw: Array) -> None:
+    """Fill dw [D, C, k, k] for dy [D, N, OH, OW]: some input channels at a time."""
     x, stride, padding = cache
-    matrix, rows, taps = w.reshape(len(w), -1), dy.reshape(len(w), -1), w[0, 0].size
-    parts = _parts(len(x), taps * rows.shape[1] * x.itemsize, taps)
+    rows = dy.reshape(len(dy), -1)
 
-    def work(part: int) -> None:
-        some = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
-        places = slice(some.start * taps, some.stop * taps)
-        columns = _scratch("columns", (some.stop - some.start, *w.shape[2:], *dy.shape[1:]), x.dtype)
-        flat = columns.reshape(-1, rows.shape[1])
+    def work(some: slice, places: slice, columns: Array) -> None:
         _fill_columns(x[some], 0, stride, padding, columns)
-        np.matmul(rows, flat.T, out=dw.reshape(len(w), -1)[:, places])
-        if dx is not None:
-            np.matmul(matrix[:, places].T, rows, out=flat)
-            _add_columns(columns, stride, padding, dx[some])
+        np.matmul(rows, columns.reshape(-1, rows.shape[1]).T, out=dw.reshape(len(dw), -1)[:, places])
 
-    _team.run(work, parts)
+    _by_channels(work, dy, cache, dw.shape[-1])
+
+
+def _input_by_matrix(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
+    """Fill dx [C, N, H, W] for dy [D, N, OH, OW]: some input channels at a time."""
+    _, stride, padding = cache
+    matrix, rows = w.reshape(len(w), -1), dy.reshape(len(dy), -1)
+
+    def work(some: slice, places: slice, columns: Array) -> None:
+        np.matmul(matrix[:, places].T, rows, out=columns.reshape(-1, rows.shape[1]))
+        _add_columns(columns, stride, padding, dx[some])
+
+    _by_channels(work, dy, cache, w.shape[-1])
+
+
+def _by_channels(work: Callable[[slice, slice, Array], None], dy: Array, cache: ConvCache, kernel: int) -> None:
+    """Call work with slices of the input channels, the slices of their taps, and memory for their columns, in parts."""
+    x, taps = cache.x, kernel * kernel
+    parts = _parts(len(x), taps * dy[0].size * x.itemsize, taps)
+
+    def one(part: int) -> None:
+        some = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
+        columns = _scratch("columns", (some.stop - some.start, kernel, kernel, *dy.shape[1:]), x.dtype)
+        work(some, slice(some.start * taps, some.stop * taps), columns)
+
+    _team.run(one, parts)
 
 
 def _parts(count: int, size: int, rows: int) -> int:
@@ -447,21 +474,21 @@ def _correlate(x: Array, border: int, w: Array, b: Array, gapped: Array, y: Arra
     _share(work, len(gapped), w.size * y[0].size)
 
 
-def _backward_direct(dy: Array, cache: ConvCache, w: Array, dw: Array, dx: Array | None) -> None:
-    """Fill dw [D, C, k, k], and dx [C, N, H, W] unless it is None, for dy [D, N, OH, OW].
-
-    dx is dy correlated with the weights of swapped channels, turned by 180 degrees.
-    """
-    (x, _, padding), kernel = cache, w.shape[-1]
-    border = kernel - 1 - padding
+def _weights_direct(dy: Array, cache: ConvCache, dw: Array) -> None:
+    """Fill dw [D, C, k, k] for dy [D, N, OH, OW]."""
+    (x, _, padding), border = cache, dw.shape[-1] - 1 - cache.padding
     gapped_x, gapped_dy = _gapped_scratch("x", x, padding), _gapped_scratch("dy", dy, border)
     _share(lambda some: _fill_gapped(x[:, some], padding, gapped_x[some]), len(gapped_x), x.size)
-    if dx is None:
-        _share(lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size)
-    else:
-        turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
-        _correlate(dy, border, turned, np.zeros(len(dx), x.dtype), gapped_dy, dx)
-    _correlate_weights(gapped_x, gapped_dy, x.shape[3] + padding, _places(dy, x.shape[3] + padding), border, dw)
+    _share(lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size)
+    pitch = x.shape[3] + padding
+    _correlate_weights(gapped_x, gapped_dy, pitch, _places(dy, pitch), border, dw)
+
+
+def _input_direct(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
+    """Fill dx [C, N, H, W] for dy [D, N, OH, OW]: dy correlated with the weights of swapped channels, turned by 180 degrees."""
+    border = w.shape[-1] - 1 - cache.padding
+    turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
+    _correlate(dy, border, turned, np.zeros(len(dx), dx.dtype), _gapped_scratch("dy", dy, border), dx)
 
 
 def _correlate_weights(x: Array, dy: Array, pitch: int, places: int, border: int, dw: Array) -> None:

@@ -47,16 +47,22 @@ def linear_forward(x: Array, w: Array, b: Array) -> Array:
     return x @ w.T + b
 
 
-def linear_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
-    """Return (dx [N, c], dw [d, c], db [d]) for dy [N, d]."""
-    return dy @ w, dy.T @ x, dy.sum(axis=0)
+def linear_weight_gradients(dy: Array, x: Array, dw: Array, db: Array) -> None:
+    """Write dw [d, c] and db [d] for dy [N, d], x [N, c]."""
+    np.matmul(dy.T, x, out=dw)
+    np.sum(dy, axis=0, out=db)
+
+
+def linear_input_gradient(dy: Array, w: Array) -> Array:
+    """Return dx [N, c] for dy [N, d], w [d, c]."""
+    return dy @ w
 
 
 # Convolution ----------------------------------------------------------------------------------
 
 
 class ConvCache(NamedTuple):
-    """What conv2d_backward needs: the input and the geometry.
+    """What the gradients of conv2d need: the input and the geometry.
 
     The columns of im2col are k * k times as large as x; making them again costs no more time than
     keeping them, and less than half of the memory.
@@ -86,22 +92,20 @@ def conv2d_forward(
     return _from_rows(rows, y_shape), ConvCache(x, stride, padding)
 
 
-def conv2d_backward(
-    dy: Array, cache: ConvCache, w: Array, need_dx: bool
-) -> tuple[Array | None, Array, Array]:
-    """Return (dx, dw, db) for dy [N, D, OH, OW]; dx is None unless `need_dx`.
-
-    A network's first layer has no use for dx, and leaving it out saves a third of the work.
-    """
+def conv2d_weight_gradients(dy: Array, cache: ConvCache, dw: Array, db: Array | None) -> None:
+    """Write dw [D, C, k, k], and db [D] unless it is None, for dy [N, D, OH, OW]."""
     x, stride, padding = cache
-    kernel = w.shape[-1]
     rows = _to_rows(dy)
-    dw = (rows @ _im2col(x, kernel, stride, padding).T).reshape(w.shape)
-    db = rows.sum(axis=1)
-    if not need_dx:
-        return None, dw, db
-    dcolumns = w.reshape(len(w), -1).T @ rows
-    return _col2im(dcolumns, x.shape, kernel, stride, padding), dw, db
+    np.matmul(rows, _im2col(x, dw.shape[-1], stride, padding).T, out=dw.reshape(len(dw), -1))
+    if db is not None:
+        np.sum(rows, axis=1, out=db)
+
+
+def conv2d_input_gradient(dy: Array, cache: ConvCache, w: Array) -> Array:
+    """Return dx [N, C, H, W] for dy [N, D, OH, OW], w [D, C, k, k]."""
+    x, stride, padding = cache
+    dcolumns = w.reshape(len(w), -1).T @ _to_rows(dy)
+    return _col2im(dcolumns, x.shape, w.shape[-1], stride, padding)
 
 
 def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int, int]:

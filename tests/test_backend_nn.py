@@ -106,6 +106,19 @@ def run_backward(backend: Backend, name: str, dy: Array, caches: tuple[Any, Any]
             twin.close(one, two, dy.dtype.type)
 
 
+def run_weight_gradients(backend: Backend, kind: str, dy: Array, caches: tuple[Any, Any], w: Array) -> None:
+    """Compare what is written over rubbish: dw and db, and dw alone where there is no bias."""
+    name, twin = f"{kind}_weight_gradients", Twin(backend, "")
+    for biases in (len(w), None) if kind == "conv2d" else (len(w),):
+        rubbish = np.full(w.shape, np.nan, w.dtype), None if biases is None else np.full(biases, np.nan, w.dtype)
+        mine, theirs = [twin._put(array) for array in rubbish], [twin._widen(array) for array in rubbish]
+        getattr(backend.nn, name)(backend.nn.asarray(dy), caches[0], *mine)
+        getattr(reference, name)(twin._widen(dy), caches[1], *theirs)
+        for one, two in zip(mine, theirs, strict=True):
+            if two is not None:
+                twin.close(one, two, dy.dtype.type)
+
+
 def plain(x: Array) -> Array:
     return x
 
@@ -149,8 +162,8 @@ def test_convolution(
         for b in (None, rng.normal(size=outputs).astype(dtype)):
             mine, theirs = Twin(backend, "conv2d_forward")(x, w, b, stride, padding)
         dy = rng.normal(size=theirs[0].shape).astype(dtype)
-        for need_dx in (True, False):
-            run_backward(backend, "conv2d_backward", dy, (mine[1], theirs[1]), w, need_dx)
+        run_weight_gradients(backend, "conv2d", dy, (mine[1], theirs[1]), w)
+        run_backward(backend, "conv2d_input_gradient", dy, (mine[1], theirs[1]), w)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -162,14 +175,17 @@ def test_convolution_of_any_memory_order_and_many_channels(
     w = order(rng.normal(size=(channels + 1, channels, 3, 3)).astype(np.float32))
     mine, theirs = Twin(backend, "conv2d_forward")(x, w, None, 1, 1)
     dy = order(rng.normal(size=theirs[0].shape).astype(np.float32))
-    run_backward(backend, "conv2d_backward", dy, (mine[1], theirs[1]), w, True)
+    run_weight_gradients(backend, "conv2d", dy, (mine[1], theirs[1]), w)
+    run_backward(backend, "conv2d_input_gradient", dy, (mine[1], theirs[1]), w)
 
 
 def test_linear(backend: Backend, dtype: type, rng: np.random.Generator) -> None:
     for batch, inputs, outputs in ((1, 3, 5), (5, 40, 1), (33, 7, 200)):
         x, w, b = (rng.normal(size=size).astype(dtype) for size in ((batch, inputs), (outputs, inputs), outputs))
         Twin(backend, "linear_forward")(x, w, b)
-        Twin(backend, "linear_backward")(rng.normal(size=(batch, outputs)).astype(dtype), x, w)
+        dy = rng.normal(size=(batch, outputs)).astype(dtype)
+        Twin(backend, "linear_input_gradient")(dy, w)
+        run_weight_gradients(backend, "linear", dy, (backend.nn.asarray(x), x.astype(np.float64)), w)
 
 
 @pytest.mark.parametrize("order", ORDERS)

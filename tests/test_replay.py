@@ -64,7 +64,7 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
         sparsifier.adjust(step + 1)
         for message in messages:
             message.pending.wait()
-            sparsifier.receive(message, update)
+            sparsifier.receive(message, update[message.place])
         seen += [sparsifier.layer_k().tobytes(), sparsifier.layer_thresholds().tobytes()]
         sparsifier.finish()
         seen += [backend.ops.to_host(update).tobytes()]

@@ -73,6 +73,11 @@ class Message:
     pending: Pending
     received: Any = None
 
+    @property
+    def place(self) -> slice:
+        """Where in the flat buffer its values belong."""
+        return slice(self.parts[0].start, self.parts[-1].stop)
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -130,7 +135,7 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def receive(self, message: Message, update: Vector) -> None:
-        """Add the mean over the ranks of a completed message to its place in `update` (n), which began as zeros."""
+        """Write the mean over the ranks of a completed message to `update`: as many values as its place has."""
 
     def finish(self) -> None:
         """The step is over: what was sent leaves the residual."""
@@ -234,14 +239,14 @@ class SparseSparsifier(Sparsifier):
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ_p scatter(S^p), in rank order."""
-        place = update[message.parts[0].start : message.parts[-1].stop]
+        update[...] = 0
         for rank, k in enumerate(self._entries(message.parts)):
             try:
-                entries = self.wire.decode(message.received[rank], place.size, k, self.setup.config.value_dtype)
+                entries = self.wire.decode(message.received[rank], update.size, k, self.setup.config.value_dtype)
             except MessageError as error:
                 raise MessageError(f"{self.words(message.parts)}, from rank {rank}: {error}") from None
-            self.ops.scatter_add(place, *entries)
-        self.ops.scale(place, 1 / self.comm.size)
+            self.ops.scatter_add(update, *entries)
+        self.ops.scale(update, 1 / self.comm.size)
 
     def finish(self) -> None:
         """r = v − scatter(S)."""

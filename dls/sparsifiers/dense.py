@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dls.sparsifiers._base import Message, Part, Sparsifier
+from dls.sparsifiers._base import Message, Part, Setup, Sparsifier
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Vector
 
 
 class Method(Sparsifier):
     """Sends everything. Neighbouring parts are one piece of the flat buffer, so a message is one Allreduce."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._total = np.empty(sum(setup.sizes), dtype=np.float32)
 
     @property
     def density(self) -> float:
@@ -25,15 +29,14 @@ class Method(Sparsifier):
 
     def send(self, parts: Sequence[Part]) -> Message:
         """Sum over the ranks; the order of the sum is the library's."""
-        total = np.empty(parts[-1].stop - parts[0].start, dtype=np.float32)
-        own = self.setup.gradients[parts[0].start : parts[-1].stop]
-        return Message(parts, self.comm.allreduce(self.ops.to_host(own), total, self.words(parts)), total)
+        place = slice(parts[0].start, parts[-1].stop)
+        own, total = self.ops.to_host(self.setup.gradients[place]), self._total[place]
+        return Message(parts, self.comm.allreduce(own, total, self.words(parts)), total)
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ."""
-        place = update[message.parts[0].start : message.parts[-1].stop]
-        place[...] = self.ops.from_host(message.received)
-        self.ops.scale(place, 1 / self.comm.size)
+        update[...] = self.ops.from_host(message.received)
+        self.ops.scale(update, 1 / self.comm.size)
 
     def layer_k(self) -> Counts:
         """All of every layer."""
