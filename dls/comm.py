@@ -79,20 +79,21 @@ class Comm:
         received = np.empty(sum(sizes), dtype=np.uint8)
         request = self._world.Iallgatherv([payload, MPI.BYTE], [received, list(sizes), MPI.BYTE])
         self.sent_bytes += payload.nbytes
-        return self._begin(request, what), np.split(received, np.cumsum(sizes)[:-1])
+        return self._begin(request, what, payload, received), np.split(received, np.cumsum(sizes)[:-1])
 
     def allgather(self, values: NDArray[Any], what: str) -> tuple[Pending, NDArray[Any]]:
         """Begin to give every rank every rank's array, of one shape on all ranks; the result has a leading axis P."""
         received = np.empty((self.size, *values.shape), dtype=values.dtype)
-        request = self._world.Iallgather(np.ascontiguousarray(values), received)
+        values = np.ascontiguousarray(values)
+        request = self._world.Iallgather(values, received)
         self.sent_bytes += values.nbytes
-        return self._begin(request, what), received
+        return self._begin(request, what, values, received), received
 
     def allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32], what: str) -> Pending:
         """Begin the library's Allreduce: the sum over the ranks lands in `total`, with the same bits on all ranks."""
         request = self._world.Iallreduce(values, total, op=MPI.SUM)
         self.sent_bytes += values.nbytes
-        return self._begin(request, what)
+        return self._begin(request, what, values, total)
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:
         """The library's own blocking collective on the bytes of `allgatherv`, for measurements beside it."""
@@ -102,8 +103,8 @@ class Comm:
         """The library's own blocking collective of `allreduce`, for measurements beside it."""
         self._world.Allreduce(values, total, op=MPI.SUM)
 
-    def _begin(self, request: MPI.Request, what: str) -> Pending:
-        exchange = _Exchange(request, what, self)
+    def _begin(self, request: MPI.Request, what: str, *buffers: NDArray[Any]) -> Pending:
+        exchange = _Exchange(request, what, self, buffers)
         self._mover.add(exchange)
         return exchange
 
@@ -177,10 +178,10 @@ class Comm:
 
 
 class _Exchange:
-    """A request of this library and words for what it brings."""
+    """A request of this library and words for what it brings. It keeps the buffers alive, which mpi4py's request does not."""
 
-    def __init__(self, request: MPI.Request, what: str, comm: Comm) -> None:
-        self.request, self.what, self._comm = request, what, comm
+    def __init__(self, request: MPI.Request, what: str, comm: Comm, buffers: Sequence[NDArray[Any]] = ()) -> None:
+        self.request, self.what, self._comm, self._buffers = request, what, comm, buffers
 
     def wait(self) -> None:
         self._comm.wait_for(self)

@@ -75,8 +75,8 @@ class Hosts:
     def close(self) -> None:
         """Take the hosts down."""
         for keeper in self._keepers:
-            keeper.kill()
-            keeper.wait()
+            with keeper:  # waits, and closes the pipes
+                keeper.kill()
         self._keepers.clear()
         self._folder.cleanup()
 

@@ -325,7 +325,7 @@ def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: 
         "import sys\n"
         "from dls import optim, train\n"
         "from mpi4py import MPI\n"
-        "def broken(self, update, lr):\n"
+        "def broken(self, place, update, lr):\n"
         "    if MPI.COMM_WORLD.rank == 1: raise KeyError('gone')\n"
         "optim.Sgd.apply = broken\n"
         "sys.exit(train.main(sys.argv[1:]))\n"

@@ -1,0 +1,130 @@
+"""Ranks that are late, stuck or empty-handed: the others wait, or end with one line that says for what they waited."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import lines
+from tests.launch import launch
+from tests.mpi.test_bits import loaded
+
+SETTINGS = "--mlp-widths 16,8 --batch-size 8 --steps 4 --threads 1 --backend numpy --bucket-size 1"
+
+STUCK = """
+import sys, time
+from mpi4py import MPI
+from dls import train, worker
+original = worker.Worker._gradient_complete
+calls = 0
+
+def held_up(self, layer):
+    global calls
+    calls += 1
+    if MPI.COMM_WORLD.rank == int(sys.argv[1]) and calls == {call}:
+        time.sleep(float(sys.argv[2]))
+    original(self, layer)
+
+worker.Worker._gradient_complete = held_up
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+def held_up(folder: Path, rank: int, seconds: float, call: int, *args: str):
+    """Train on three ranks, one of which sleeps before it selects the layer whose gradient is its call-th."""
+    program = folder / "held_up.py"
+    program.write_text(STUCK.format(call=call))
+    return launch([(3, [program, str(rank), str(seconds), *SETTINGS.split(), *args])], folder)
+
+
+def test_a_rank_that_is_ten_seconds_late_is_waited_for(tmp_path: Path) -> None:
+    late = held_up(tmp_path, 1, 10, 5, "--out", "late")
+    assert late.status == 0, late.err
+    assert held_up(tmp_path, 1, 0, 5, "--out", "on_time").status == 0
+    for one, two in zip(loaded(tmp_path / "late", 3), loaded(tmp_path / "on_time", 3), strict=True):
+        assert one["weights"].tobytes() == two["weights"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "bucket"),
+    [
+        ("dls", 5, "layer linear2"),  # of step 2: three layers a step, the last one first
+        ("global-topk", 3, "layers linear1 to linear3"),
+        ("dense", 4, "layer linear3"),
+    ],
+)
+def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, call: int, bucket: str) -> None:
+    done = held_up(tmp_path, 2, 100, call, "--method", method, "--timeout", "1", "--out", "run")
+    assert done.status == 1
+    (line,) = lines(done.err)
+    assert line.startswith("dls.train: rank ")
+    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 1 s of waiting (--timeout)" in line
+
+
+def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
+    """One value of 1,250 is sent: all layers but one have k = 0 on every rank, and the layer differs between ranks."""
+    command = f"--method dls --dls-steps optimal --density 0.0008 {SETTINGS} --out run"
+    done = launch([(3, [Path(__file__).with_name("many.py"), command])], tmp_path)
+    assert done.status == 0, done.err
+    assert [state["k"].sum() for state in loaded(tmp_path / "run", 3)] == [1, 1, 1]
+
+
+PAYLOADS = """
+import sys
+import numpy as np
+from dls.comm import Comm
+comm = Comm()
+sizes = [int(size) for size in sys.argv[1:]]
+payload = np.full(sizes[comm.rank], comm.rank + 1, dtype=np.uint8)
+pending, received = comm.allgatherv(payload, sizes, "test")
+del payload
+rubbish = np.full(sizes[comm.rank], 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
+pending.wait()
+for rank, message in enumerate(received):
+    assert message.size == sizes[rank], rank
+    assert message.size == 0 or message.min() == message.max() == rank + 1, rank
+"""
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 5, 0), (7, 0, 1), (900_000, 3_000_000, 2_000_000)])
+def test_messages_of_any_size_outlive_their_sender_s_interest(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    done = launch([(3, ["-c", PAYLOADS, *map(str, sizes)])], tmp_path)
+    assert done.status == 0, done.err
+    assert not lines(done.err)
+
+
+def free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(free_memory() < 12 << 30, reason="needs 12 GiB of free memory")
+def test_more_bytes_than_an_int_counts(tmp_path: Path) -> None:
+    done = launch([(2, ["-c", PAYLOADS, "1100000000", "1100000000"])], tmp_path)
+    assert done.status == 0, done.err
+
+
+def test_a_message_that_is_damaged_on_its_way_ends_the_run(tmp_path: Path) -> None:
+    program = tmp_path / "damage.py"
+    program.write_text(
+        "import sys\n"
+        "from mpi4py import MPI\n"
+        "from dls import comm, train\n"
+        "original = comm._Exchange.wait\n"
+        "def damaged(self):\n"
+        "    original(self)\n"
+        "    if MPI.COMM_WORLD.rank == 2 and 'layer linear2' in self.what: RECEIVED[-1][9] ^= 4\n"
+        "RECEIVED = []\n"
+        "allgatherv = comm.Comm.allgatherv\n"
+        "def watched(self, payload, sizes, what):\n"
+        "    pending, received = allgatherv(self, payload, sizes, what)\n"
+        "    if 'layer linear2' in what: RECEIVED.append(received[0])\n"
+        "    return pending, received\n"
+        "comm.Comm.allgatherv, comm._Exchange.wait = watched, damaged\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    done = launch([(3, [program, *SETTINGS.split(), "--density", "0.1", "--out", "run"])], tmp_path)
+    assert done.status == 1
+    (line,) = lines(done.err)
+    assert line.startswith("dls.train: rank 2, step 1: layer linear2, from rank 0: a damaged message")
