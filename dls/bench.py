@@ -157,7 +157,11 @@ def _rate(text: str) -> str:
 def _contender(text: str) -> str:
     from dls import bench_step
 
-    return bench_step.contender(text)
+    try:
+        bench_step.contender(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _bench_network(text: str) -> str:
@@ -200,7 +204,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
     networks, methods = ["resnet20", "vgg16", "mlp"], ["dense", "global-topk", "layerwise-topk", "dls", "dls/at-end"]
     words = "networks: resnet20, vgg16, or mlp with two hidden layers of 4096"
     sub.add_argument("--networks", type=_list_of(_bench_network, words), default=networks, metavar="NAME,…", help=words)
-    words = "methods; METHOD/at-end sends everything after the backward pass"
+    words = "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values"
     sub.add_argument("--methods", type=_list_of(_contender, words), default=methods, metavar="NAME,…", help=words)
     words = "share of the gradient that is sent (default 0.01)"
     sub.add_argument("--density", type=_density, default=0.01, metavar="X", help=words)

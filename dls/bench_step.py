@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from dls import config, startup
 from dls.comm import Comm
-from dls.config import UsageError
 from dls.startup import Run
 from dls.worker import PHASES, Worker
 
@@ -28,7 +27,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 }
 """The networks, and the images that they are measured with."""
 AT_END = "/at-end"
-"""What marks a method that sends everything after the backward pass (--no-overlap)."""
+"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with buckets of N values."""
 CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
 WARM_UP = 4
 """Steps before the clock counts: compilation, first thresholds, first buffers."""
@@ -69,9 +68,8 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
 
 
 def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
-    own = {"method": name.removesuffix(AT_END), "overlap": not name.endswith(AT_END), "dataset": "synthetic"}
-    images = {"synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
-    chosen = config.build(settings, NETWORKS[network], own, images)
+    images = {"dataset": "synthetic", "synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
+    chosen = config.build(settings, NETWORKS[network], images, contender(name))
     run = startup.build(chosen, comm, startup.set_threads(comm, chosen))
     return Contender(run, Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config))
 
@@ -94,10 +92,10 @@ def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:
     }
 
 
-def contender(text: str) -> str:
-    """A contender's name as the command line takes it. ValueError for another method."""
-    try:
-        config.parse_value("method", text.removesuffix(AT_END))
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return text
+def contender(name: str) -> dict[str, Any]:
+    """The settings of a contender: METHOD, METHOD/at-end or METHOD/N. UsageError for another method or bucket size."""
+    method, _, variant = name.partition("/")
+    own = {"method": config.parse_value("method", method)}
+    if "/" + variant == AT_END:
+        return own | {"overlap": False}
+    return own | ({"bucket_size": config.parse_value("bucket_size", variant)} if variant else {})
