@@ -14,7 +14,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 
-.PHONY: train test test-gpu lint clean
+.PHONY: train test test-gpu bench-network lint clean
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
@@ -27,6 +27,9 @@ test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, the
 	DLS_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS) $(ARGS)
 	$(BIN)/python -m dls.bench select --backend cupy --sizes $(GPU_SIZES) --threads $$(nproc) --report runs/results
 	$(BIN)/python -m dls.bench adjust --backend cupy --sizes vgg16,resnet20 --threads $$(nproc) --report runs/results
+
+bench-network: $(READY)  ## steps of every method over slow networks that this machine plays itself (root), to runs/results/
+	$(BIN)/python -m dls.bench network --report runs/results --chart runs/results/network.png $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -334,3 +334,14 @@ def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: 
     assert done.status == 1
     assert lines(done.err) == ["dls.train: rank 1, step 1: KeyError: 'gone'; see run/failure.txt"]
     assert "Traceback" in (tmp_path / "run" / "failure.txt").read_text()
+
+
+def test_the_slurm_script_starts_and_goes_on(tmp_path: Path) -> None:
+    """As on an allocation of two tasks; without Slurm, mpirun starts them here."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_NTASKS": "2", "PYTHONPATH": str(ROOT)}
+    for steps in ("3", "5"):
+        command = ["bash", ROOT / "runs" / "slurm.sbatch", *TINY, "--steps", steps, "--out", "run"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5]
