@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from rich.table import Table
 from dls import backends, bench_model, bench_network, bench_report, bench_selection, models
 from dls.bench_selection import NETWORKS, Row
 from dls.config import UsageError
-from dls.hosts import HostsError
+from dls.hosts import HostsError, bits_per_second
 
 if TYPE_CHECKING:
     from dls.comm import Comm
@@ -149,8 +148,8 @@ def _positive(text: str) -> int:
 
 
 def _rate(text: str) -> str:
-    if text != bench_network.UNLIMITED and not re.fullmatch(r"[1-9]\d*[kmg]bit", text):
-        raise ValueError
+    if text != bench_network.UNLIMITED:
+        bits_per_second(text)
     return text
 
 

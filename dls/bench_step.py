@@ -1,7 +1,9 @@
 """`mpirun … python -m dls.bench step`: what a whole training step costs with each method, on the ranks and the network at hand.
 
 The methods take turns within each repetition, on the same mini-batches, so that whatever else the machines do meets them alike.
-Times are medians over the repetitions of the mean over the ranks.
+All ranks begin a turn together, and it lasts as long as that of the slowest. Its exposed communication is what the network adds:
+its length less the longest that any rank computed. A rank that waits for a slower one, not for the network, adds nothing to it.
+Times are medians over the repetitions.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
 WARM_UP = 4
 """Steps before the clock counts: compilation, first thresholds, first buffers."""
 TIMES = (*PHASES, "total")
+SHOWN = ("forward", "backward", "select", "decode", "update")
+"""Phases of which a row tells the mean over the ranks."""
 
 
 @dataclass
@@ -76,10 +80,18 @@ def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> 
 
 def _medians(turns: NDArray[np.float64]) -> Row:
     """The figures of a contender from turns (ranks, steps, figures)."""
-    medians = dict(zip((*TIMES, "bytes"), np.median(turns.mean(axis=0), axis=0).tolist(), strict=True))
-    total, exposed = 1000 * medians["total"], 1000 * medians["exposed"]
-    times = {f"{name}, ms": 1000 * medians[name] for name in ("forward", "backward", "select", "decode", "update")}
-    return {"step, ms": total, "compute, ms": total - exposed, **times, "exposed, ms": exposed, "kB": medians["bytes"] / 1000}
+    phases = dict(zip((*TIMES, "bytes"), np.moveaxis(turns, 2, 0), strict=True))
+    step = phases["total"].max(axis=0)
+    exposed = step - (phases["total"] - phases["exposed"]).max(axis=0)
+    total, waited = (1000 * float(np.median(times)) for times in (step, exposed))
+    means = {name: 1000 * float(np.median(phases[name].mean(axis=0))) for name in SHOWN}
+    return {
+        "step, ms": total,
+        "compute, ms": total - waited,
+        **{f"{name}, ms": mean for name, mean in means.items()},
+        "exposed, ms": waited,
+        "kB": float(np.median(phases["bytes"].mean(axis=0))) / 1000,
+    }
 
 
 def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:

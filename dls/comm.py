@@ -13,6 +13,7 @@ import sys
 import termios
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 TIMEOUT = 600.0
 """Seconds that a rank waits for the others unless told otherwise."""
-TICK = 0.002
-"""Seconds between two moves of what is under way: measured, chunks of 2 ms hide 97 % of a message over TCP."""
+TICK, TESTS = 0.002, 16
+"""Seconds between two moves of what is under way, and how often each move tests it: over TCP one test takes in 64 KiB at most."""
 PATIENCE, NAP = 0.001, 0.0001
 """Seconds of waiting without pause, and of each pause from then on, which leaves the core to other ranks."""
 GRACE = 2.0
@@ -77,23 +78,22 @@ class Comm:
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
             raise ValueError(f"rank {self.rank} announced {sizes[self.rank]} bytes and has {payload.nbytes}")
         received = np.empty(sum(sizes), dtype=np.uint8)
-        request = self._world.Iallgatherv([payload, MPI.BYTE], [received, list(sizes), MPI.BYTE])
         self.sent_bytes += payload.nbytes
-        return self._begin(request, what, payload, received), np.split(received, np.cumsum(sizes)[:-1])
+        target = [received, list(sizes), MPI.BYTE]
+        pending = self._begin(lambda: self._world.Iallgatherv([payload, MPI.BYTE], target), what)
+        return pending, np.split(received, np.cumsum(sizes)[:-1])
 
     def allgather(self, values: NDArray[Any], what: str) -> tuple[Pending, NDArray[Any]]:
         """Begin to give every rank every rank's array, of one shape on all ranks; the result has a leading axis P."""
         received = np.empty((self.size, *values.shape), dtype=values.dtype)
         values = np.ascontiguousarray(values)
-        request = self._world.Iallgather(values, received)
         self.sent_bytes += values.nbytes
-        return self._begin(request, what, values, received), received
+        return self._begin(lambda: self._world.Iallgather(values, received), what), received
 
     def allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32], what: str) -> Pending:
         """Begin the library's Allreduce: the sum over the ranks lands in `total`, with the same bits on all ranks."""
-        request = self._world.Iallreduce(values, total, op=MPI.SUM)
         self.sent_bytes += values.nbytes
-        return self._begin(request, what, values, total)
+        return self._begin(lambda: self._world.Iallreduce(values, total, op=MPI.SUM), what)
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:
         """The library's own blocking collective on the bytes of `allgatherv`, for measurements beside it."""
@@ -103,14 +103,14 @@ class Comm:
         """The library's own blocking collective of `allreduce`, for measurements beside it."""
         self._world.Allreduce(values, total, op=MPI.SUM)
 
-    def _begin(self, request: MPI.Request, what: str, *buffers: NDArray[Any]) -> Pending:
-        exchange = _Exchange(request, what, self, buffers)
-        self._mover.add(exchange)
+    def _begin(self, post: Callable[[], MPI.Request], what: str) -> _Exchange:
+        exchange = _Exchange(post, what, self)
+        self._mover.begin(exchange)
         return exchange
 
     def progress(self) -> None:
         """Let the library move what is under way, between two pieces of work."""
-        self._mover.move()
+        self._mover.move(wait=False)
 
     def wait_for(self, exchange: _Exchange) -> None:
         """Return when the exchange is complete; tell other ranks that ask what this one waits for."""
@@ -127,7 +127,7 @@ class Comm:
 
     def _meet(self, what: str) -> None:
         """Return when all ranks are here, so that what follows cannot wait for ever."""
-        self.wait_for(_Exchange(self._world.Ibarrier(), what, self))
+        self._begin(self._world.Ibarrier, what).wait()
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """On rank 0 every rank's array, of one shape on all ranks, with a leading axis P; None elsewhere. For the trace."""
@@ -178,51 +178,90 @@ class Comm:
 
 
 class _Exchange:
-    """A request of this library and words for what it brings. It keeps the buffers alive, which mpi4py's request does not."""
+    """What this rank has begun, or is about to: how to post it, and words for what it brings.
 
-    def __init__(self, request: MPI.Request, what: str, comm: Comm, buffers: Sequence[NDArray[Any]] = ()) -> None:
-        self.request, self.what, self._comm, self._buffers = request, what, comm, buffers
+    `post` holds the buffers, and so keeps them alive until the end, which mpi4py's request does not.
+    """
+
+    def __init__(self, post: Callable[[], MPI.Request], what: str, comm: Comm) -> None:
+        self.what, self._post, self._comm = what, post, comm
+        self._request: MPI.Request | None = None
+        self._error: Exception | None = None
+
+    def post(self) -> None:
+        """Hand it to the library; what the library refuses is raised where somebody waits."""
+        try:
+            self._request = self._post()
+        except Exception as error:
+            self._request, self._error = MPI.REQUEST_NULL, error
+
+    def complete(self) -> bool:
+        """Test it, once it is posted."""
+        return self._request is not None and bool(self._request.Test())
 
     def wait(self) -> None:
+        """See Pending."""
         self._comm.wait_for(self)
+        if self._error is not None:
+            raise self._error
 
 
 class _Mover:
-    """Moves what is under way while Python computes: MPI itself does so only while one of its functions is being called.
+    """Posts exchanges, in the order of their beginning, and moves them while Python computes.
 
-    Its thread calls the library every TICK seconds as long as anything is under way, where the library lets several threads in;
-    else only `move` does. One lock keeps two threads from completing the same request.
+    MPI moves data only while one of its functions is being called, and MPICH's post of a large message over a fast network lasts
+    as long as the message travels. So a thread does both, when there is something new and every TICK seconds as long as anything
+    is under way; where the library lets only one thread in, `begin` and `move` do. One lock keeps two threads from completing the
+    same request.
     """
 
     def __init__(self) -> None:
+        self._new: deque[_Exchange] = deque()
         self._under_way: list[_Exchange] = []
-        self._lock, self._work = threading.Lock(), threading.Event()
-        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and MPI.COMM_WORLD.Get_size() > 1:
+        self._lock, self._work, self._news = threading.Lock(), threading.Event(), threading.Event()
+        self._threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE and MPI.COMM_WORLD.Get_size() > 1
+        if self._threaded:
             threading.Thread(target=self._run, name="progress", daemon=True).start()
 
-    def add(self, exchange: _Exchange) -> None:
-        """Look after this exchange until it is complete."""
-        with self._lock:
-            self._under_way.append(exchange)
+    def begin(self, exchange: _Exchange) -> None:
+        """Post this exchange, now or as soon as the thread gets to it, and look after it until it is complete."""
+        self._new.append(exchange)
+        self._news.set()
         self._work.set()
+        if not self._threaded:
+            self.move()
 
     def complete(self, exchange: _Exchange) -> bool:
         """Whether it is."""
         with self._lock:
-            done: bool = exchange.request.Test()
-        return done
+            self._post()
+            return exchange.complete()
 
-    def move(self) -> None:
-        """Give the library a chance."""
-        with self._lock:
-            self._under_way = [exchange for exchange in self._under_way if not exchange.request.Test()]
-            if not self._under_way:
-                self._work.clear()
+    def move(self, wait: bool = True) -> None:
+        """Give the library a chance; where another thread is at it, `wait` for that one to be done."""
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
+            self._post()
+            for _ in range(TESTS):
+                self._under_way = [exchange for exchange in self._under_way if not exchange.complete()]
+            self._work.clear()
+            if self._under_way or self._new:  # asked after the flag is down, so that nothing new is overlooked
+                self._work.set()
+        finally:
+            self._lock.release()
+
+    def _post(self) -> None:
+        self._news.clear()
+        while self._new:
+            exchange = self._new.popleft()
+            exchange.post()
+            self._under_way.append(exchange)
 
     def _run(self) -> None:
         while self._work.wait():
             self.move()
-            time.sleep(TICK)
+            self._news.wait(TICK)
 
 
 class _RollCall:

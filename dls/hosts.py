@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ SWITCH = 254
 """The last part of the address from which mpirun speaks to the hosts."""
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 """Programs that this needs, and Debian's packages of them."""
-BURST = 1 << 17
-"""Bytes that a link of limited rate may send at once: about 1 ms at 1 Gbit/s."""
+BURST, PACKETS = 0.25e-3, 4000
+"""What a link of limited rate may send at once: seconds' worth, and the fewest bytes. With less it does not reach its rate."""
 QUEUE = "50ms"
 """How long a packet may wait at a link of limited rate."""
 ENVIRONMENT = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
@@ -125,7 +126,8 @@ class Hosts:
                 self._limit(host, "eth0", self.rate)
 
     def _limit(self, where: int, device: str, rate: str) -> None:
-        limit = ["rate", rate, "burst", str(BURST), "latency", QUEUE]
+        burst = max(PACKETS, round(BURST * bits_per_second(rate) / 8))
+        limit = ["rate", rate, "burst", str(burst), "latency", QUEUE]
         self._run(where, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
     def _write_files(self) -> None:
@@ -152,6 +154,14 @@ class Hosts:
         if done.returncode:
             raise HostsError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
         return done.stdout
+
+
+def bits_per_second(rate: str) -> int:
+    """A rate as tc writes it: 100mbit is 100,000,000. ValueError for anything else."""
+    found = re.fullmatch(r"([1-9]\d*)([kmg])bit", rate)
+    if found is None:
+        raise ValueError(f"{rate}: expected a rate such as 100mbit or 1gbit")
+    return int(found[1]) * {"k": 10**3, "m": 10**6, "g": 10**9}[found[2]]
 
 
 def _address(last: int) -> str:
