@@ -134,7 +134,9 @@ class Config:
     eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)
     trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
     progress: str = _setting(
-        "auto", "a live bar, plain lines, or whichever suits the output", choices=lambda: ("auto", "bar", "plain")
+        "auto",
+        "a live bar, plain lines, or a bar on a terminal (mpirun hides whether it is one)",
+        choices=lambda: ("auto", "bar", "plain"),
     )
 
     def to_toml(self) -> str:
@@ -216,7 +218,7 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"{source} is not valid TOML: {error}") from None
     for key in table:
         if key not in FIELDS:
-            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0)
             raise UsageError(f"{source}: there is no setting '{key}'" + "".join(f"; the nearest is '{name}'" for name in near))
     try:
         return {key: parse_value(key, value) for key, value in table.items()}

@@ -72,6 +72,13 @@ class Dataset:
         _, channels, height, width = self.train_images.shape
         return channels, height, width
 
+    def checksum(self) -> str:
+        """A CRC-32 of all images and labels, to tell whether two ranks loaded the same."""
+        crc = 0
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        return f"{crc:08x}"
+
     def normalise(self, images: ImagesU8) -> ImagesF32:
         """(images - mean) / std by channel; uint8 [N, C, H, W] to float32 [N, C, H, W]."""
         result = images.astype(np.float32, order="C")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_INTERVAL = 10.0
 """Seconds without a line after which the next step prints one."""
+LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+"""What mpirun sets for its ranks, whose output goes through it and tells nothing of the user's terminal."""
 
 
 class Reporter:
@@ -18,8 +21,10 @@ class Reporter:
     def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
         self._quiet, self._total = quiet, total
         self._started = self._spoke = time.monotonic()
-        self._first, self._training = first, 0.0
-        forced = {"auto": None, "bar": True, "plain": False}[style]
+        self._first, self._training, self._sent = first, 0.0, 0
+        self._last = ""
+        launched = any(name in os.environ for name in LAUNCHERS)
+        forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
@@ -34,15 +39,17 @@ class Reporter:
         self._console.print(line, markup=False)
         self._console.file.flush()
 
-    def step(self, step: int, loss: float, seconds: float) -> None:
-        """A step is done, after so many seconds."""
+    def step(self, step: int, loss: float, seconds: float, sent: int) -> None:
+        """A step is done, after so many seconds and bytes."""
         self._training += seconds
+        self._sent += sent
         self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}")
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
 
     def evaluation(self, step: int, epoch: int, loss: float, accuracy: float) -> None:
         """An evaluation is done."""
+        self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
         self.say(
             f"step {step}/{self._total}  epoch {epoch}  test loss {loss:.4f}  accuracy {accuracy:.2%}  {self._speed(step)}"
         )
@@ -50,11 +57,13 @@ class Reporter:
     def _speed(self, step: int) -> str:
         return f"{(step - self._first) / max(self._training, 1e-9):.1f} steps/s"
 
-    def done(self, out: Path) -> None:
-        """The run is over."""
+    def done(self, out: Path, dense: int) -> None:
+        """The run is over; dense training sends so many bytes a step."""
         self.close()
-        seconds = time.monotonic() - self._started
-        self.say(f"done: {self._total - self._first} steps in {seconds:.1f} s; look into it with python -m dls.inspect {out}")
+        steps, seconds = self._total - self._first, time.monotonic() - self._started
+        share = f", {self._sent / (steps * dense):.2%} of dense" if steps else ""
+        self.say(f"done: {steps} steps in {seconds:.1f} s{self._last}; {self._sent / 1e6:,.2f} MB sent a rank{share}")
+        self.say(f"look into it with python -m dls.inspect {out}")
 
     def close(self) -> None:
         """Take the bar away."""

@@ -74,7 +74,7 @@ def train(run: Run, comm: Comm) -> None:
                 recorder.flush()
                 _checkpoint(run, worker, comm, step)
         recorder.close()
-        reporter.done(run.out)
+        reporter.done(run.out, run.model.parameters.nbytes)
     except (Exception, KeyboardInterrupt) as error:
         reporter.close()
         _fail(error, f"step {step}", run.out, comm)
@@ -89,7 +89,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
     result = worker.step(run.batches, step, lr, record)
     if record:
         recorder.step(step, (step - 1) // run.batches.steps_per_epoch, lr, result)
-    reporter.step(step, result.loss, result.seconds["total"])
+    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
 
 
 def _due(step: int, every: int) -> bool:

@@ -164,6 +164,26 @@ def test_resume_auto_starts_afresh_where_there_is_nothing(tmp_path: Path, train)
     assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4]
 
 
+def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:
+    """As from a disk of their own with another copy."""
+    program = (
+        "import sys; from mpi4py import MPI; from dls import data; from dls.train import main\n"
+        "load = data.load\n"
+        "def other(*args, **settings):\n"
+        "    dataset = load(*args, **settings)\n"
+        "    if MPI.COMM_WORLD.rank == 2:\n"
+        "        dataset.train_images.flags.writeable = True\n"
+        "        dataset.train_images[700, 0, 3, 3] ^= 1\n"
+        "    return dataset\n"
+        "data.load = other\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = launch([(3, ["-c", program, *TINY, "--steps", "1", "--out", "run"])], tmp_path)
+    assert done.status == 2
+    (line,) = lines(done.err)
+    assert line.startswith("dls.train: rank 2 differs from rank 0 in data: ")
+
+
 def test_ranks_that_differ_are_named(tmp_path: Path) -> None:
     common = ["-m", "dls.train", *TINY, "--steps", "1", "--out", "run"]
     done = launch([(1, [*common, "--lr", "0.1"]), (1, [*common, "--lr", "0.2"])], tmp_path)
