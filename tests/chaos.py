@@ -1,7 +1,7 @@
 """`make chaos`: runs that are killed, frozen, stopped, cut off and starved of disk at random moments, and go on each time.
 
 A run is disturbed again and again until it is complete; then its bits must be those of a run that nobody disturbed. Every fault
-is followed by a resume. What counts as lost: a checkpoint that was complete and no longer is, a run that does not end by itself, a
+is followed by a resume. What counts as lost: a checkpoint that was complete and no longer is, a run that never ends by itself, a
 bit.
 """
 
