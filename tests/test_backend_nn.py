@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from dls import backends, models
 from dls.backends import Backend
-from gpu import numba_nn
+from gpu import cupy_nn, device, numba_nn
 from reference import nn as reference
 from tests.test_backends import NEED_GPU, has_gpu
 
@@ -259,6 +260,14 @@ def test_softmax_cross_entropy(backend: Backend, dtype: type, rng: np.random.Gen
 
 
 # ---------------------------------------------------------------- models
+
+
+@pytest.mark.usefixtures("gpu_or_host")
+def test_weights_are_drawn_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a scalar of the device's library cannot become a number of numpy's."""
+    monkeypatch.setattr(device.current(), "xp", SimpleNamespace(sqrt=lambda x: object()))
+    one, two = (nn.he_normal(np.random.default_rng(0), (3, 4), 4) for nn in (cupy_nn, reference))
+    assert one.tobytes() == two.tobytes()
 
 
 def build(name: str, nn: Any, dtype: type = np.float32) -> models.Model:

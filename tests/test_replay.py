@@ -80,16 +80,18 @@ def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorde
 
 
 def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
-    """The whole program on the CuPy backend; on the CPU its layers are numpy's, so the weights have the reference's bits."""
-    if isinstance(device.current(), device.Cuda):
-        pytest.skip("compares bits of layers, which differ on a GPU")
+    """The whole program on the CuPy backend. On the CPU its layers are numpy's: the weights have the reference's bits."""
     for name in ("numpy", "cupy"):
         args = ["--model", "lenet", "--steps", "4", "--batch-size", "4", "--threads", "1", "--clip-norm", "1"]
         assert main([*args, "--backend", name, "--out", str(tmp_path / name)]) == 0
     one, two = (checkpoint.latest(tmp_path / name) for name in ("numpy", "cupy"))
     assert one is not None
     assert two is not None
-    assert checkpoint.load(one, 0)[0]["weights"].tobytes() == checkpoint.load(two, 0)[0]["weights"].tobytes()
+    theirs, mine = (checkpoint.load(found, 0)[0]["weights"] for found in (one, two))
+    if isinstance(device.current(), device.Cuda):
+        assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs)
+    else:
+        assert mine.tobytes() == theirs.tobytes()
 
 
 def test_cuda_compiles_for_the_cards_of_today() -> None:
