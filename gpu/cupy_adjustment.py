@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from reference.adjustment import Counts, Thresholds, lower_median, pair_order, set_size
-from reference.ops import Vector, float32_ceiling
+from reference.ops import NonFiniteError, Vector, float32_ceiling
 
 from gpu.cupy_ops import counts_at_least, kth_bits
 
@@ -78,12 +78,14 @@ def adjust(
 
 def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
     """See `reference.adjustment.optimal_adjustment`: found from counts at the global threshold, equals to the lower layers."""
-    total = int(k.sum())
-    if total == 0:
-        return np.zeros_like(k)
-    everywhere = np.full(k.size, total)
-    threshold = float(kth_bits(v, everywhere, np.zeros(k.size, dtype=np.uint32), together=True).view(np.float32)[0])
-    above_or_equal, above = counts_at_least(v, np.tile([threshold, np.nextafter(threshold, np.inf)], (len(v), 1))).T
+    total, threshold = int(k.sum()), np.inf
+    if total:
+        everywhere = np.full(k.size, total)
+        threshold = float(kth_bits(v, everywhere, np.zeros(k.size, dtype=np.uint32), together=True).view(np.float32)[0])
+    of_interest = [threshold, np.nextafter(threshold, np.inf), np.inf]
+    above_or_equal, above, infinite = counts_at_least(v, np.tile(of_interest, (len(v), 1))).T
+    if infinite.any():
+        raise NonFiniteError("NaN or infinity in the accumulated gradient")
     equal = above_or_equal - above
     before = np.cumsum(equal) - equal
     return (above + np.clip(total - above.sum() - before, 0, equal)).astype(np.int64)

@@ -77,6 +77,8 @@ def test_what_is_not_finite_is_refused(bad: float, k: int) -> None:
         cupy_ops.select(cupy_ops.zeros(50), put(g), k, 0.0)
     with pytest.raises(ops.NonFiniteError):
         cupy_ops.top_k(put(g), k)
+    with pytest.raises(ops.NonFiniteError):
+        cupy_adjustment.optimal_adjustment([put(np.ones(9, dtype=np.float32)), put(g)], np.array([0, k]))
 
 
 @settings(max_examples=150, deadline=None)
