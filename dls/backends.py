@@ -49,14 +49,21 @@ def default() -> str:
 
 
 def load(name: str) -> Backend:
-    """The backend of that name. BackendMissing, with the install command, where its packages or its device are absent."""
+    """The backend of that name. BackendMissing, with the install command, where its packages, compiler or device are absent."""
     homes, hint = _HOMES[name]
     try:
         backend = Backend(name, *map(importlib.import_module, homes))
-        backend.ops.zeros(1)  # a device that is missing shows here
+        _try(backend)
         return backend
-    except ImportError as error:
-        raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None
+    except Exception as error:  # whatever a driver, a compiler or a library raises
+        raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from error
+
+
+def _try(backend: Backend) -> None:
+    """Compute a little: a device, a compiler or a library for matrices that is missing shows here."""
+    one = backend.ops.zeros(1)
+    backend.ops.top_k(one, 1)
+    backend.nn.linear_input_gradient(one.reshape(1, 1), one.reshape(1, 1))
 
 
 def device(name: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dls import backends
 from dls.backends import Backend
-from gpu import numba_ops, numba_selection
+from gpu import device, numba_ops, numba_selection
 from reference import adjustment, ops, wire
 from tests.strategies import (
     EXTREME,
@@ -91,6 +91,17 @@ def test_a_backend_has_the_reference_s_functions_and_signatures(name: str, part:
     for function in theirs:
         one, two = (list(inspect.signature(f[function]).parameters.values()) for f in (mine, theirs))
         assert [(p.name, p.kind, p.default) for p in one] == [(p.name, p.kind, p.default) for p in two]
+
+
+@pytest.mark.usefixtures("gpu_or_host")
+def test_a_compiler_that_is_missing_shows_when_a_backend_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no headers")
+
+    assert backends.load("cupy").name == "cupy"
+    monkeypatch.setattr(device.current(), "launch", fail)
+    with pytest.raises(backends.BackendMissing, match=r"no headers.*dls\[cuda\]"):
+        backends.load("cupy")
 
 
 # ---------------------------------------------------------------- selection
