@@ -48,11 +48,15 @@ def default() -> str:
     return "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
-def load(name: str) -> Backend:
-    """The backend of that name. BackendMissing, with the install command, where its packages, compiler or device are absent."""
+def load(name: str, rank_on_node: int = 0) -> Backend:
+    """The backend of that name, on this rank's share of the machine's devices.
+
+    BackendMissing, with the install command, where its packages, compiler or device are absent.
+    """
     homes, hint = _HOMES[name]
     try:
         backend = Backend(name, *map(importlib.import_module, homes))
+        backend.ops.set_device(rank_on_node)
         _try(backend)
         return backend
     except Exception as error:  # whatever a driver, a compiler or a library raises

@@ -41,6 +41,11 @@ def set_threads(count: int) -> None:
     """See `reference.ops.set_threads`; a GPU has its own."""
 
 
+def set_device(rank_on_node: int) -> None:
+    """See `reference.ops.set_device`: the GPUs are dealt to the ranks in turn."""
+    device.current().choose(rank_on_node)
+
+
 def zeros(n: int) -> Vector:
     """See `reference.ops.zeros`."""
     vector: Vector = device.current().xp.zeros(n, dtype=np.float32)

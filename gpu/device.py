@@ -25,6 +25,9 @@ class Device(Protocol):
 
     xp: ModuleType
 
+    def choose(self, number: int) -> None:
+        """Compute on the machine's GPU of this number, counted round and round, from now on."""
+
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64."""
 
@@ -44,6 +47,10 @@ class Cuda:
         cupy.cuda.runtime.getDeviceCount()  # raises where there is no GPU
         self.xp: ModuleType = cupy
         self._module = cupy.RawModule(code="extern \"C\" {\n" + SOURCE.read_text() + "\n}", options=OPTIONS)
+
+    def choose(self, number: int) -> None:
+        """See Device."""
+        self.xp.cuda.Device(number % self.xp.cuda.runtime.getDeviceCount()).use()
 
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         """See Device."""

@@ -26,6 +26,10 @@ def set_threads(count: int) -> None:
     """Compute with so many threads; here there is nothing to set: numpy's threads are those of its BLAS."""
 
 
+def set_device(rank_on_node: int) -> None:
+    """Compute on this rank's share of its machine's devices; here there is none to choose."""
+
+
 def zeros(n: int) -> Vector:
     """A new vector of n times +0.0, where the backend computes."""
     return np.zeros(n, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,16 @@ def vectors(rng: np.random.Generator, sizes: list[int], nasty: bool) -> list[np.
 def assert_same(mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
     for a, b in zip(mine, theirs, strict=True):
         assert got(a).tobytes() == b.tobytes()
+
+
+def test_ranks_take_turns_at_the_gpus_of_a_machine() -> None:
+    used: list[int] = []
+    three = SimpleNamespace(getDeviceCount=lambda: 3)
+    card, gpu = lambda number: SimpleNamespace(use=lambda: used.append(number)), object.__new__(device.Cuda)
+    gpu.xp = SimpleNamespace(cuda=SimpleNamespace(Device=card, runtime=three))  # type: ignore[assignment]
+    for rank_on_node in range(5):
+        gpu.choose(rank_on_node)
+    assert used == [0, 1, 2, 0, 1]
 
 
 layer_sizes = st.lists(st.integers(1, 300), min_size=1, max_size=7)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cupy.cuda import nvrtc
 
-from dls import backends, checkpoint, config, data, models, sparsifiers
+from dls import backends, checkpoint, config, data, models, sparsifiers, startup
 from dls.backends import Backend
 from dls.comm import Comm
 from dls.models import Model
@@ -92,6 +92,19 @@ def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
         assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs)
     else:
         assert mine.tobytes() == theirs.tobytes()
+
+
+def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is computed: another device would be left with memory taken."""
+    told: list[int | str] = []
+    launch = device.current().launch
+    monkeypatch.setattr(device.current(), "choose", told.append)
+    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args)))
+    settings, comm = config.build(config.parse_command_line(["--backend", "cupy"]).flags), Comm()
+    comm.rank_on_node = 5
+    startup.build(settings, comm, 1)
+    assert told[0] == 5
+    assert told.count(5) == 1
 
 
 def test_cuda_compiles_for_the_cards_of_today() -> None:
