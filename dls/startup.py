@@ -150,7 +150,7 @@ def code_version() -> str:
     root = Path(dls.__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("dls", "reference", "gpu"):
-        for path in sorted((root / package).rglob("*.py")):
+        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".cu")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return f"{dls.__version__}+{digest.hexdigest()[:12]}"
 
