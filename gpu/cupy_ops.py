@@ -46,6 +46,11 @@ def set_device(rank_on_node: int) -> None:
     device.current().choose(rank_on_node)
 
 
+def wait() -> None:
+    """See `reference.ops.wait`: a GPU computes while the host goes on."""
+    device.current().wait()
+
+
 def zeros(n: int) -> Vector:
     """See `reference.ops.zeros`."""
     vector: Vector = device.current().xp.zeros(n, dtype=np.float32)

@@ -31,6 +31,9 @@ class Device(Protocol):
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64."""
 
+    def wait(self) -> None:
+        """Return when everything launched so far is done."""
+
     def address(self, array: Any) -> int:
         """Where an array's first value lies in the device's memory."""
 
@@ -56,6 +59,10 @@ class Cuda:
         """See Device."""
         ready = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
         self._module.get_function(kernel)((blocks,), (THREADS,), ready)
+
+    def wait(self) -> None:
+        """See Device."""
+        self.xp.cuda.get_current_stream().synchronize()
 
     def address(self, array: Any) -> int:
         """See Device."""

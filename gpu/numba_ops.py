@@ -22,6 +22,7 @@ from reference.ops import (  # what numpy does well enough: allocation, scalars,
     from_host,
     set_device,
     to_host,
+    wait,
     zeros,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "sgd_update",
     "to_host",
     "top_k",
+    "wait",
     "zeros",
 ]
 

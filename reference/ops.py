@@ -30,6 +30,10 @@ def set_device(rank_on_node: int) -> None:
     """Compute on this rank's share of its machine's devices; here there is none to choose."""
 
 
+def wait() -> None:
+    """Return when all that was asked for is computed; a host computes at once."""
+
+
 def zeros(n: int) -> Vector:
     """A new vector of n times +0.0, where the backend computes."""
     return np.zeros(n, dtype=np.float32)

@@ -49,6 +49,9 @@ class Host:
         ready = [ctypes.c_int64(arg) if isinstance(arg, int) else ctypes.c_void_p(arg.ctypes.data) for arg in args]
         getattr(self._library, f"run_{kernel}")(ctypes.c_int64(blocks), ctypes.c_int64(THREADS), *ready)
 
+    def wait(self) -> None:
+        pass
+
     def address(self, array: Any) -> int:
         return int(array.ctypes.data)
 
