@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from gpu import cupy_adjustment, cupy_ops, cupy_wire, device
 from reference import adjustment, ops, wire
+from tests import gpu_on_host
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
@@ -64,18 +67,20 @@ def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, se
         hints = two[2]
 
 
-def test_many_equal_values_and_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More equals than there is room for candidates, and layers of several chunks."""
+@pytest.mark.parametrize("threads", [1, 5, 256])
+def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More equals than there is room for candidates, and layers of several chunks, in blocks of so many threads."""
+    monkeypatch.setattr(gpu_on_host, "THREADS", threads)
     monkeypatch.setattr(cupy_ops, "SLACK", 3)
     monkeypatch.setattr(device, "CHUNK", 64)
-    device.chunks.cache_clear()
+    device.cut_once.cache_clear()
     rng = np.random.default_rng(1)
     sizes = [5000, 1, 777]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n) for n in sizes])
     k, hints = np.array([2100, 1, 30]), np.zeros(3)
     one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
-    device.chunks.cache_clear()
+    device.cut_once.cache_clear()
     assert_same(one[:3], ops.select_layers(np.zeros_like(g), g, offsets, k, hints)[:3])
 
 
@@ -121,19 +126,53 @@ def test_single_layers_too(n: int, seed: int, nasty: bool, t: float) -> None:
             assert cupy_wire.encode(*one, n).tobytes() == wire.encode(*two, n).tobytes()
 
 
-def test_launches_do_not_grow_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched: list[str] = []
-    launch = device.current().launch
-    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args)))
+class Record:
+    """What crosses to the device and back, and how many blocks each kernel takes."""
 
-    def launches(layers: int, hint: float) -> int:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.blocks: list[tuple[str, int]] = []
+        self.crossed: Counter[str] = Counter()
+        launch = device.current().launch
+        monkeypatch.setattr(device.current(), "launch", lambda *args: (self.blocks.append(args[:2]), launch(*args)))
+        for name, function in (("to_host", got), ("from_host", put)):
+            monkeypatch.setattr(cupy_ops, name, partial(self._cross, name, function))
+
+    def _cross(self, name: str, function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+        self.crossed[name] += 1
+        return function(array)
+
+    def of(self, kernel: str) -> list[int]:
+        return [blocks for name, blocks in self.blocks if name == kernel]
+
+
+@pytest.mark.parametrize(("hint", "most"), [(0.0, 21), (0.5, 14)])
+def test_launches_and_transfers_do_not_grow_with_the_number_of_layers(
+    hint: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(layers: int) -> tuple[int, Counter[str]]:
         offsets, k = np.arange(layers + 1) * 40, np.full(layers, 4)
         g = put(np.random.default_rng(0).standard_normal(layers * 40).astype(np.float32))
-        launched.clear()
         v = cupy_ops.zeros(layers * 40)
-        _, _, t, _ = cupy_ops.select_layers(v, g, offsets, k, np.full(layers, hint))
-        cupy_adjustment.one_step_adjustment([v[i : i + 40] for i in offsets[:-1]], k, t)
-        return len(launched)
+        with monkeypatch.context() as patch:
+            record = Record(patch)
+            _, _, t, _ = cupy_ops.select_layers(v, g, offsets, k, np.full(layers, hint))
+            if hint:
+                assert record.crossed["to_host"] == 2
+            cupy_adjustment.one_step_adjustment([v[i : i + 40] for i in offsets[:-1]], k, t)
+        return len(record.blocks), record.crossed
 
-    assert launches(3, 0.0) == launches(60, 0.0) <= 9
-    assert launches(3, 0.5) == launches(60, 0.5) <= 5
+    assert work(3) == work(60)
+    assert work(3)[0] <= most
+
+
+def test_a_layer_that_missed_is_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a model of many chunks, whose table is there from the first step on."""
+    sizes, k = [20 * device.CHUNK, 40], np.array([2000, 4])
+    offsets, g = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(vectors(np.random.default_rng(0), sizes, False))
+    hints = ops.select_layers(np.zeros_like(g), g, offsets, k, np.zeros(2))[2] * [1, 0]
+    for _ in range(2):
+        record, misses = Record(monkeypatch), device.cut_once.cache_info().misses
+        cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
+    assert record.of("collect") == [21, 1]
+    assert record.of("digit_histogram")[:3] == [1, 1, 1]
+    assert device.cut_once.cache_info().misses == misses
