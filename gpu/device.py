@@ -21,7 +21,7 @@ DIGITS = 1 << 11
 """Most digits of a level of the radix search: a block counts each in shared memory."""
 SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
 OPTIONS = ("--fmad=false", "--std=c++17", *SIZES)
-KERNELS = ("collect", "count_at_least", "digit_histogram", "next_digit")
+KERNELS = ("collect", "count_at_least", "digit_histogram", "next_digit", "sum_of_squares")
 
 
 class Device(Protocol):

@@ -113,3 +113,19 @@ __global__ void next_digit(const u64* __restrict__ histogram, i64 digits, u32* p
         k[blockIdx.x] = rank;
     }
 }
+
+// sums[block]: the sum of a chunk's squares, always in the same order.
+__global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restrict__ chunks, double* __restrict__ sums) {
+    __shared__ double parts[THREADS];
+    const Chunk chunk = chunks[blockIdx.x];
+    PHASE {
+        double sum = 0;
+        for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) sum += (double)v[i] * v[i];
+        parts[threadIdx.x] = sum;
+    }
+    for (i64 count = blockDim.x; count > 1; count = (count + 1) / 2) {
+        const i64 half = (count + 1) / 2;
+        PHASE if (threadIdx.x + half < count) parts[threadIdx.x] += parts[threadIdx.x + half];
+    }
+    PHASE if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
+}

@@ -176,3 +176,14 @@ def test_a_layer_that_missed_is_searched_alone(monkeypatch: pytest.MonkeyPatch) 
     assert record.of("collect") == [21, 1]
     assert record.of("digit_histogram")[:3] == [1, 1, 1]
     assert device.cut_once.cache_info().misses == misses
+
+
+def test_norms_of_all_layers_take_one_launch_and_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the sums have the same bits each time, as runs that are resumed must go on with them."""
+    sizes = [3 * device.CHUNK + 1, *range(60)]
+    offsets, v = np.concatenate([[0], np.cumsum(sizes)]), put(vectors(np.random.default_rng(0), [100_000], False)[0])
+    cupy_ops.l2_norms(v, offsets)
+    record = Record(monkeypatch)
+    one = cupy_ops.l2_norms(v, offsets)
+    assert len(record.blocks) == record.crossed["to_host"] == 1
+    assert one.tobytes() == cupy_ops.l2_norms(v, offsets).tobytes()

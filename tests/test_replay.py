@@ -16,6 +16,7 @@ from dls.sparsifiers import Setup
 from dls.train import main
 from gpu import device
 from reference import nn
+from reference.ops import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
@@ -105,6 +106,21 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     startup.build(settings, comm, 1)
     assert told[0] == 5
     assert told.count(5) == 1
+
+
+def test_one_question_finds_a_whole_gradient_finite(monkeypatch: pytest.MonkeyPatch, recorded: tuple[Model, list]) -> None:
+    model, gradients = recorded
+    backend, settings = backends.load("cupy"), config.build(config.parse_command_line(["--method", "dense"]).flags)
+    buffer = backend.ops.from_host(gradients[0].copy())
+    sparsifier = sparsifiers.load("dense")(Setup(settings, model.layers, model.chain, buffer, backend, Comm()))
+    launched: list[str] = []
+    launch = device.current().launch
+    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args)))
+    sparsifier.select(sparsifier.parts)
+    assert len(launched) == 1
+    buffer[-1] = np.nan
+    with pytest.raises(NonFiniteError, match=model.layers[-1].name):
+        sparsifier.select(sparsifier.parts)
 
 
 def test_cuda_compiles_for_the_cards_of_today() -> None:
