@@ -26,14 +26,13 @@ from reference.ops import (
 
 from gpu import device
 from gpu.device import Chunks
+from gpu.numba_selection import MARGIN, ROOM, SPREAD
 
 __all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling"]
 # float32_ceiling is arithmetic on a single number: the reference's own.
 
-MARGIN = 0.9
-"""The cut is so much of the hint: thresholds drift from step to step."""
 SLACK = 1024
-"""Candidates that fit beyond twice k."""
+"""Candidates that a layer has room for beyond ROOM·k."""
 LEVELS = ((20, device.DIGITS, 31), (9, device.DIGITS, 20), (0, 512, 9))
 """The radix search's levels: shift of the digit, how many digits, shift of the bits above it."""
 NEVER = 0xFFFFFFFF
@@ -128,9 +127,9 @@ def _choose(
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:
     """The bits from which on a value is a candidate; NEVER where the hint is useless, so that the layer is searched."""
-    usable = np.isfinite(hints) & (hints > 0) & (hints < np.finfo(np.float32).max)
-    cuts = (MARGIN * np.where(usable, hints, 0)).astype(np.float32).view(np.uint32)
-    cuts = np.where(usable & (k > 0), cuts, NEVER)
+    guess = hints * (1 - np.minimum(0.9, MARGIN + SPREAD / np.sqrt(np.maximum(k, 1))))
+    usable = (k > 0) & (guess > 0) & (guess < np.finfo(np.float32).max)
+    cuts = np.where(usable, np.where(usable, guess, 0).astype(np.float32).view(np.uint32), NEVER)
     return np.where((k == sizes) & (k > 0), 0, cuts).astype(np.uint32)
 
 
@@ -142,7 +141,7 @@ class Candidates:
 
     def __init__(self, v: Vector, bounds: Index, k: Index) -> None:
         self.v, self.bounds, self.k = v, bounds, k
-        size = np.minimum(2 * k + SLACK, bounds[:, 1] - bounds[:, 0])
+        size = np.minimum(ROOM * k + SLACK, bounds[:, 1] - bounds[:, 0])
         self.rooms = np.stack([np.cumsum(size) - size, size], axis=1)
         self.entries = device.current().xp.empty(int(size.sum()), dtype=np.uint64)
         self.found = np.zeros(k.size, dtype=np.int64)

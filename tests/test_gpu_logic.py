@@ -77,10 +77,13 @@ def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.Mon
     rng = np.random.default_rng(1)
     sizes = [5000, 1, 777]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n) for n in sizes])
-    k, hints = np.array([2100, 1, 30]), np.zeros(3)
+    g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n, p=[0.4, 0.4, 0.2]) for n in sizes])
+    k, hints, crowded = np.array([1200, 1, 30]), np.zeros(3), cupy_ops.Candidates._many_equals
+    layers: list[int] = []
+    monkeypatch.setattr(cupy_ops.Candidates, "_many_equals", lambda *args: (layers.append(args[1]), crowded(*args)))
     one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
     device.cut_once.cache_clear()
+    assert layers == [0, 2]
     assert_same(one[:3], ops.select_layers(np.zeros_like(g), g, offsets, k, hints)[:3])
 
 
@@ -187,3 +190,14 @@ def test_norms_of_all_layers_take_one_launch_and_one_transfer(monkeypatch: pytes
     one = cupy_ops.l2_norms(v, offsets)
     assert len(record.blocks) == record.crossed["to_host"] == 1
     assert one.tobytes() == cupy_ops.l2_norms(v, offsets).tobytes()
+
+
+@pytest.mark.parametrize("k", [10, 2000, 20_000])
+def test_the_last_threshold_is_a_good_hint(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of thin tails lie close together: a cut far below the hint would find more than there is room for."""
+    v, hints = cupy_ops.zeros(1_000_000), np.zeros(1)
+    for seed in range(2):
+        g, record = np.random.default_rng(seed).standard_normal(v.size).astype(np.float32), Record(monkeypatch)
+        v[...] = 0
+        hints = cupy_ops.select_layers(v, put(g), np.array([0, v.size]), np.array([k]), hints)[2]
+    assert len(record.of("collect")) == 1
