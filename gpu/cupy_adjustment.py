@@ -1,4 +1,4 @@
-"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved thresholds in three."""
+"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved thresholds in one search."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) 
 
 def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
     """See `reference.adjustment.one_step_adjustment`."""
+    return _step(v, k, t, with_thresholds=True)
+
+
+def _step(v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool) -> tuple[Counts, Thresholds]:
+    """One step. Without thresholds, those that come back are not to be used: to search them takes longer than all the rest."""
     k, t = k.copy(), t.copy()
     order = np.array(pair_order([layer.size for layer in v], k, t))
     low, high = order[: order.size // 2], order[::-1][: order.size // 2]
@@ -53,14 +58,16 @@ def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[
     if not low.size:
         return k, t
     t1, t2 = t[low], t[high]
-    counts = counts_at_least([v[i] for i in (*low, *high)], np.stack([np.r_[t2, t1], np.r_[mid, mid]], axis=1))
-    of_low, of_high = counts[: low.size], counts[low.size :]
+    asked = np.full((len(v), 2), np.inf)
+    asked[low], asked[high] = np.stack([t2, mid], axis=1), np.stack([t1, mid], axis=1)
+    counts = counts_at_least(v, asked)  # of all layers as they lie, whose chunks are known
+    of_low, of_high = counts[low], counts[high]
     raise_low = k[low] - of_low[:, 0] <= of_high[:, 0] - k[high]
     d = np.where(raise_low, k[low] - of_low[:, 1], of_high[:, 1] - k[high])
     k[low], k[high] = k[low] - d, k[high] + d
     t[low], t[high] = np.where(raise_low, mid, t1), np.where(raise_low, t2, mid)
     other = np.where(raise_low, high, low)[d > 0]
-    if other.size:
+    if with_thresholds and other.size:
         t[other] = _kth([v[i] for i in other], k[other])
     return k, t
 
@@ -69,8 +76,8 @@ def adjust(
     v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None  # noqa: ARG001
 ) -> Counts:
     """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over the heads."""
-    for _ in range(steps):
-        k, t = one_step_adjustment(v, k, t)
+    for step in range(steps):
+        k, t = _step(v, k, t, with_thresholds=step < steps - 1)
     return k
 
 

@@ -201,3 +201,17 @@ def test_the_last_threshold_is_a_good_hint(k: int, monkeypatch: pytest.MonkeyPat
         v[...] = 0
         hints = cupy_ops.select_layers(v, put(g), np.array([0, v.size]), np.array([k]), hints)[2]
     assert len(record.of("collect")) == 1
+
+
+def test_thresholds_are_searched_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in layers whose threshold is known, and not for a step that does not follow."""
+    v = [put(layer) for layer in vectors(np.random.default_rng(0), [5 * device.CHUNK, 30, 40], False)]
+    k, record = np.array([500, 0, 40]), Record(monkeypatch)
+    t = cupy_adjustment.fresh_thresholds(v, k)
+    assert record.of("digit_histogram") == [5] * 3 + [2] * 3
+    record.blocks.clear()
+    cupy_adjustment.complete_thresholds(v, k, [float(t[0])])
+    assert record.of("digit_histogram") == [2] * 3
+    record.blocks.clear()
+    cupy_adjustment.adjust(v, k, t, 1)
+    assert [name for name, _ in record.blocks] == ["count_at_least"]
