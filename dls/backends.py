@@ -60,7 +60,8 @@ def load(name: str, rank_on_node: int = 0) -> Backend:
         _try(backend)
         return backend
     except Exception as error:  # whatever a driver, a compiler or a library raises
-        raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from error
+        words = next(iter(str(error).splitlines()), type(error).__name__)  # a compiler has many
+        raise BackendMissing(f"the backend '{name}' cannot be loaded ({words}); install it with: {hint}") from error
 
 
 def _try(backend: Backend) -> None:

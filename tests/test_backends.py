@@ -89,7 +89,7 @@ def test_a_backend_has_the_reference_s_functions_and_signatures(name: str, part:
 @pytest.mark.usefixtures("gpu_or_host")
 def test_a_compiler_that_is_missing_shows_when_a_backend_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
-        raise RuntimeError("no headers")
+        raise RuntimeError("no headers\n1 error detected")
 
     assert backends.load("cupy").name == "cupy"
     monkeypatch.setattr(device.current(), "launch", fail)
