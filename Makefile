@@ -24,6 +24,7 @@ test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	DLS_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS) $(ARGS)
 	$(BIN)/python -m dls.bench select --backend cupy --sizes $(GPU_SIZES) --threads $$(nproc) --report runs/results
 	$(BIN)/python -m dls.bench adjust --backend cupy --sizes vgg16,resnet20 --threads $$(nproc) --report runs/results

@@ -48,15 +48,27 @@ def default() -> str:
     return "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
-def load(name: str) -> Backend:
-    """The backend of that name. BackendMissing, with the install command, where its packages or its device are absent."""
+def load(name: str, rank_on_node: int = 0) -> Backend:
+    """The backend of that name, on this rank's share of the machine's devices.
+
+    BackendMissing, with the install command, where its packages, compiler or device are absent.
+    """
     homes, hint = _HOMES[name]
     try:
         backend = Backend(name, *map(importlib.import_module, homes))
-        backend.ops.zeros(1)  # a device that is missing shows here
+        backend.ops.set_device(rank_on_node)
+        _try(backend)
         return backend
-    except ImportError as error:
-        raise BackendMissing(f"the backend '{name}' cannot be loaded ({error}); install it with: {hint}") from None
+    except Exception as error:  # whatever a driver, a compiler or a library raises
+        words = next(iter(str(error).splitlines()), type(error).__name__)  # a compiler has many
+        raise BackendMissing(f"the backend '{name}' cannot be loaded ({words}); install it with: {hint}") from error
+
+
+def _try(backend: Backend) -> None:
+    """Compute a little: a device, a compiler or a library for matrices that is missing shows here."""
+    one = backend.ops.zeros(1)
+    backend.ops.top_k(one, 1)
+    backend.nn.linear_input_gradient(one.reshape(1, 1), one.reshape(1, 1))
 
 
 def device(name: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ def exchange(options: argparse.Namespace) -> Iterator[Row]:
     """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same bytes and its dense Allreduce."""
     from dls import bench_exchange  # here, as it starts MPI, which the processes of other measurements can do without
 
-    backend = backends.load(options.backend)
+    backend = backends.load(options.backend, options.comm.rank_on_node)
     return bench_exchange.measure(options.comm, backend, options.sizes, options.densities, options.steps)
 
 

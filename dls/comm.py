@@ -48,6 +48,7 @@ class Pending(Protocol):
 class Comm:
     """This rank's place in the world. `sent_bytes` counts every byte given to MPI to send in a step, each once.
 
+    `rank_on_node`, of `ranks_on_node`: its place among those that share its machine.
     `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
     """
 
@@ -59,13 +60,10 @@ class Comm:
         self.sent_bytes = 0
         self._mover = _Mover()
         self._roll_call = _RollCall(self._world)
-
-    def ranks_on_node(self) -> int:
-        """How many ranks share this rank's machine."""
         node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
-        size: int = node.Get_size()
+        self.rank_on_node: int = node.Get_rank()
+        self.ranks_on_node: int = node.Get_size()
         node.Free()
-        return size
 
     def allgatherv(
         self, payload: NDArray[np.uint8], sizes: Sequence[int], what: str

@@ -100,7 +100,7 @@ def _as_usage_error(make: Callable[[], T]) -> T:
 
 def set_threads(comm: Comm, settings: Config) -> int:
     """How many threads this rank computes with; BLAS has no more from now on. Every rank calls it."""
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node())
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node)
     comm.together(lambda: threadpool_limits(threads))
     return threads
 
@@ -111,7 +111,7 @@ def build(settings: Config, comm: Comm, threads: int) -> Run:
 
 
 def _build(settings: Config, comm: Comm, threads: int) -> Run:
-    backend = backends.load(settings.backend)
+    backend = backends.load(settings.backend, comm.rank_on_node)
     backend.ops.set_threads(threads)
     dataset = data.load(
         settings.dataset,
@@ -150,7 +150,7 @@ def code_version() -> str:
     root = Path(dls.__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("dls", "reference", "gpu"):
-        for path in sorted((root / package).rglob("*.py")):
+        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".cu")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return f"{dls.__version__}+{digest.hexdigest()[:12]}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,9 +35,10 @@ LAST_BUCKET = 16
 
 
 class Stopwatch:
-    """Seconds of each phase; a phase inside another interrupts it."""
+    """Seconds of each phase; a phase inside another interrupts it. `wait` returns when what was asked of a device is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._running: list[str] = []
         self._started = self._since = time.perf_counter()
@@ -58,6 +59,7 @@ class Stopwatch:
         self.seconds["total"] = time.perf_counter() - self._started - self.seconds["diagnostics"]
 
     def _book(self) -> None:
+        self._wait()  # else the work would count for whoever asks for its result
         now = time.perf_counter()
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
@@ -86,7 +88,7 @@ class Worker:
         self.backend, self.comm, self.config = backend, comm, config
         self.update = backend.ops.zeros(model.parameters.size)
         self.groups = _groups(sparsifier.parts, config.bucket_size if config.overlap else 0)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(backend.ops.wait)
         self._messages: list[Message] = []
 
     def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
@@ -94,7 +96,7 @@ class Worker:
 
         Raises NonFiniteError where the loss or a gradient is not finite.
         """
-        self.watch, self.comm.sent_bytes = Stopwatch(), 0
+        self.watch, self.comm.sent_bytes = Stopwatch(self.backend.ops.wait), 0
         images, labels = batches.batch(number - 1)
         loss, dlogits = self._forward(images, labels)
         self._begin(number - 1)

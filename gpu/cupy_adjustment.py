@@ -1,4 +1,4 @@
-"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved thresholds in three."""
+"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved thresholds in one search."""
 
 from __future__ import annotations
 
@@ -7,45 +7,48 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from reference.adjustment import Counts, Thresholds, lower_median, pair_order, set_size
-from reference.ops import Vector, float32_ceiling
+from reference.ops import NonFiniteError, Vector
 
-from gpu.cupy_ops import counts_at_least, kth_bits
+from gpu.cupy_ops import apart, counts_at_least, kth_bits, to_host
 
 __all__ = ["Counts", "Thresholds", "lower_median", "pair_order", "set_size"]
 # What works on L numbers, not on n, is the reference's own.
 
 
-def _kth(v: Sequence[Vector], k: NDArray[np.int64], least: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The k-th largest magnitude of each vector, known to be `least` or more."""
-    bits = np.array([float32_ceiling(float(t)) for t in least], dtype=np.float32).view(np.uint32)
-    return kth_bits(v, k, bits).view(np.float32).astype(np.float64)
+def _kth(v: Sequence[Vector], k: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The k-th largest magnitude of each vector."""
+    bits, _ = kth_bits(apart(v), k)
+    return to_host(bits).view(np.float32).astype(np.float64)
 
 
 def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
     """See `reference.adjustment.fresh_thresholds`."""
     sizes = np.array([layer.size for layer in v])
     between = (k > 0) & (k < sizes)
-    inner = _kth(v, np.where(between, k, 0), np.zeros(k.size))[between]
+    inner = _kth([v[layer] for layer in np.flatnonzero(between)], k[between])
     return complete_thresholds(v, k, inner.tolist())
 
 
 def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
     """See `reference.adjustment.complete_thresholds`."""
     sizes = np.array([layer.size for layer in v])
-    between = (k > 0) & (k < sizes)
+    between, empty = (k > 0) & (k < sizes), k == 0
     t = np.empty(k.size)
     t[between] = inner
     if not between.all():
-        ends = _kth(v, np.where(between, 0, np.where(k == 0, 1, sizes)), np.zeros(k.size))
-        middle = lower_median(inner) if len(inner) else None
-        for layer in np.flatnonzero(~between):
-            end = float(ends[layer])
-            t[layer] = end if middle is None else max(end, middle) if k[layer] == 0 else min(end, middle)
+        end = _kth([v[layer] for layer in np.flatnonzero(~between)], np.where(empty, 1, sizes)[~between])
+        middle = lower_median(inner) if len(inner) else end
+        t[~between] = np.where(empty[~between], np.maximum(end, middle), np.minimum(end, middle))
     return t
 
 
 def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
     """See `reference.adjustment.one_step_adjustment`."""
+    return _step(v, k, t, with_thresholds=True)
+
+
+def _step(v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool) -> tuple[Counts, Thresholds]:
+    """One step. Without thresholds, those that come back are not to be used: to search them takes longer than all the rest."""
     k, t = k.copy(), t.copy()
     order = np.array(pair_order([layer.size for layer in v], k, t))
     low, high = order[: order.size // 2], order[::-1][: order.size // 2]
@@ -55,15 +58,17 @@ def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[
     if not low.size:
         return k, t
     t1, t2 = t[low], t[high]
-    counts = counts_at_least([v[i] for i in (*low, *high)], np.stack([np.r_[t2, t1], np.r_[mid, mid]], axis=1))
-    of_low, of_high = counts[: low.size], counts[low.size :]
+    asked = np.full((len(v), 2), np.inf)
+    asked[low], asked[high] = np.stack([t2, mid], axis=1), np.stack([t1, mid], axis=1)
+    counts = counts_at_least(v, asked)  # of all layers as they lie, whose chunks are known
+    of_low, of_high = counts[low], counts[high]
     raise_low = k[low] - of_low[:, 0] <= of_high[:, 0] - k[high]
     d = np.where(raise_low, k[low] - of_low[:, 1], of_high[:, 1] - k[high])
     k[low], k[high] = k[low] - d, k[high] + d
     t[low], t[high] = np.where(raise_low, mid, t1), np.where(raise_low, t2, mid)
     other = np.where(raise_low, high, low)[d > 0]
-    if other.size:
-        t[other] = _kth([v[i] for i in other], k[other], t1[d > 0])
+    if with_thresholds and other.size:
+        t[other] = _kth([v[i] for i in other], k[other])
     return k, t
 
 
@@ -71,19 +76,21 @@ def adjust(
     v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None  # noqa: ARG001
 ) -> Counts:
     """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over the heads."""
-    for _ in range(steps):
-        k, t = one_step_adjustment(v, k, t)
+    for step in range(steps):
+        k, t = _step(v, k, t, with_thresholds=step < steps - 1)
     return k
 
 
 def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
     """See `reference.adjustment.optimal_adjustment`: found from counts at the global threshold, equals to the lower layers."""
-    total = int(k.sum())
-    if total == 0:
-        return np.zeros_like(k)
-    everywhere = np.full(k.size, total)
-    threshold = float(kth_bits(v, everywhere, np.zeros(k.size, dtype=np.uint32), together=True).view(np.float32)[0])
-    above_or_equal, above = counts_at_least(v, np.tile([threshold, np.nextafter(threshold, np.inf)], (len(v), 1))).T
+    total, threshold = int(k.sum()), np.inf
+    if total:
+        bits, _ = kth_bits(apart(v), np.array([total]), together=True)
+        threshold = float(to_host(bits).view(np.float32)[0])
+    of_interest = [threshold, np.nextafter(threshold, np.inf), np.inf]
+    above_or_equal, above, infinite = counts_at_least(v, np.tile(of_interest, (len(v), 1))).T
+    if infinite.any():
+        raise NonFiniteError("NaN or infinity in the accumulated gradient")
     equal = above_or_equal - above
     before = np.cumsum(equal) - equal
     return (above + np.clip(total - above.sum() - before, 0, equal)).astype(np.int64)

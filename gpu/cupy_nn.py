@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from reference import nn as reference
 from reference.nn import Array, Shape
 
 from gpu import device
@@ -37,6 +38,7 @@ def _second_copy() -> ModuleType:
 
 _copy = _second_copy()
 globals().update({name: value for name, value in vars(_copy).items() if not name.startswith("_") and callable(value)})
+he_normal = reference.he_normal  # drawn on the host: a scalar of the device's library is none of numpy's
 
 
 def asarray(values: Array) -> Array:

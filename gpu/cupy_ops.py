@@ -1,8 +1,9 @@
 """`reference.ops` on CuPy arrays: all layers of a model in a constant number of launches, the same bits.
 
 A selection collects candidates, whatever reaches a cut a little below the hint, in the pass that accumulates; if they are enough
-and fit, the exact choice is made among them. Where the hint was no good, a radix search over the bits of the magnitudes finds the
-exact threshold first. Gradient, residual and selection stay on the device; what is sent crosses to the host.
+and fit, the exact choice is made among them. Where the hint was no good, a radix search over the bits of the layer's magnitudes
+finds the exact threshold first. All decisions of a search are taken on the device, where gradient, residual and selection
+stay; the host asks how many candidates there are, and what the thresholds were.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +25,31 @@ from reference.ops import (
 )
 
 from gpu import device
+from gpu.device import Chunks
+from gpu.numba_selection import MARGIN, ROOM, SPREAD
 
 __all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling"]
 # float32_ceiling is arithmetic on a single number: the reference's own.
 
-MARGIN = 0.9
-"""The cut is so much of the hint: thresholds drift from step to step."""
 SLACK = 1024
-"""Candidates that fit beyond twice k."""
-LEVELS = ((20, 2048, 31), (9, 2048, 20), (0, 512, 9))
+"""Candidates that a layer has room for beyond ROOM·k."""
+LEVELS = ((20, device.DIGITS, 31), (9, device.DIGITS, 20), (0, 512, 9))
 """The radix search's levels: shift of the digit, how many digits, shift of the bits above it."""
 NEVER = 0xFFFFFFFF
 
 
 def set_threads(count: int) -> None:
     """See `reference.ops.set_threads`; a GPU has its own."""
+
+
+def set_device(rank_on_node: int) -> None:
+    """See `reference.ops.set_device`: the GPUs are dealt to the ranks in turn."""
+    device.current().choose(rank_on_node)
+
+
+def wait() -> None:
+    """See `reference.ops.wait`: a GPU computes while the host goes on."""
+    device.current().wait()
 
 
 def zeros(n: int) -> Vector:
@@ -49,7 +60,7 @@ def zeros(n: int) -> Vector:
 
 def from_host(array: NDArray[Any]) -> NDArray[Any]:
     """See `reference.ops.from_host`."""
-    moved: NDArray[Any] = device.current().xp.asarray(array)
+    moved: NDArray[Any] = device.current().xp.asarray(array, order="C")
     return moved
 
 
@@ -66,15 +77,16 @@ def accumulate(residual: Vector, gradient: Vector) -> None:
 
 def all_finite(v: Vector) -> bool:
     """See `reference.ops.all_finite`."""
-    return bool(device.current().xp.isfinite(v).all())
+    return count_at_least(v, math.inf) == 0
 
 
 def top_k(v: Vector, k: int) -> Selection:
     """See `reference.ops.top_k`."""
     if not 0 <= k <= v.size:
         raise ValueError(f"k must lie in 0..{v.size}, not {k}")
-    index, values, _ = select(v.copy(), zeros(v.size), k, math.nan)
-    return index, v[index] if k else values
+    whole = np.array([0, v.size], dtype=np.int64)
+    index, values, _ = _choose(v, None, whole, np.array([k]), np.array([math.nan]))
+    return index, values
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
@@ -91,155 +103,165 @@ def select_layers(
     sizes = np.diff(offsets)
     if np.any(k < 0) or np.any(k > sizes):
         raise ValueError("every k must lie in 0..n of its layer")
-    found = Candidates(offsets, k)
-    if not found.accumulate(residual, gradient, _cuts(sizes, k, hints)):
-        raise NonFiniteError("NaN or infinity in the accumulated gradient")
-    missed = found.missed()
-    if missed.any():
-        layers = [residual[start:stop] for start, stop in pairwise(offsets)]
-        exact = kth_bits(layers, np.where(missed, k, 0), np.zeros(k.size, dtype=np.uint32))
-        found.collect(layers, np.where(missed, exact, NEVER).astype(np.uint32), missed)
-    flat = found.choose(residual)
-    values = residual[flat]
-    ends = np.cumsum(k).tolist()
-    heads = [values[start:stop] for start, stop in pairwise([0, *ends])]
-    return flat, values, _thresholds(values, k), heads
+    index, values, thresholds = _choose(residual, gradient, offsets, k, hints)
+    ends = [0, *np.cumsum(k).tolist()]
+    return index, values, thresholds, [values[start:stop] for start, stop in pairwise(ends)]
+
+
+def _choose(
+    v: Vector, gradient: Vector | None, offsets: Index, k: Index, hints: NDArray[np.float64]
+) -> tuple[Index, Vector, NDArray[np.float64]]:
+    """v += gradient, if there is one; then the k largest of each layer: index, values and thresholds."""
+    if v.size > 1 << 32:
+        raise ValueError(f"{v.size} values are too many: an index has 32 bits here, as in a message")
+    bounds, k = _bounds(offsets), k.astype(np.int64)
+    candidates = Candidates(v, bounds, k)
+    candidates.collect(np.arange(k.size), from_host(_cuts(np.diff(offsets), k, hints)), gradient)
+    missed = candidates.missed()
+    if missed.size:
+        exact, _ = kth_bits(neighbours(v, _chunks(bounds[missed])), k[missed])
+        candidates.collect(missed, exact)
+    index, threshold = candidates.choose()
+    return index, v[index], np.where(k > 0, to_host(threshold).view(np.float32).astype(np.float64), math.inf)
 
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:
     """The bits from which on a value is a candidate; NEVER where the hint is useless, so that the layer is searched."""
-    usable = np.isfinite(hints) & (hints > 0) & (hints < np.finfo(np.float32).max)
-    cuts = (MARGIN * np.where(usable, hints, 0)).astype(np.float32).view(np.uint32)
-    cuts = np.where(usable & (k > 0), cuts, NEVER)
+    guess = hints * (1 - np.minimum(0.9, MARGIN + SPREAD / np.sqrt(np.maximum(k, 1))))
+    usable = (k > 0) & (guess > 0) & (guess < np.finfo(np.float32).max)
+    cuts = np.where(usable, np.where(usable, guess, 0).astype(np.float32).view(np.uint32), NEVER)
     return np.where((k == sizes) & (k > 0), 0, cuts).astype(np.uint32)
 
 
-def _thresholds(values: Vector, k: Index) -> NDArray[np.float64]:
-    """a_k of each layer from what was chosen, k of each layer one after another; infinity where k is 0."""
-    magnitude = np.abs(to_host(values)).astype(np.float64)
-    starts = np.cumsum(k) - k
-    thresholds = np.full(k.size, math.inf)
-    if magnitude.size:
-        some = k > 0
-        thresholds[some] = np.minimum.reduceat(magnitude, starts[some])
-    return thresholds
-
-
 class Candidates:
-    """Room for each layer's candidates, one layer after another, and the exact choice among them."""
+    """Room for the candidates of each layer of v, one layer after another, and the exact choice among them.
 
-    def __init__(self, offsets: Index, k: Index) -> None:
-        self.offsets, self.k = offsets, k
-        self.capacity = np.minimum(2 * k + SLACK, np.diff(offsets)).astype(np.uint64)
-        ends = np.cumsum(self.capacity.astype(np.int64))
-        self.slot, room = ends - self.capacity.astype(np.int64), int(ends[-1])
-        xp = device.current().xp
-        self.index = xp.full(room, -1, dtype=np.int64)
-        self.bits = xp.zeros(room, dtype=np.uint32)
-        self.found = xp.zeros(k.size, dtype=np.uint64)
-        self.layer = from_host(np.repeat(np.arange(k.size), self.capacity.astype(np.int64)))
+    An entry holds the index in v and, in the lower 32 bits, the bits of the magnitude.
+    """
 
-    def accumulate(self, residual: Vector, gradient: Vector, cuts: NDArray[np.uint32]) -> bool:
-        """residual += gradient, and what reaches the cuts; False where something is not finite."""
-        bounds = tuple(zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True))
-        table = device.chunks(bounds)
-        bad = device.current().xp.zeros(1, dtype=np.uint64)
-        args = [residual, gradient, *map(from_host, (*table, cuts, self.slot, self.capacity)), self.found]
-        device.current().launch("accumulate_and_collect", table[0].size, [*args, self.index, self.bits, bad])
-        return int(to_host(bad)[0]) == 0
+    def __init__(self, v: Vector, bounds: Index, k: Index) -> None:
+        self.v, self.bounds, self.k = v, bounds, k
+        size = np.minimum(ROOM * k + SLACK, bounds[:, 1] - bounds[:, 0])
+        self.rooms = np.stack([np.cumsum(size) - size, size], axis=1)
+        self.entries = device.current().xp.empty(int(size.sum()), dtype=np.uint64)
+        self.found = np.zeros(k.size, dtype=np.int64)
 
-    def missed(self) -> NDArray[np.bool_]:
+    def collect(self, layers: Index, cuts: NDArray[np.uint32], gradient: Vector | None = None) -> None:
+        """v += gradient, if there is one, in these layers, and what reaches their cuts, bits on the device.
+
+        NonFiniteError where something is not finite.
+        """
+        tally = device.current().xp.zeros(layers.size + 1, dtype=np.uint64)
+        chunks = _chunks(self.bounds[layers])
+        args = [self.v, 0 if gradient is None else gradient, chunks.table, cuts, from_host(self.rooms[layers])]
+        device.current().launch("collect", chunks.layer.size, [*args, tally[:-1], tally[-1:], self.entries])
+        *found, bad = to_host(tally).tolist()
+        if bad:
+            raise NonFiniteError("NaN or infinity in the accumulated gradient")
+        self.found[layers] = found
+
+    def missed(self) -> Index:
         """The layers whose candidates are too few or did not fit."""
-        found = to_host(self.found)
-        return (found < self.k.astype(np.uint64)) | (found > self.capacity)
+        return np.flatnonzero((self.found < self.k) | (self.found > self.rooms[:, 1]))
 
-    def collect(self, layers: Sequence[Vector], cuts: NDArray[np.uint32], which: NDArray[np.bool_]) -> None:
-        """Start afresh with these layers of v, whose exact thresholds are known now."""
-        again = from_host(which)
-        self.found[again] = 0
-        self.index[again[self.layer]] = -1
-        table = chunk_table(layers)
-        begin = from_host(self.offsets[:-1].astype(np.int64))
-        args = [pointers(layers), begin, *map(from_host, (*table, cuts, self.slot, self.capacity)), self.found]
-        device.current().launch("collect", table[0].size, [*args, self.index, self.bits])
-
-    def choose(self, residual: Vector) -> Index:
-        """The flat indices of each layer's k largest, ascending within the layer; lower indices first among equals."""
+    def choose(self) -> tuple[Index, NDArray[np.uint32]]:
+        """The indices of each layer's k largest, ascending, lower ones first among equals; and the bits of the k-th largest."""
         xp = device.current().xp
-        index, bits = self.index, self.bits
-        largest_first = xp.where(index < 0, NEVER, xp.uint32(NEVER >> 1) - bits).astype(np.int64)
-        order = xp.lexsort(xp.stack([index, largest_first, self.layer]))
-        first = from_host(np.repeat(self.slot, self.k) + _ranks(self.k))
-        chosen = index[order[first]]
-        for layer in np.flatnonzero(to_host(self.found) > self.capacity):
-            self._many_equals(int(layer), residual, chosen)
-        flat: Index = xp.sort(chosen)
-        return flat
+        if not self.k.any():
+            return xp.empty(0, dtype=np.int64), xp.zeros(self.k.size, dtype=np.uint32)
+        stop = np.cumsum(np.minimum(self.found, self.rooms[:, 1]))
+        start = np.concatenate([[0], stop[:-1]])
+        begin, end, shift = from_host(np.stack([start, stop, self.rooms[:, 0] - start]))
+        place = xp.arange(int(stop[-1]))
+        layer = xp.searchsorted(end, place, side="right")
+        entries = xp.sort(self.entries[place + shift[layer]])  # by index, so each layer's stay together
+        index, bits = (entries >> 32).astype(np.int64), entries.astype(np.uint32)
+        exact, equals = kth_bits(neighbours(bits, device.cut(np.stack([start, stop], axis=1))), self.k)
+        tied = bits == exact[layer]
+        chosen = index[(bits > exact[layer]) | (tied & (_ranks(tied, begin[layer]) <= equals[layer]))]
+        for crowded in np.flatnonzero(self.found > self.rooms[:, 1]):
+            self._many_equals(int(crowded), exact[crowded], chosen)
+        return chosen, exact
 
-    def _many_equals(self, layer: int, residual: Vector, chosen: Index) -> None:
+    def _many_equals(self, layer: int, threshold: NDArray[np.uint32], chosen: Index) -> None:
         """More values equal the exact threshold than fit: take what lies above, then equals from the lowest index on."""
-        start, stop = int(self.offsets[layer]), int(self.offsets[layer + 1])
+        start, stop = self.bounds[layer].tolist()
         k, first = int(self.k[layer]), int(self.k[:layer].sum())
         xp = device.current().xp
-        bits = xp.abs(residual[start:stop]).view(np.uint32)
-        threshold = np.uint32(kth_bits([residual[start:stop]], np.array([k]), np.zeros(1, dtype=np.uint32))[0])
+        bits = xp.abs(self.v[start:stop]).view(np.uint32)
         above = xp.flatnonzero(bits > threshold)
         equal = xp.flatnonzero(bits == threshold)[: k - above.size]
-        chosen[first : first + k] = start + xp.concatenate([above, equal])
+        chosen[first : first + k] = start + xp.sort(xp.concatenate([above, equal]))
 
 
-def _ranks(k: Index) -> Index:
-    """0 … k_l − 1 for each layer, one after another."""
-    return np.arange(int(k.sum()), dtype=np.int64) - np.repeat(np.cumsum(k) - k, k)
+def _ranks(flags: NDArray[np.bool_], begin: Index) -> Index:
+    """How many flags are set from place begin[i] up to i (n)."""
+    xp = device.current().xp
+    count = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(flags, dtype=np.int64)])
+    ranks: Index = count[1:] - count[begin]
+    return ranks
 
 
-def pointers(layers: Sequence[Vector]) -> NDArray[np.uint64]:
-    """Where the layers lie on the device, as an array on the device."""
+class Layers(NamedTuple):
+    """Layers as the kernels find them: where their value number 0 lies (an array on the device), and their chunks."""
+
+    addresses: NDArray[np.uint64]
+    chunks: Chunks
+
+
+def apart(layers: Sequence[Vector]) -> Layers:
+    """Vectors, wherever they lie."""
+    return Layers(_addresses(layers), device.cut_once(tuple((0, layer.size) for layer in layers)))
+
+
+def neighbours(v: NDArray[Any], chunks: Chunks) -> Layers:
+    """The layers of v, of float32 or of bits, that are cut like this."""
+    return Layers(_addresses([v] * chunks.layers), chunks)
+
+
+def _addresses(layers: Sequence[Vector]) -> NDArray[np.uint64]:
     return from_host(np.array([device.current().address(layer) for layer in layers], dtype=np.uint64))
 
 
-def chunk_table(layers: Sequence[Vector]) -> tuple[NDArray[np.int64], ...]:
-    """The chunks of vectors that begin at 0 each."""
-    return device.chunks(tuple((0, layer.size) for layer in layers))
+def _bounds(offsets: Index) -> Index:
+    return np.stack([offsets[:-1], offsets[1:]], axis=1)
 
 
-def kth_bits(
-    layers: Sequence[Vector], k: Index, least: NDArray[np.uint32], together: bool = False
-) -> NDArray[np.uint32]:
-    """The bits of each layer's k-th largest magnitude, which is known to be `least` or more; 0 where k is 0.
+def _chunks(bounds: Index) -> Chunks:
+    return device.cut_once(tuple(map(tuple, bounds.tolist())))
 
-    A radix search from the highest digit down, all layers in one launch a level. `together`: of all layers as if one.
+
+def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[np.uint32], Index]:
+    """The bits of each layer's k-th largest magnitude, and how many of those equal to it are among the k; both on the device.
+
+    A radix search from the highest digit down, all layers in two launches a level. Beyond all magnitudes where k is 0.
+    `together`: of all layers as if one; k then has one value.
     """
-    table = chunk_table(layers)
-    where = [pointers(layers), *map(from_host, (*table, least.astype(np.uint32)))]
-    prefix, left = np.zeros(k.size, dtype=np.uint32), k.astype(np.int64)
+    xp, launch = device.current().xp, device.current().launch
+    prefix, left = xp.zeros(k.size, dtype=np.uint32), xp.array(k, dtype=np.int64)
     for shift, digits, higher in LEVELS:
-        histogram = device.current().xp.zeros((k.size, digits), dtype=np.uint64)
-        device.current().launch("digit_histogram", table[0].size, [*where, from_host(prefix), shift, digits, higher, histogram])
-        counts = to_host(histogram).astype(np.int64)
-        counts = np.broadcast_to(counts.sum(axis=0), counts.shape) if together else counts
-        from_top = np.cumsum(counts[:, ::-1], axis=1)
-        reached = np.argmax(from_top >= left[:, None], axis=1)
-        above = np.where(reached > 0, np.take_along_axis(from_top, np.maximum(reached - 1, 0)[:, None], axis=1)[:, 0], 0)
-        left = left - above
-        prefix = (prefix * np.uint32(digits) + (digits - 1 - reached).astype(np.uint32)).astype(np.uint32)
-    return np.where(k > 0, prefix, 0).astype(np.uint32)
+        histogram = xp.zeros((k.size, digits), dtype=np.uint64)
+        level = [layers.addresses, layers.chunks.table, prefix, shift, digits, higher, int(together), histogram]
+        launch("digit_histogram", layers.chunks.layer.size, level)
+        launch("next_digit", k.size, [histogram, digits, prefix, left])
+    return prefix, left
 
 
 def kth_largest(v: Vector, k: int) -> float:
     """See `reference.ops.kth_largest`."""
     if not 0 < k <= v.size:
         return reference.kth_largest(np.empty(v.size, dtype=np.float32), k)
-    return float(kth_bits([v], np.array([k]), np.zeros(1, dtype=np.uint32)).view(np.float32)[0])
+    bits, _ = kth_bits(apart([v]), np.array([k]))
+    return float(to_host(bits).view(np.float32)[0])
 
 
 def counts_at_least(layers: Sequence[Vector], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
     """N_l(t) of each layer for each of its thresholds (layers × width), in one launch."""
     bits = np.array([float32_ceiling(float(t)) for t in thresholds.ravel()], dtype=np.float32).view(np.uint32)
-    table = chunk_table(layers)
+    addresses, chunks = apart(layers)
     counts = device.current().xp.zeros(thresholds.shape, dtype=np.uint64)
-    args = [pointers(layers), *map(from_host, table), from_host(bits), thresholds.shape[1], counts]
-    device.current().launch("count_at_least", table[0].size, args)
+    args = [addresses, chunks.table, from_host(bits), thresholds.shape[1], counts]
+    device.current().launch("count_at_least", chunks.layer.size, args)
     return to_host(counts).astype(np.int64)
 
 
@@ -265,8 +287,15 @@ def scale(v: Vector, factor: float) -> None:
 
 def l2_norm(v: Vector) -> float:
     """See `reference.ops.l2_norm`; the sum's order is the device's, so the last bits may differ."""
-    xp = device.current().xp
-    return math.sqrt(float(xp.sum(xp.square(v.astype(np.float64)))))
+    return float(l2_norms(v, np.array([0, v.size]))[0])
+
+
+def l2_norms(v: Vector, offsets: Index) -> NDArray[np.float64]:
+    """See `reference.ops.l2_norms`: in one launch, always in the same order, which is not the reference's."""
+    chunks = _chunks(_bounds(offsets))
+    sums = device.current().xp.empty(chunks.layer.size, dtype=np.float64)
+    device.current().launch("sum_of_squares", chunks.layer.size, [v, chunks.table, sums])
+    return np.sqrt(np.bincount(chunks.layer, weights=to_host(sums), minlength=chunks.layers))
 
 
 def clip_norm(gradient: Vector, limit: float) -> None:

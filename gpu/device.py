@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 SOURCE = Path(__file__).with_name("kernels.cu")
-OPTIONS = ("--fmad=false", "--std=c++17")
 THREADS = 256
-CHUNK = 1 << 16
-"""Most values that one block takes."""
-KERNELS = ("accumulate_and_collect", "collect", "count_at_least", "digit_histogram")
+"""Threads of a block."""
+CHUNK = 1 << 13
+"""Most values that one block takes: few, so that a small model too gives work to all of a GPU; 16-bit places tell them apart."""
+DIGITS = 1 << 11
+"""Most digits of a level of the radix search: a block counts each in shared memory."""
+SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
+OPTIONS = ("--fmad=false", "--std=c++17", *SIZES)
+KERNELS = ("collect", "count_at_least", "digit_histogram", "next_digit", "sum_of_squares")
 
 
 class Device(Protocol):
@@ -25,8 +29,14 @@ class Device(Protocol):
 
     xp: ModuleType
 
+    def choose(self, number: int) -> None:
+        """Compute on the machine's GPU of this number, counted round and round, from now on."""
+
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
-        """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64."""
+        """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64, 0 no array."""
+
+    def wait(self) -> None:
+        """Return when everything launched so far is done."""
 
     def address(self, array: Any) -> int:
         """Where an array's first value lies in the device's memory."""
@@ -45,10 +55,20 @@ class Cuda:
         self.xp: ModuleType = cupy
         self._module = cupy.RawModule(code="extern \"C\" {\n" + SOURCE.read_text() + "\n}", options=OPTIONS)
 
+    def choose(self, number: int) -> None:
+        """See Device."""
+        self.xp.cuda.Device(number % self.xp.cuda.runtime.getDeviceCount()).use()
+        cut_once.cache_clear()  # its tables lie on the device that was used before
+
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         """See Device."""
-        ready = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
-        self._module.get_function(kernel)((blocks,), (THREADS,), ready)
+        if blocks:
+            ready = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
+            self._module.get_function(kernel)((blocks,), (THREADS,), ready)
+
+    def wait(self) -> None:
+        """See Device."""
+        self.xp.cuda.get_current_stream().synchronize()
 
     def address(self, array: Any) -> int:
         """See Device."""
@@ -90,13 +110,31 @@ def current() -> Device:
 
 def use(device: Device) -> None:
     """Run the kernels on this device from now on."""
+    cut_once.cache_clear()
     _chosen[:] = [device]
 
 
+class Chunks(NamedTuple):
+    """So many layers cut into chunks, each of them work for one block."""
+
+    layers: int
+    layer: NDArray[np.int64]
+    """The layer of every chunk, ascending, on the host."""
+    table: Any
+    """Every chunk's layer, start and stop (chunks × 3), on the device."""
+
+
+def cut(bounds: NDArray[np.int64]) -> Chunks:
+    """The chunks of layers that lie at bounds[l, 0]..bounds[l, 1], on the current device."""
+    start, stop = bounds.T
+    count = -(-(stop - start) // CHUNK)
+    layer = np.repeat(np.arange(len(bounds)), count)
+    first = start[layer] + CHUNK * (np.arange(layer.size) - (np.cumsum(count) - count)[layer])
+    table = np.stack([layer, first, np.minimum(first + CHUNK, stop[layer])], axis=1)
+    return Chunks(len(bounds), layer, current().xp.asarray(table))
+
+
 @lru_cache(maxsize=64)
-def chunks(bounds: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.int64], ...]:
-    """Each layer's range start..stop cut into chunks: layer, start and stop of every chunk (host arrays)."""
-    table = [
-        (layer, at, min(at + CHUNK, stop)) for layer, (start, stop) in enumerate(bounds) for at in range(start, stop, CHUNK)
-    ]
-    return tuple(np.array(column, dtype=np.int64) for column in zip(*table, strict=True))
+def cut_once(bounds: tuple[tuple[int, int], ...]) -> Chunks:
+    """`cut`, kept for the next step."""
+    return cut(np.array(bounds, dtype=np.int64).reshape(-1, 2))

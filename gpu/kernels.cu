@@ -1,15 +1,29 @@
 // The passes over a model's gradient. Each block takes one chunk of one layer, so that one launch covers all layers.
 //
-// There is no barrier, no shared memory and no warp intrinsic in here, only strided loops and atomics: compiled as plain C++, a loop
-// over blocks and threads gives the same results, and tests/gpu_on_host.py runs this very source without a GPU. Contraction to FMA
-// is off, and nothing flushes denormals. Bits are those of |v|: as integers they order like magnitudes, 0x7f800000 and above are
-// infinity and NaN.
+// A kernel is a row of phases: all threads of a block end one before any begins the next, and nothing outlives a phase but shared
+// memory and what is the same for all threads. So a phase may as well be a loop over the threads: compiled as plain C++ this very
+// source gives the same results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off, and nothing flushes
+// denormals. Bits are those of |v|: as integers they order like magnitudes, 0x7f800000 and above are infinity and NaN.
+// CHUNK, THREADS and DIGITS, the most that there are of each, come from gpu/device.py.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
 #define INFINITE 0x7f800000u
+#ifndef PHASE
+#define PHASE for (bool once = (__syncthreads(), true); once; once = false)
+#endif
+
+// The values number start..stop of a layer, CHUNK of them at most.
+struct Chunk {
+    i64 layer, start, stop;
+};
+
+// Where a layer's candidates begin, and how many fit.
+struct Room {
+    i64 slot, size;
+};
 
 __device__ inline u32 magnitude(float v) {
     union { float f; u32 u; } bits;
@@ -17,68 +31,101 @@ __device__ inline u32 magnitude(float v) {
     return bits.u & 0x7fffffffu;
 }
 
-// residual += gradient; whatever reaches its layer's cut is a candidate, in no particular order: slot[layer] is where the layer's
-// candidates begin, capacity[layer] how many fit, found[layer] how many there were. bad[0] counts what is not finite.
-__global__ void accumulate_and_collect(float* residual, const float* gradient, const i64* chunk_layer, const i64* chunk_start,
-                                       const i64* chunk_stop, const u32* cut, const i64* slot, const u64* capacity, u64* found,
-                                       i64* candidate_index, u32* candidate_bits, u64* bad) {
-    const i64 layer = chunk_layer[blockIdx.x], stop = chunk_stop[blockIdx.x];
-    const u32 least = cut[layer];
-    for (i64 i = chunk_start[blockIdx.x] + threadIdx.x; i < stop; i += blockDim.x) {
-        const float v = residual[i] + gradient[i];
-        residual[i] = v;
-        const u32 bits = magnitude(v);
-        if (bits >= least || bits >= INFINITE) {
-            if (bits >= INFINITE) atomicAdd(bad, 1ull);
-            const u64 place = atomicAdd(&found[layer], 1ull);
-            if (place < capacity[layer]) {
-                candidate_index[slot[layer] + (i64)place] = i;
-                candidate_bits[slot[layer] + (i64)place] = bits;
-            }
-        }
+// residual += gradient, if there is one; whatever reaches its layer's cut is a candidate, in no particular order: its number in the
+// residual, and below these 32 bits those of its magnitude. found[layer] counts them, also those that do not fit; bad[0] what is not
+// finite. A block first writes down its candidates' places, to then reserve room for all of them at once.
+__global__ void collect(float* __restrict__ residual, const float* __restrict__ gradient, const Chunk* __restrict__ chunks,
+                        const u32* __restrict__ cuts, const Room* __restrict__ rooms, u64* found, u64* bad,
+                        u64* __restrict__ candidates) {
+    __shared__ unsigned short places[CHUNK];
+    __shared__ u32 count;
+    __shared__ i64 first;
+    const Chunk chunk = chunks[blockIdx.x];
+    const Room room = rooms[chunk.layer];
+    const u32 cut = cuts[chunk.layer];
+    PHASE if (threadIdx.x == 0) count = 0;
+    PHASE for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) {
+        if (gradient) residual[i] += gradient[i];
+        const u32 bits = magnitude(residual[i]);
+        if (bits >= INFINITE) atomicAdd(bad, 1ull);
+        if (bits >= cut) places[atomicAdd(&count, 1u)] = (unsigned short)(i - chunk.start);
     }
-}
-
-// The same for v that stays as it is.
-__global__ void collect(const u64* v, const i64* begin, const i64* chunk_layer, const i64* chunk_start, const i64* chunk_stop,
-                        const u32* cut, const i64* slot, const u64* capacity, u64* found, i64* candidate_index,
-                        u32* candidate_bits) {
-    const i64 layer = chunk_layer[blockIdx.x], stop = chunk_stop[blockIdx.x];
-    const float* values = (const float*)v[layer];
-    for (i64 i = chunk_start[blockIdx.x] + threadIdx.x; i < stop; i += blockDim.x) {
-        const u32 bits = magnitude(values[i]);
-        if (bits >= cut[layer]) {
-            const u64 place = atomicAdd(&found[layer], 1ull);
-            if (place < capacity[layer]) {
-                candidate_index[slot[layer] + (i64)place] = begin[layer] + i;
-                candidate_bits[slot[layer] + (i64)place] = bits;
-            }
-        }
+    PHASE if (threadIdx.x == 0 && count) first = (i64)atomicAdd(&found[chunk.layer], (u64)count);
+    PHASE for (i64 j = threadIdx.x; j < count && first + j < room.size; j += blockDim.x) {
+        const i64 i = chunk.start + places[j];
+        candidates[room.slot + first + j] = (u64)i << 32 | magnitude(residual[i]);
     }
 }
 
 // counts[layer, j] += how many magnitudes of a layer reach its threshold j; thresholds as bits (layers × width).
-__global__ void count_at_least(const u64* v, const i64* chunk_layer, const i64* chunk_start, const i64* chunk_stop,
-                               const u32* threshold, i64 width, u64* counts) {
-    const i64 layer = chunk_layer[blockIdx.x], stop = chunk_stop[blockIdx.x];
-    const float* values = (const float*)v[layer];
-    for (i64 j = 0; j < width; j++) {
-        u64 own = 0;
-        const u32 least = threshold[layer * width + j];
-        for (i64 i = chunk_start[blockIdx.x] + threadIdx.x; i < stop; i += blockDim.x) own += magnitude(values[i]) >= least;
-        if (own) atomicAdd(&counts[layer * width + j], own);
+__global__ void count_at_least(const u64* __restrict__ v, const Chunk* __restrict__ chunks, const u32* __restrict__ thresholds,
+                               i64 width, u64* counts) {
+    __shared__ u32 count;
+    const Chunk chunk = chunks[blockIdx.x];
+    const float* __restrict__ values = (const float*)v[chunk.layer];
+    for (i64 j = chunk.layer * width; j < (chunk.layer + 1) * width; j++) {
+        const u32 least = thresholds[j];
+        PHASE if (threadIdx.x == 0) count = 0;
+        PHASE {
+            u32 own = 0;
+            for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) own += magnitude(values[i]) >= least;
+            if (own) atomicAdd(&count, own);
+        }
+        PHASE if (threadIdx.x == 0 && count) atomicAdd(&counts[j], (u64)count);
     }
 }
 
-// One level of a radix search for a k-th largest magnitude: histogram[layer, digit] of the digit at `shift` (mask: its width), among
-// magnitudes from least[layer] up whose higher bits are prefix[layer].
-__global__ void digit_histogram(const u64* v, const i64* chunk_layer, const i64* chunk_start, const i64* chunk_stop,
-                                const u32* least, const u32* prefix, i64 shift, i64 digits, i64 higher, u64* histogram) {
-    const i64 layer = chunk_layer[blockIdx.x], stop = chunk_stop[blockIdx.x];
-    const float* values = (const float*)v[layer];
-    for (i64 i = chunk_start[blockIdx.x] + threadIdx.x; i < stop; i += blockDim.x) {
+// One level of a radix search for a k-th largest magnitude: histogram[layer, digit] of the digit at `shift`, one of so many digits,
+// among magnitudes whose bits from `higher` on are prefix[layer]. `together`: of all layers as if one.
+__global__ void digit_histogram(const u64* __restrict__ v, const Chunk* __restrict__ chunks, const u32* __restrict__ prefixes,
+                                i64 shift, i64 digits, i64 higher, i64 together, u64* histogram) {
+    __shared__ u32 counts[DIGITS];
+    const Chunk chunk = chunks[blockIdx.x];
+    const float* __restrict__ values = (const float*)v[chunk.layer];
+    const i64 row = together ? 0 : chunk.layer;
+    const u32 prefix = prefixes[row];
+    PHASE for (i64 digit = threadIdx.x; digit < digits; digit += blockDim.x) counts[digit] = 0;
+    PHASE for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) {
         const u32 bits = magnitude(values[i]);
-        if (bits >= least[layer] && (bits >> higher) == prefix[layer])
-            atomicAdd(&histogram[layer * digits + ((bits >> shift) & (u32)(digits - 1))], 1ull);
+        if (bits >> higher == prefix) atomicAdd(&counts[(bits >> shift) & (u32)(digits - 1)], 1u);
     }
+    PHASE for (i64 digit = threadIdx.x; digit < digits; digit += blockDim.x)
+        if (counts[digit]) atomicAdd(&histogram[row * digits + digit], (u64)counts[digit]);
+}
+
+// The end of a level, a block for each row of the histogram: the digit of the k-th largest joins the prefix, and k becomes its rank
+// among those with this digit. Each thread sums up neighbouring digits, so that one needs to go through the sums alone.
+__global__ void next_digit(const u64* __restrict__ histogram, i64 digits, u32* prefixes, i64* k) {
+    __shared__ i64 sums[THREADS];
+    const u64* __restrict__ counts = histogram + blockIdx.x * digits;
+    const i64 share = (digits + blockDim.x - 1) / blockDim.x;
+    PHASE {
+        i64 sum = 0;
+        for (i64 digit = threadIdx.x * share; digit < digits && digit < (threadIdx.x + 1) * share; digit++) sum += (i64)counts[digit];
+        sums[threadIdx.x] = sum;
+    }
+    PHASE if (threadIdx.x == 0) {
+        i64 rank = k[blockIdx.x], thread = blockDim.x - 1;
+        while (thread > 0 && rank > sums[thread]) rank -= sums[thread--];
+        i64 digit = (thread + 1) * share < digits ? (thread + 1) * share - 1 : digits - 1;
+        while (digit > 0 && rank > (i64)counts[digit]) rank -= (i64)counts[digit--];
+        prefixes[blockIdx.x] = prefixes[blockIdx.x] * (u32)digits + (u32)digit;
+        k[blockIdx.x] = rank;
+    }
+}
+
+// sums[block]: the sum of a chunk's squares, always in the same order.
+__global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restrict__ chunks, double* __restrict__ sums) {
+    __shared__ double parts[THREADS];
+    const Chunk chunk = chunks[blockIdx.x];
+    PHASE {
+        double sum = 0;
+        for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) sum += (double)v[i] * v[i];
+        parts[threadIdx.x] = sum;
+    }
+    for (i64 count = blockDim.x; count > 1; count = (count + 1) / 2) {
+        const i64 half = (count + 1) / 2;
+        PHASE if (threadIdx.x + half < count) parts[threadIdx.x] += parts[threadIdx.x + half];
+    }
+    PHASE if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
 }

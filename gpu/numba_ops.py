@@ -7,6 +7,7 @@ changes no result. A vector that is not contiguous or not float32 takes the refe
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -20,7 +21,9 @@ from reference.ops import (  # what numpy does well enough: allocation, scalars,
     Vector,
     float32_ceiling,
     from_host,
+    set_device,
     to_host,
+    wait,
     zeros,
 )
 
@@ -40,15 +43,18 @@ __all__ = [
     "from_host",
     "kth_largest",
     "l2_norm",
+    "l2_norms",
     "scale",
     "scatter_add",
     "scatter_subtract",
     "select",
     "select_layers",
+    "set_device",
     "set_threads",
     "sgd_update",
     "to_host",
     "top_k",
+    "wait",
     "zeros",
 ]
 
@@ -192,6 +198,11 @@ def _scale_threads(v, factor, threads):
 def l2_norm(v: Vector) -> float:
     """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy of v."""
     return math.sqrt(_sum_of_squares(v)) if plain(v) and v.size else reference.l2_norm(v)
+
+
+def l2_norms(v: Vector, offsets: Index) -> NDArray[np.float64]:
+    """See `reference.ops.l2_norms`."""
+    return np.array([l2_norm(v[start:stop]) for start, stop in pairwise(offsets)], dtype=np.float64)
 
 
 @njit(nogil=True, cache=True)

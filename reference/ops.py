@@ -8,6 +8,7 @@ that changes something (`accumulate`, `scatter_add`, `scale`) work in place; all
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ class NonFiniteError(ValueError):
 
 def set_threads(count: int) -> None:
     """Compute with so many threads; here there is nothing to set: numpy's threads are those of its BLAS."""
+
+
+def set_device(rank_on_node: int) -> None:
+    """Compute on this rank's share of its machine's devices; here there is none to choose."""
+
+
+def wait() -> None:
+    """Return when all that was asked for is computed; a host computes at once."""
 
 
 def zeros(n: int) -> Vector:
@@ -146,6 +155,11 @@ def scale(v: Vector, factor: float) -> None:
 def l2_norm(v: Vector) -> float:
     """The L2 norm of v (n), in float64."""
     return math.sqrt(float(np.sum(np.square(v, dtype=np.float64))))
+
+
+def l2_norms(v: Vector, offsets: Index) -> NDArray[np.float64]:
+    """The L2 norm of each of m layers: layer i lies at offsets[i]..offsets[i+1] of v. Shapes: offsets (m + 1), norms (m)."""
+    return np.array([l2_norm(v[start:stop]) for start, stop in pairwise(offsets)], dtype=np.float64)
 
 
 def clip_norm(gradient: Vector, limit: float) -> None:

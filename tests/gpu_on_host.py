@@ -1,4 +1,4 @@
-"""gpu/kernels.cu on the CPU: the same source, compiled as C++, with loops over blocks and threads in place of a GPU."""
+"""gpu/kernels.cu on the CPU: the same source, compiled as C++, with loops over blocks and a phase's threads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ struct Position { long long x; };
 static Position blockIdx, threadIdx, blockDim;
 #define __device__ static
 #define __global__ static
+#define __shared__ static
+#define PHASE for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++)
 template <typename T> static T atomicAdd(T* place, T amount) { T old = *place; *place += amount; return old; }
 """
 THREADS = 5
@@ -35,16 +37,22 @@ class Host:
         assert {name for name, _ in signatures} == set(device.KERNELS)
         (folder / "kernels.cpp").write_text(SHIM + source + "".join(_runner(*signature) for signature in signatures))
         library = folder / "kernels.so"
-        command = ["c++", "-O1", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library)]
+        command = ["c++", "-O1", *device.SIZES, "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library)]
         subprocess.run([*command, str(folder / "kernels.cpp")], check=True)
         self._library = ctypes.CDLL(str(library))
         self.launches = 0
+
+    def choose(self, number: int) -> None:
+        pass
 
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         self.launches += 1
         assert all(arg.flags.c_contiguous for arg in args if not isinstance(arg, int))
         ready = [ctypes.c_int64(arg) if isinstance(arg, int) else ctypes.c_void_p(arg.ctypes.data) for arg in args]
         getattr(self._library, f"run_{kernel}")(ctypes.c_int64(blocks), ctypes.c_int64(THREADS), *ready)
+
+    def wait(self) -> None:
+        pass
 
     def address(self, array: Any) -> int:
         return int(array.ctypes.data)
@@ -57,6 +65,5 @@ def _runner(name: str, parameters: str) -> str:
     names = ", ".join(parameter.split()[-1] for parameter in parameters.split(","))
     return (
         f'extern "C" void run_{name}(i64 blocks, i64 threads, {parameters}) {{ blockDim.x = threads;\n'
-        "for (i64 b = 0; b < blocks; b++) for (i64 t = 0; t < threads; t++) {\n"
-        f"blockIdx.x = b; threadIdx.x = t; {name}({names}); }} }}\n"
+        f"for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {name}({names}); }}\n"
     )

@@ -5,9 +5,11 @@ That names and signatures agree is tested in `test_backends`.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,9 @@ import pytest
 
 from dls import backends, models
 from dls.backends import Backend
-from gpu import numba_nn
+from gpu import cupy_nn, device, numba_nn
 from reference import nn as reference
-from tests.test_backends import NEED_GPU, has_gpu
+from tests.test_backends import NEED_GPU
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +36,13 @@ CONVOLUTIONS = [
 ]
 DIRECT = [(3, 1, 1, 1, (32, 32)), (3, 1, 1, 5, (16, 17)), (3, 1, 1, 33, (8, 8)), (3, 1, 1, 3, (1, 1)), (3, 1, 1, 2, (40, 1))]
 """Further sizes for 3x3 kernels, which numba sums directly: one image or many in a row of memory, a last one that is not full."""
+
+
+def has_gpu() -> bool:
+    try:
+        return importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
+    except Exception:  # whatever a driver that is absent or broken raises
+        return False
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -259,6 +268,14 @@ def test_softmax_cross_entropy(backend: Backend, dtype: type, rng: np.random.Gen
 
 
 # ---------------------------------------------------------------- models
+
+
+@pytest.mark.usefixtures("gpu_or_host")
+def test_weights_are_drawn_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a scalar of the device's library cannot become a number of numpy's."""
+    monkeypatch.setattr(device.current(), "xp", SimpleNamespace(sqrt=lambda x: object()))
+    one, two = (nn.he_normal(np.random.default_rng(0), (3, 4), 4) for nn in (cupy_nn, reference))
+    assert one.tobytes() == two.tobytes()
 
 
 def build(name: str, nn: Any, dtype: type = np.float32) -> models.Model:

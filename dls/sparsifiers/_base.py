@@ -168,6 +168,8 @@ class Sparsifier(ABC):
 
     def guard(self, parts: Sequence[Part], flat: Vector) -> None:
         """NonFiniteError that names the first layer of the parts that is not finite in the flat buffer."""
+        if self.ops.all_finite(flat[parts[0].start : parts[-1].stop]):
+            return
         for layer in range(parts[0].first, parts[-1].last + 1):
             if not self.ops.all_finite(flat[self.offsets[layer] : self.offsets[layer + 1]]):
                 raise NonFiniteError(f"NaN or infinity in the gradient of layer {self.setup.layers[layer].name}")
@@ -264,8 +266,8 @@ class SparseSparsifier(Sparsifier):
 
     def residual_norms(self) -> NDArray[np.float64]:
         """The L2 norm of each layer's residual."""
-        cuts = zip(self.offsets[:-1], self.offsets[1:], strict=True)
-        return np.array([self.ops.l2_norm(self.residual[start:stop]) for start, stop in cuts])
+        norms: NDArray[np.float64] = self.ops.l2_norms(self.residual, self.offsets)
+        return norms
 
     def part_thresholds(self) -> Thresholds:
         """The fresh thresholds of the parts."""
