@@ -80,11 +80,11 @@ sizes = [int(size) for size in sys.argv[1:]]
 payload = np.full(sizes[comm.rank], comm.rank + 1, dtype=np.uint8)
 pending, received = comm.allgatherv(payload, sizes, "test")
 del payload
-rubbish = np.full(sizes[comm.rank], 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
+rubbish = np.full(min(sizes[comm.rank], 10**7), 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
 pending.wait()
 for rank, message in enumerate(received):
     assert message.size == sizes[rank], rank
-    assert message.size == 0 or message.min() == message.max() == rank + 1, rank
+    assert (message[:: 1 + message.size // 10**6] == rank + 1).all() and (message[-1:] == rank + 1).all(), rank
 """
 
 
