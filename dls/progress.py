@@ -65,6 +65,11 @@ class Reporter:
         self.say(f"done: {steps} steps in {seconds:.1f} s{self._last}; {self._sent / 1e6:,.2f} MB sent a rank{share}")
         self.say(f"look into it with python -m dls.inspect {out}")
 
+    def stopped(self, step: int, out: Path) -> None:
+        """The run was asked to stop, after this step."""
+        self.close()
+        self.say(f"stopped after step {step} of {self._total}{self._last}; go on with --resume --out {out}")
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar.live.is_started:

@@ -6,6 +6,7 @@ The algorithm is three calls away: `train` below takes the steps, `Worker.step` 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -20,8 +21,10 @@ from dls import checkpoint, config, startup, trace
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError
 from dls.config import UsageError
+from dls.consensus import Consensus
 from dls.optim import learning_rate
 from dls.progress import Reporter
+from dls.signals import StopRequest
 from dls.startup import Run
 from dls.trace import Recorder, TraceError
 from dls.worker import Worker
@@ -37,8 +40,8 @@ LATER = 0.1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the command line says. Exit status, the same on all ranks: 0 done, 2 bad usage, 1 any other failure."""
-    comm = Comm()
+    """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures."""
+    comm, request = Comm(), StopRequest()
     try:
         command = comm.together(lambda: config.parse_command_line(sys.argv[1:] if argv is None else argv))
         startup.check_same(comm, {"help": command.help, "resume": command.resume})
@@ -54,27 +57,35 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         _fail(error, "at the start", None, comm)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
-        train(run, comm)
-    return 0
+        return train(run, comm, request)
 
 
-def train(run: Run, comm: Comm) -> None:
-    """Take the steps that are left; record, evaluate, write checkpoints on the way."""
+def train(run: Run, comm: Comm, request: StopRequest) -> int:
+    """Take the steps that are left; record, evaluate, write checkpoints on the way. Returns the exit status."""
     step = run.first
+    consensus = Consensus(comm, request)
     reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
     try:
         worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
         recorder = Recorder(comm, _open_trace(run, comm))
         reporter.say(_opening(run, comm))
         for step in range(run.first + 1, run.total + 1):
+            consensus.speak()
             _step(run, worker, recorder, reporter, step)
+            stop = consensus.hear()
             if step == run.total or _due(step, run.config.eval_every or run.batches.steps_per_epoch):
                 _evaluate(run, worker, recorder, reporter, step)
-            if step == run.total or _due(step, run.config.checkpoint_every):
+            if stop or step == run.total or _due(step, run.config.checkpoint_every):
                 recorder.flush()
                 _checkpoint(run, worker, comm, step)
+            if stop:
+                break
         recorder.close()
+        if step < run.total:
+            reporter.stopped(step, run.out)
+            return os.EX_TEMPFAIL
         reporter.done(run.out, run.model.parameters.nbytes)
+        return 0
     except (Exception, KeyboardInterrupt) as error:
         reporter.close()
         _fail(error, f"step {step}", run.out, comm)

@@ -33,7 +33,15 @@ class Finished:
     err: str
 
 
-def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path, threads: str = "1") -> Finished:
+Programs = Sequence[tuple[int, Sequence[str | Path]]]
+
+
+def launch(programs: Programs, cwd: Path, threads: str = "1") -> Finished:
+    """Start and wait for the end."""
+    return finish(start(programs, cwd, threads))
+
+
+def start(programs: Programs, cwd: Path, threads: str = "1") -> subprocess.Popen[str]:
     """mpirun -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0 ranks: without mpirun."""
     command: list[str] = []
     for ranks, args in programs:
@@ -41,8 +49,18 @@ def launch(programs: Sequence[tuple[int, Sequence[str | Path]]], cwd: Path, thre
     if programs[0][0]:
         command = [_mpirun(), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return Finished(done.returncode, done.stdout, FRAME.sub("", done.stderr))
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(program: subprocess.Popen[str]) -> Finished:
+    """Wait for the end of a program that was started."""
+    with program:
+        try:
+            out, err = program.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise
+    return Finished(program.returncode, out, FRAME.sub("", err))
 
 
 def _mpirun() -> str:

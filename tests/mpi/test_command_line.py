@@ -301,29 +301,6 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
     assert "at the start: RuntimeError: no such luck" in done.err
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_ctrl_c_ends_every_rank_in_one_line(ranks: int, tmp_path: Path) -> None:
-    """Sent to one rank, as a terminal or a scheduler may: the others stand in a collective."""
-    program = tmp_path / "interrupt.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "from dls import train, worker\n"
-        "from mpi4py import MPI\n"
-        "step = worker.Worker.step\n"
-        "def interrupted(self, batches, number, lr, record):\n"
-        "    if number == 7 and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return step(self, batches, number, lr, record)\n"
-        "worker.Worker.step = interrupted\n"
-        "sys.exit(train.main(sys.argv[1:]))\n"
-    )
-    done = launch([(ranks, [program, *TINY, "--steps", "50", "--checkpoint-every", "3", "--out", "run"])], tmp_path)
-    assert done.status == 1
-    assert lines(done.err) == [f"dls.train: rank {ranks - 1}, step 7: interrupted"]
-    found = checkpoint.latest(tmp_path / "run")
-    assert found is not None
-    assert found.step == 6
-
-
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dls.train", *TINY, "--steps", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
