@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import pickle
 import stat
 import sys
 import termios
@@ -123,26 +124,26 @@ class Comm:
                 raise ExchangeError(f"{self._roll_call.missing(exchange.what)} after {self.timeout:g} s of waiting (--timeout)")
             time.sleep(NAP)
 
-    def _meet(self, what: str) -> None:
-        """Return when all ranks are here, so that what follows cannot wait for ever."""
-        self._begin(self._world.Ibarrier, what).wait()
-
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """On rank 0 every rank's array, of one shape on all ranks, with a leading axis P; None elsewhere. For the trace."""
-        self._meet("the trace's rows")
         received = np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
-        self._world.Gather(np.ascontiguousarray(values), received, root=0)
+        values = np.ascontiguousarray(values)
+        self._begin(lambda: self._world.Igather(values, received, root=0), "the trace's rows").wait()
         return received
 
-    def allgather_objects(self, value: T) -> list[T]:
+    def allgather_objects(self, value: T, what: str = "the other ranks' settings") -> list[T]:
         """Every rank's object, in rank order. For start-up and the like, never inside a step."""
-        self._meet("the other ranks' settings")
-        return self._world.allgather(value)
+        payload = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
+        pending, sizes = self.allgather(np.array(payload.size), what)
+        pending.wait()
+        pending, received = self.allgatherv(payload, sizes.tolist(), what)
+        pending.wait()
+        return [pickle.loads(message.tobytes()) for message in received]
 
     def from_rank_0(self, make: Callable[[], T]) -> T:
         """What `make` gives on rank 0, on all ranks; raises on all ranks what it raises there. `make` must not communicate."""
         own = self.together(lambda: make() if self.rank == 0 else None)
-        result: T = self._world.bcast(own, root=0)
+        result: T = self.allgather_objects(own)[0]  # type: ignore[assignment]  # rank 0's is what make gave
         return result
 
     def together(self, make: Callable[[], T]) -> T:
@@ -156,8 +157,7 @@ class Comm:
             result = make()
         except Exception as caught:
             error = caught
-        self._meet("the other ranks to get ready")
-        for failure in self._world.allgather(error):
+        for failure in self.allgather_objects(error, "the other ranks to get ready"):
             if failure is not None:
                 raise failure
         own: T = result

@@ -209,7 +209,6 @@ def _make_folder(settings: Config, resume: str) -> Path:
     try:
         out = Path(settings.out) if settings.out else _fresh_folder(Path("runs") / name)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "failure.txt").unlink(missing_ok=True)
         if resume == "auto" and checkpoint.latest(out) is None:
             (out / "trace.h5").unlink(missing_ok=True)
         with (out / "config.toml").open("x" if resume == "never" else "w", encoding="utf-8") as file:

@@ -22,6 +22,7 @@ from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError
 from dls.config import UsageError
 from dls.consensus import Consensus
+from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
 from dls.signals import StopRequest
@@ -66,13 +67,18 @@ def train(run: Run, comm: Comm, request: StopRequest) -> int:
     consensus = Consensus(comm, request)
     reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
     try:
+        before = comm.from_rank_0(lambda: last_words(run.out))
+        heartbeat = Heartbeat(run.out, comm, run.first)
         worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
         recorder = Recorder(comm, _open_trace(run, comm))
         reporter.say(_opening(run, comm))
+        if before:
+            reporter.say(before)
         for step in range(run.first + 1, run.total + 1):
             consensus.speak()
             _step(run, worker, recorder, reporter, step)
             stop = consensus.hear()
+            heartbeat.beat(step)
             if step == run.total or _due(step, run.config.eval_every or run.batches.steps_per_epoch):
                 _evaluate(run, worker, recorder, reporter, step)
             if stop or step == run.total or _due(step, run.config.checkpoint_every):
@@ -81,6 +87,7 @@ def train(run: Run, comm: Comm, request: StopRequest) -> int:
             if stop:
                 break
         recorder.close()
+        heartbeat.end(step)
         if step < run.total:
             reporter.stopped(step, run.out)
             return os.EX_TEMPFAIL

@@ -1,0 +1,109 @@
+"""Ranks that are killed or frozen: the others end within seconds, nothing is left over, and the next resume says who it was."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dls import heartbeat
+from tests.conftest import lines
+from tests.launch import launch
+from tests.mpi.test_bits import loaded
+
+STEPS = 60
+COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--steps", str(STEPS)]
+
+STRUCK = """
+import os, signal, sys
+from dls import train, worker
+from mpi4py import MPI
+name, rank, number = sys.argv[1].split(",")
+step = worker.Worker.step
+def struck(self, batches, this, lr, record):
+    if this == int(number) and MPI.COMM_WORLD.rank == int(rank): os.kill(os.getpid(), signal.Signals[name])
+    return step(self, batches, this, lr, record)
+worker.Worker.step = struck
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def struck(folder: Path, name: str, rank: int, step: int, *args: str):
+    """Train on three ranks, one of which sends itself this signal at the beginning of a step."""
+    program = folder / "struck.py"
+    program.write_text(STRUCK)
+    return launch([(3, [program, f"{name},{rank},{step}", *COMMON, *args, "--out", str(folder / "run")])], folder)
+
+
+def left_over(folder: Path) -> Iterator[bytes]:
+    """The processes that still speak of this folder in their command lines: ranks and guardians alike."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(folder / "run").encode() in command:
+            yield command
+
+
+def all_end(folder: Path, seconds: float = 2.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while (found := list(left_over(folder))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not found
+
+
+def go_on(folder: Path) -> str:
+    done = launch([(3, ["-m", "dls.train", "--resume", "--out", "run"])], folder)
+    assert done.status == 0, done.err
+    return done.out
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_rank_is_named_by_the_resume(rank: int, tmp_path: Path) -> None:
+    step = random.randint(11, STEPS)
+    began = time.monotonic()
+    assert struck(tmp_path, "SIGKILL", rank, step, "--checkpoint-every", "10").status not in (0, 75), step
+    assert time.monotonic() - began < 15
+    assert all_end(tmp_path)
+    beat = json.loads((tmp_path / "run" / "heartbeats" / f"rank-{rank:05d}.json").read_text())
+    assert beat["step"] < step
+    words = f"the run before broke off: rank {rank} (process {beat['pid']} on {beat['host']}) was the first to die, "
+    assert f"{words}last heard of after step {beat['step']} at {beat['time']}\n" in go_on(tmp_path)
+    whole = launch([(3, ["-m", "dls.train", *COMMON, "--out", "whole"])], tmp_path)
+    assert whole.status == 0
+    assert "the run before" not in whole.out
+    for one, two in zip(loaded(tmp_path / "run", 3), loaded(tmp_path / "whole", 3), strict=True):
+        assert all(one[name].tobytes() == two[name].tobytes() for name in one), step
+    beats = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "heartbeats").iterdir())]
+    assert [(beat["rank"], beat["step"], beat["state"]) for beat in beats] == [(r, STEPS, "ended") for r in range(3)]
+    assert "the run before" not in launch([(3, ["-m", "dls.train", "--resume", "--out", "run"])], tmp_path).out
+    assert all_end(tmp_path)
+
+
+def test_a_frozen_rank_is_named_and_ended(tmp_path: Path) -> None:
+    done = struck(tmp_path, "SIGSTOP", 1, 37, "--timeout", "2", "--checkpoint-every", "10")
+    assert done.status == 1
+    (line,) = lines(done.err)
+    assert ", step 37: " in line
+    assert "no word from rank 1" in line
+    assert "after 2 s of waiting (--timeout)" in line
+    assert all_end(tmp_path)
+    assert f"the run before failed: {line.removeprefix('dls.train: ')}\n" in go_on(tmp_path)
+
+
+def test_where_no_guardian_spoke_the_rank_that_is_furthest_behind_is_named(tmp_path: Path) -> None:
+    """A whole machine went down; one heartbeat was never finished."""
+    folder = tmp_path / "heartbeats"
+    folder.mkdir()
+    for rank, step, state in ((0, 9, "running"), (1, 7, "running"), (2, 8, "ended")):
+        beat = {"rank": rank, "host": "here", "pid": 7, "step": step, "time": "noon", "state": state}
+        (folder / f"rank-{rank:05d}.json").write_text(json.dumps(beat))
+    (folder / "rank-00003.json").write_text("{")
+    words = "the run before broke off: rank 1 (process 7 on here) was the furthest behind, last heard of after step 7 at noon"
+    assert heartbeat.last_words(tmp_path) == words
+    assert heartbeat.last_words(tmp_path) is None
