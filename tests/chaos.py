@@ -92,9 +92,11 @@ class Chaos:
         self.report.equal += state == undisturbed
         if state != undisturbed:
             self.report.problems.append(f"{world.out}: other bits than the undisturbed run")
-        recorded = trace.read(world.out / "trace.h5").steps["step"].tolist()
-        if recorded != list(range(1, STEPS + 1)):
-            self.report.problems.append(f"{world.out}: the trace does not hold each step once")
+        recorded = Counter(trace.read(world.out / "trace.h5").steps["step"].tolist())
+        wrong = [step for step in {*range(1, STEPS + 1), *recorded} if recorded[step] != (1 <= step <= STEPS)]
+        if wrong:
+            tried = ", ".join(fault.__name__ for fault in faults)
+            self.report.problems.append(f"after {tried}: the trace does not hold {len(wrong)} steps from {min(wrong)} on once")
 
     def _disturb(self, world: World, fault: Fault) -> None:
         name = fault.__name__.strip("_")
@@ -332,7 +334,8 @@ def disturb(count: int, seed: int, say: Callable[[str], None] = lambda line: Non
                 return chaos.report
             chosen = [chaos.random.choice(faults) for _ in range(min(8 if faults is ANYWHERE else 2, count))]
             chaos.run(world, undisturbed, chosen)
-            say(f"{chaos.report.faults.total()} of {count} faults, {len(chaos.report.problems)} problems")
+            found = chaos.report.problems
+            say(f"{chaos.report.faults.total()} of {count} faults, {len(found)} problems" + "".join(f"; the last: {p}" for p in found[-1:]))
     raise AssertionError("unreachable")
 
 
