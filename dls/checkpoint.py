@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to go on with the same bits.
 
 OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean statistics), rank-00000.h5, …
-(each rank's own state) and manifest.json, written last, with the SHA-256 of every file. A checkpoint is written aside, synced
-to disk and renamed, so that a folder with its final name is complete.
+(each rank's own state) and manifest.json, written last: the configuration, the place in the data, the SHA-256 of every file
+and, as its seal, of itself. There is no random state: all randomness is a function of seed and step. A checkpoint is written
+aside, synced to disk and renamed, so that a folder with its final name is complete.
 """
 
 from __future__ import annotations
@@ -12,89 +13,138 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 from numpy.typing import NDArray
 
+from dls import files, hdf5
 from dls.comm import Comm
+from dls.data import Position
 
-FORMAT = "dls-checkpoint/1"
+FORMAT = "dls-checkpoint/2"
+MANIFEST, SHARED = "manifest.json", "shared.h5"
+MANIFEST_BYTES = 2**24
+"""A manifest is not read beyond this; one of 10,000 ranks and layers each has a tenth of it."""
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: one clear line that says why."""
+    """A checkpoint that cannot be used or written: one clear line that says why."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint, or one about to be written, which has no hashes yet."""
 
     folder: Path
-    step: int
     world_size: int
+    position: Position
     config: str
     layers: tuple[tuple[str, int], ...]
-    hashes: Mapping[str, str]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """How many steps are finished."""
+        return self.position.step
 
 
-def save(out: Path, step: int, shared: Arrays, own: Arrays, config: str, layers: Mapping[str, int], comm: Comm) -> None:
-    """Write a checkpoint after `step` finished steps; every rank calls it. An error on any rank is raised on all."""
-    final = out / "checkpoints" / f"step-{step:08d}"
-    aside = final.with_name(final.name + ".partial")
+def place(out: Path, step: int) -> Path:
+    """The folder of a run's checkpoint after `step` finished steps."""
+    return out / "checkpoints" / f"step-{step:08d}"
 
-    def prepare() -> None:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+
+def complete(out: Path) -> dict[Path, int]:
+    """The folders of a run's complete checkpoints, whole or damaged, and their steps: the last step first, whatever the date."""
+    numbers = {p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()}
+    steps = {p: int(number) for p, number in numbers.items() if number.isascii() and number.isdigit() and len(number) < 20}
+    return dict(sorted(steps.items(), key=lambda item: item[1], reverse=True))
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) -> None:
+    """Write a checkpoint, then remove all but the newest `keep` (0: none). Every rank calls it.
+
+    CheckpointError, on all ranks, where any of them cannot write; then nothing is left of it, and the one before it is as it was.
+    """
+    aside = about.folder.with_name(about.folder.name + ".partial")
 
     def write() -> dict[str, str]:
-        files = {_rank_file(comm.rank): own} | ({"shared.h5": shared} if comm.rank == 0 else {})
-        return {name: _write(aside / name, arrays) for name, arrays in files.items()}
+        parts = {rank_file(comm.rank): own} | ({SHARED: shared} if comm.rank == 0 else {})
+        return {name: _write(aside / name, arrays) for name, arrays in parts.items()}
 
-    def publish() -> None:
-        manifest = {"format": FORMAT, "step": step, "world_size": comm.size, "config": config}
-        manifest |= {"layers": list(layers.items()), "sha256": hashes}
-        _write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
-        _sync(aside)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        _sync(final.parent)
-
-    comm.from_rank_0(prepare)
-    hashes: dict[str, str] = {}
-    for written in comm.allgather_objects(comm.together(write)):
-        hashes |= written
-    comm.from_rank_0(publish)
+    try:
+        comm.from_rank_0(lambda: _prepare(aside))
+        hashes: dict[str, str] = {}
+        for written in comm.allgather_objects(comm.together(write)):
+            hashes |= written
+        comm.from_rank_0(lambda: _publish(about, aside, hashes))
+    except OSError as error:
+        if comm.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(f"cannot write {about.folder}: {files.reason(error)}; earlier checkpoints are untouched") from None
+    comm.from_rank_0(lambda: _prune(about, keep))
 
 
-def _rank_file(rank: int) -> str:
+def rank_file(rank: int) -> str:
+    """The file of a rank's own state."""
     return f"rank-{rank:05d}.h5"
 
 
+def _prepare(aside: Path) -> None:
+    """An empty folder to write in, without those that killed runs left behind. The run's own folder must still be there."""
+    aside.parent.mkdir(exist_ok=True)
+    for left in aside.parent.glob("step-*.partial"):
+        shutil.rmtree(left)
+    aside.mkdir()
+
+
 def _write(path: Path, arrays: Arrays) -> str:
-    """Write arrays to a new HDF5 file, sync it, and return its SHA-256."""
-    with h5py.File(path, "w") as file:
+    """Write arrays to a new HDF5 file, sync it, and return its SHA-256. OSError."""
+    file = h5py.File(path, "x")
+    try:
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
-    _sync(path)
+        file.close()
+    except (OSError, RuntimeError) as error:
+        hdf5.give_up(file)
+        raise OSError(0, files.reason(error)) from None
+    files.sync(path)
     return _sha256(path)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
+def _publish(about: Checkpoint, aside: Path, hashes: Mapping[str, str]) -> None:
+    where = {"step": about.position.step, "epoch": about.position.epoch, "seen": about.position.seen}
+    manifest = {"format": FORMAT, "world_size": about.world_size, "position": where, "config": about.config}
+    manifest |= {"layers": about.layers, "sha256": dict(hashes)}
+    files.write_text(aside / MANIFEST, json.dumps(manifest | {"seal": _seal(manifest)}, indent=1))
+    _remove(about.folder)  # a damaged one, which this run did not start from
+    files.publish(aside, about.folder)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _seal(manifest: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in manifest.items() if name != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prune(about: Checkpoint, keep: int) -> None:
+    """Remove what is older than the newest `keep` up to this one; later steps are damaged ones, which were passed over."""
+    ours = [folder for folder, step in complete(about.folder.parent.parent).items() if step <= about.step]
+    for folder in ours[keep:] if keep else []:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The final name goes first, so that it never stands for half a checkpoint."""
+    left = folder.with_name(folder.name + ".removed.partial")
+    if folder.exists():
+        os.replace(folder, left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
@@ -102,38 +152,119 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def latest(out: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run, None where there is none. CheckpointError where it is damaged."""
-    named = {p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()}
-    complete = {int(number): p for p, number in named.items() if number.isdecimal()}
-    return _describe(complete[max(complete)]) if complete else None
+# --- reading ---------------------------------------------------------------------------------
 
 
-def _describe(folder: Path) -> Checkpoint:
+def find(out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run in which every checksum is right, and a line for each newer one that was passed over.
+
+    The ranks share the work and must see the same folder. CheckpointError, on all ranks, where there are some and none is whole.
+    """
+    passed: list[str] = []
+    for folder in complete(out):
+        examined = comm.allgather_objects(_examine(folder, comm.rank, comm.size))
+        faults = [found for found in examined if isinstance(found, str)]
+        if not faults:
+            own: Any = examined[comm.rank]
+            return own, passed
+        passed.append(faults[0])
+    if passed:
+        raise CheckpointError(f"none of the {len(passed)} checkpoints in {out} is whole; of the newest, {passed[0]}")
+    return None, passed
+
+
+def _examine(folder: Path, rank: int, ranks: int) -> Checkpoint | str:
+    """The checkpoint in a folder, or what is wrong with it, of the files that are this rank's to look at."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}; this program reads {FORMAT}")
-        layers = tuple((str(name), int(size)) for name, size in manifest["layers"])
-        step, world_size, hashes = int(manifest["step"]), int(manifest["world_size"]), dict(manifest["sha256"])
-        return Checkpoint(folder, step, world_size, str(manifest["config"]), layers, hashes)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged: its manifest.json cannot be used ({error})") from None
+        found = describe(folder)
+        for name in sorted(found.hashes)[rank::ranks]:
+            if _sha256(folder / name) != found.hashes[name]:
+                return f"{folder / name} is damaged: its SHA-256 is not the manifest's"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder} is damaged: {error.filename} cannot be read ({files.reason(error)})"
+    return found
+
+
+def listing(out: Path) -> list[str]:
+    """The checkpoints that this rank sees, each with its manifest's checksum, for ranks to compare."""
+    manifests = {folder.name: folder / MANIFEST for folder in complete(out)}
+    return [f"{name} ({_sha256(path)[:8] if path.is_file() else 'no manifest'})" for name, path in manifests.items()]
+
+
+def latest(out: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a run by its manifest alone, None where there is none. CheckpointError."""
+    return next((describe(folder) for folder in complete(out)), None)
+
+
+def describe(folder: Path) -> Checkpoint:
+    """What a checkpoint's manifest says. CheckpointError where it is missing, damaged or senseless."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            text = file.read(MANIFEST_BYTES + 1)
+        if len(text) > MANIFEST_BYTES:
+            raise ValueError("it is too long")
+        return _parse(folder, json.loads(text))
+    except OSError as error:
+        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} cannot be read ({files.reason(error)})") from None
+    except KeyError as error:
+        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} has no {error}") from None
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} cannot be used ({error})") from None
+
+
+def _parse(folder: Path, manifest: Any) -> Checkpoint:
+    """Every type and range is checked: the seal keeps out accidents, not malice."""
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {str(manifest['format'])[:40]!r}; this program reads {FORMAT}")
+    if manifest["seal"] != _seal(manifest):
+        raise ValueError("its seal is not that of its text")
+    ranks = _count(manifest["world_size"], 1)
+    hashes = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
+    if len(hashes) != ranks + 1 or hashes.keys() != {SHARED, *map(rank_file, range(ranks))}:
+        raise ValueError(f"its files are not those of {ranks} ranks")
+    layers = tuple((str(name), _count(size, 1)) for name, size in manifest["layers"])
+    where = Position(*(_count(manifest["position"][name], 0) for name in ("step", "epoch", "seen")))
+    if folder.name != place(folder, where.step).name:
+        raise ValueError(f"it is that of step {where.step}")
+    return Checkpoint(folder, ranks, where, str(manifest["config"]), layers, hashes)
+
+
+def _count(value: Any, low: int) -> int:
+    """A whole number from `low` to what 32 bits hold. ValueError."""
+    if type(value) is not int or not low <= value < 2**32:
+        raise ValueError(f"{str(value)[:40]} is no count")
+    return value
 
 
 def load(checkpoint: Checkpoint, rank: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The shared arrays and this rank's own. CheckpointError where a file is missing or not what was written."""
-    return (
-        _read(checkpoint.folder / "shared.h5", checkpoint.hashes),
-        _read(checkpoint.folder / _rank_file(rank), checkpoint.hashes),
-    )
+    """The shared arrays, and the rank's own. CheckpointError."""
+    return load_shared(checkpoint), load_own(checkpoint, rank)
 
 
-def _read(path: Path, hashes: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+def load_shared(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
+    """The arrays that are the same on all ranks. CheckpointError."""
+    return _read(checkpoint.folder / SHARED)
+
+
+def load_own(checkpoint: Checkpoint, rank: int) -> dict[str, NDArray[Any]]:
+    """Those of one of the ranks that wrote it. CheckpointError."""
+    return _read(checkpoint.folder / rank_file(rank))
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of a file, which together cannot be larger than the file."""
+    arrays: dict[str, NDArray[Any]] = {}
     try:
-        if _sha256(path) != hashes.get(path.name):
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+        left = path.stat().st_size
         with h5py.File(path, "r") as file:
-            return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+            for name in file:
+                dataset = hdf5.dataset(file, name, left)
+                if dataset.dtype.kind not in "iuf":
+                    raise KeyError(f"{name} holds no numbers")
+                arrays[name] = dataset[()]
+                left -= arrays[name].nbytes
+    except hdf5.ERRORS as error:
+        raise CheckpointError(f"{path} cannot be read: {files.reason(error)}") from None
+    return arrays

@@ -131,6 +131,7 @@ class Config:
     )
     out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=NOT_NEGATIVE)
+    keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=NOT_NEGATIVE)
     eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)
     trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
     progress: str = _setting(

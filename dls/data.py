@@ -439,10 +439,20 @@ def global_indices(
 
 
 @dataclass(frozen=True)
+class Position:
+    """A place in the data, between two steps: `step` are finished, and `seen` images of `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    seen: int = 0
+
+
+@dataclass(frozen=True)
 class Batches:
     """The training batches of one rank, by step number; it keeps no position.
 
-    batch_size: images per rank and step. augment: see `augment_images`.
+    batch_size: images per rank and step. augment: see `augment_images`. start: where batches of this
+    size begin; what is left of its epoch before the next whole batch is dropped.
     Raises DataError where a global batch is larger than the training set.
     """
 
@@ -452,6 +462,7 @@ class Batches:
     rank: int
     ranks: int
     augment: bool = False
+    start: Position = Position()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -468,6 +479,25 @@ class Batches:
         """Steps in an epoch, the same on all ranks."""
         return steps_per_epoch(len(self.dataset.train_labels), self.global_batch)
 
+    @property
+    def _first(self) -> int:
+        """The first whole batch of the epoch in which `start` lies."""
+        return min(-(-self.start.seen // self.global_batch), self.steps_per_epoch)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch, and batch in that epoch, of the step that follows `step` finished ones."""
+        epochs, batch = divmod(self._first + step - self.start.step, self.steps_per_epoch)
+        return self.start.epoch + epochs, batch
+
+    def position(self, step: int) -> Position:
+        """The place in the data after `step` finished steps."""
+        epoch, batch = self.place(step)
+        return Position(step, epoch, batch * self.global_batch)
+
+    def steps_until(self, epoch: int) -> int:
+        """How many steps are finished when so many epochs are."""
+        return self.start.step + (epoch - self.start.epoch) * self.steps_per_epoch - self._first
+
     def batch(self, step: int) -> tuple[ImagesF32, Labels]:
         """Return this rank's part of the global batch of `step`, counted from 0 over all epochs.
 
@@ -475,7 +505,7 @@ class Batches:
         """
         data = self.dataset
         count = len(data.train_labels)
-        epoch, index = divmod(step, self.steps_per_epoch)
+        epoch, index = self.place(step)
         part = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         chosen = global_indices(count, self.seed, epoch, index, self.global_batch)[part]
         images = data.train_images[chosen]

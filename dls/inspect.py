@@ -1,4 +1,4 @@
-"""`python -m dls.inspect RUN [RUN ...] [--json] [--plot FILE]`: look into runs.
+"""`python -m dls.inspect RUN [RUN ...] [--json] [--plot FILE] [--repair]`: look into runs.
 
 A RUN is a run's folder or a trace file. trace.h5 and the trace-STEP.h5 beside it are read as one run; what differs
 between ranks is averaged before they are joined. `--json` prints one object {"runs": [...]}, also for a single run;
@@ -16,6 +16,8 @@ null is what was not recorded, is undefined, or is infinite; times are in second
               uploaded_share, of one rank; totals are over the recorded steps, uploaded_share is the mean of K / n
     timing    steps; seconds and share, by phase and in total: means of a step, without each file's first recorded one
               if there are more; `exposed` is waiting for the network, `other` what no phase covers
+
+`--repair` alone rewrites the traces that a killed run left behind, so that they open in any viewer of HDF5.
 
 Where no step was recorded, lists, traffic and timing are empty and the layers' k is missing.
 """
@@ -93,10 +95,15 @@ class Summary:
 
 def load(path: Path) -> Series:
     """Read a run's folder, or one trace file. TraceError."""
-    files = [*path.glob("trace.h5"), *path.glob("trace-*.h5")] if path.is_dir() else [path]
+    return join(path, [trace.read(file) for file in _files(path)])
+
+
+def _files(path: Path) -> list[Path]:
+    """The traces of a run's folder, or the one file. TraceError."""
+    files = trace.series(path) if path.is_dir() else [path]
     if not files:
         raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
-    return join(path, [trace.read(file) for file in files])
+    return files
 
 
 def join(path: Path, traces: Sequence[Trace]) -> Series:
@@ -370,6 +377,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m dls.inspect", allow_abbrev=False, description="Look into runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder, or a trace file")
     parser.add_argument("--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables')
+    parser.add_argument("--repair", action="store_true", help="make traces that a killed run left behind open in any viewer")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw loss, thresholds and k, too: .png, .pdf, .svg")
     return parser.parse_args(argv)
 
@@ -378,6 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Show runs as the command line says. Exit status: 0 done, 2 what the user can mend."""
     try:
         args = _parse(argv)
+        if args.repair:
+            return _repair(args.runs)
         runs = [load(path) for path in args.runs]
         if args.plot:
             plot(runs, args.plot)
@@ -392,6 +402,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_run(summaries[0], console)
     else:
         show_comparison(summaries, console)
+    return 0
+
+
+def _repair(runs: Sequence[Path]) -> int:
+    for path in [file for run in runs for file in _files(run)]:
+        print(trace.repair(path))
     return 0
 
 

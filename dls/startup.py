@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from threadpoolctl import threadpool_limits
 
 import dls
-from dls import backends, checkpoint, config, data, models, sparsifiers, trace
+from dls import backends, checkpoint, config, data, files, models, sparsifiers, trace
 from dls.backends import Backend
 from dls.checkpoint import Checkpoint
 from dls.comm import Comm
@@ -24,13 +24,18 @@ from dls.data import Batches, Dataset
 from dls.models import Model
 from dls.optim import Sgd
 from dls.sparsifiers import Setup, Sparsifier
+from reference import ranks
+from reference.ranks import State
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`."""
+    """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`.
+
+    notes: lines that the user should read before it begins.
+    """
 
     config: Config
     out: Path
@@ -42,50 +47,78 @@ class Run:
     optimizer: Sgd
     first: int
     total: int
+    notes: tuple[str, ...] = ()
 
 
 def prepare(command: CommandLine, comm: Comm) -> Run:
     """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend."""
-    settings, found = comm.together(lambda: _settings(command))
+    layers = comm.together(lambda: _given(command))
+    found, passed = _find(command.resume, Path(config.build(*layers).out), comm)
+    settings = comm.together(lambda: _settings(layers, found, comm.size))
     check_same(comm, _fingerprint(settings, found))
     comm.timeout = settings.timeout
     threads = set_threads(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
-    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
+    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers]})
     if found is not None:
-        comm.together(lambda: _check_resumable(found, run, comm.size))
-        run = _restore(run, found, comm)
+        run = replace(comm.together(lambda: _stand(run, found)), notes=_notes(passed, run, found, comm))
+        _restore(run, found, comm)
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
-    out = comm.from_rank_0(lambda: _make_folder(settings, command.resume))
+    out = comm.from_rank_0(lambda: _make_folder(settings, command.resume, found))
     comm.together(lambda: _check_folder(out, comm))
     return replace(run, config=replace(settings, out=str(out)), out=out)
 
 
-def _settings(command: CommandLine) -> tuple[Config, Checkpoint | None]:
-    """The configuration, and the checkpoint to go on from."""
+def _given(command: CommandLine) -> list[Mapping[str, Any]]:
+    """The settings that the user gave, in a file and as flags. UsageError."""
     layers = [config.read_toml(command.config) if command.config else {}, command.flags]
-    given, settings = {**layers[0], **layers[1]}, config.build(*layers)
-    if command.resume == "never":
-        if settings.out and _holds_run(Path(settings.out)):
-            raise UsageError(f"{settings.out} already holds a run; add --resume to go on with it, or choose another --out")
-        return settings, None
-    if not settings.out:
+    out = config.build(*layers).out
+    if command.resume == "never" and out and _holds_run(Path(out)):
+        raise UsageError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    if command.resume != "never" and not out:
         raise UsageError("--resume needs --out, the folder of the run to go on with")
-    found = _as_usage_error(lambda: checkpoint.latest(Path(settings.out)))
+    return layers
+
+
+def _find(resume: str, out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, and what is wrong with newer ones. UsageError, on all ranks, where there must be one."""
+    if resume == "never":
+        return None, []
+    check_same(comm, {"checkpoints": comm.together(lambda: checkpoint.listing(out))})
+    found, passed = _as_usage_error(lambda: checkpoint.find(out, comm))
+    if found is None and resume != "auto":
+        raise UsageError(f"nothing to resume in {out}: it holds no checkpoint; --resume=auto would start afresh")
+    return found, passed
+
+
+def _settings(layers: Sequence[Mapping[str, Any]], found: Checkpoint | None, ranks: int) -> Config:
+    """The configuration, that of the checkpoint below what was given. UsageError where a run cannot change a setting."""
     if found is None:
-        if command.resume == "auto":
-            return settings, None
-        raise UsageError(f"nothing to resume in {settings.out}: it holds no checkpoint; --resume=auto would start afresh")
+        return config.build(*layers)
+    given = {name: value for layer in layers for name, value in layer.items()}
     stored = config.from_toml(found.config, str(found.folder / "manifest.json"))
+    if ranks != found.world_size:
+        stored["batch_size"] = given.get("batch_size") or _share_of_batch(config.build(stored).batch_size, found, ranks)
     for name, value in given.items():
         if config.FIELDS[name].metadata["fixed"] and stored.get(name, value) != value:
             theirs, ours = config.show_value(value), config.show_value(stored[name])
-            raise UsageError(f"{config.flag(name)} {theirs} is not that of the run in {settings.out}, which has {ours}")
-    return config.build(stored, *layers), found
+            raise UsageError(f"{config.flag(name)} {theirs} is not that of the run in {given['out']}, which has {ours}")
+    return config.build(stored, *layers)
+
+
+def _share_of_batch(batch_size: int, found: Checkpoint, ranks: int) -> int:
+    """Each rank's images where the step's images stay as many as they were. UsageError where they cannot be divided."""
+    images = batch_size * found.world_size
+    if images % ranks:
+        raise UsageError(
+            f"{found.folder} was written by {found.world_size} ranks with {images} images a step, which {ranks} ranks cannot "
+            "share equally; give --batch-size, the images of each rank"
+        )
+    return images // ranks
 
 
 def _holds_run(out: Path) -> bool:
-    return any((out / name).exists() for name in ("config.toml", "trace.h5", "checkpoints"))
+    return any((out / name).exists() for name in ("config.toml", "checkpoints")) or bool(trace.series(out))
 
 
 def _as_usage_error(make: Callable[[], T]) -> T:
@@ -131,7 +164,7 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
     except ValueError as error:
         raise UsageError(str(error)) from None
     optimizer = Sgd(model.parameters, backend.ops.zeros(model.parameters.size), settings, backend.ops)
-    total = settings.steps or settings.epochs * batches.steps_per_epoch
+    total = settings.steps or batches.steps_until(settings.epochs)
     return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total)
 
 
@@ -179,44 +212,79 @@ def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
                 raise UsageError(f"rank {rank} differs from rank 0 in {words}: {other[name]} instead of {value}")
 
 
-def _check_resumable(found: Checkpoint, run: Run, ranks: int) -> None:
-    if found.world_size != ranks:
-        raise UsageError(
-            f"{found.folder} was written by {found.world_size} ranks; resume it with mpirun -n {found.world_size}"
-        )
+def _stand(run: Run, found: Checkpoint) -> Run:
+    """The run at its checkpoint's place in the data. UsageError where it is another's, or at its end already."""
     if found.layers != tuple((layer.name, layer.size) for layer in run.model.layers):
         raise UsageError(f"{found.folder} holds another model than --model {run.config.model} builds here")
-    if found.step > run.total:
-        raise UsageError(f"the run already has {found.step} steps; a length of {run.total} lies behind them")
+    batches = replace(run.batches, start=found.position)
+    total = run.config.steps or batches.steps_until(run.config.epochs)
+    if found.step > total:
+        raise UsageError(f"the run already has {found.step} steps; a length of {total} lies behind them")
+    return replace(run, batches=batches, first=found.step, total=total)
 
 
-def _restore(run: Run, found: Checkpoint, comm: Comm) -> Run:
-    """Go on where the checkpoint stands."""
-    log = Path(run.config.out) / "trace.h5"
-    comm.from_rank_0(lambda: _as_usage_error(lambda: trace.read(log).path if log.exists() else None))
-    shared, own = comm.together(lambda: _as_usage_error(lambda: checkpoint.load(found, comm.rank)))
-    place = run.backend.ops.from_host
-    run.model.parameters[...] = place(shared["weights"])
-    run.optimizer.momentum[...] = place(shared["momentum"])
-    run.model.statistics[...] = place(own.pop("statistics"))
-    run.sparsifier.restore(own)
-    return replace(run, first=found.step)
+def _notes(passed: Sequence[str], run: Run, found: Checkpoint, comm: Comm) -> tuple[str, ...]:
+    """What the user should know of how the run goes on."""
+    notes = [f"passed over: {line}" for line in passed]
+    if found.world_size != comm.size:
+        notes.append(
+            f"ranks: {comm.size}, before {found.world_size}; each goes on with the mean of those that it follows; "
+            f"{run.batches.global_batch} images a step, {run.config.batch_size} a rank"
+        )
+    return tuple(notes)
 
 
-def _make_folder(settings: Config, resume: str) -> Path:
+def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
+    """Take over what the checkpoint holds; what ranks hold each for themselves passes to as many as there are now."""
+    out, to_host, from_host = Path(run.config.out), run.backend.ops.to_host, run.backend.ops.from_host
+    comm.from_rank_0(lambda: _as_usage_error(lambda: _check_traces(out)))
+    model, statistics = {"weights": run.model.parameters, "momentum": run.optimizer.momentum}, run.model.statistics
+    expected = {**run.sparsifier.state(), "statistics": to_host(statistics)}
+
+    def own() -> State:
+        shares = ranks.shares(found.world_size, comm.size, comm.rank)
+        return ranks.merge((share, _fitting(checkpoint.load_own(found, rank), expected, found)) for rank, share in shares.items())
+
+    shared = comm.together(lambda: _as_usage_error(lambda: _fitting(checkpoint.load_shared(found), model, found)))
+    for name, values in model.items():
+        values[...] = from_host(shared[name])
+    state = dict(comm.together(lambda: _as_usage_error(own)))
+    statistics[...] = from_host(state.pop("statistics"))
+    try:
+        run.sparsifier.restore(state)
+    except ValueError as error:
+        raise UsageError(f"{found.folder} cannot be used: {error}") from None
+
+
+def _check_traces(out: Path) -> None:
+    """TraceError where one is damaged, or another run still writes it."""
+    for path in trace.series(out):
+        trace.check_idle(path)
+        trace.read(path)
+
+
+def _fitting(arrays: State, expected: Mapping[str, Any], found: Checkpoint) -> State:
+    """Of the arrays those that are expected, in shape and type. CheckpointError."""
+    for name, own in expected.items():
+        stored = arrays.get(name)
+        if stored is None or (stored.shape, stored.dtype) != (own.shape, own.dtype):
+            raise checkpoint.CheckpointError(f"{found.folder} holds no {name} of {own.shape} {own.dtype}")
+    return {name: arrays[name] for name in expected}
+
+
+def _make_folder(settings: Config, resume: str, found: Checkpoint | None) -> Path:
     """The run's folder, with its configuration in it. UsageError where it cannot be written, or another run was faster."""
     name = f"{settings.dataset}-{settings.model}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         out = Path(settings.out) if settings.out else _fresh_folder(Path("runs") / name)
         out.mkdir(parents=True, exist_ok=True)
-        if resume == "auto" and checkpoint.latest(out) is None:
-            (out / "trace.h5").unlink(missing_ok=True)
-        with (out / "config.toml").open("x" if resume == "never" else "w", encoding="utf-8") as file:
-            file.write(replace(settings, out=str(out)).to_toml())
+        for path in trace.series(out) if found is None else []:
+            path.unlink()
+        files.write_text(out / "config.toml", replace(settings, out=str(out)).to_toml(), new=resume == "never")
     except FileExistsError as error:
         raise UsageError(f"{error.filename} is in the way; choose another --out") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {error.filename}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {error.filename or out}: {files.reason(error)}") from None
     return out
 
 

@@ -1,9 +1,14 @@
-"""A run's trace, HDF5 with schema dls-trace/1: written while the run goes on, readable at any time (SWMR)."""
+"""A run's trace, HDF5 with schema dls-trace/1: written while the run goes on, readable at any time (SWMR).
+
+trace.h5 holds a run from its first step on, and trace-STEP.h5 goes on after that step where another number of ranks took over.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import files, hdf5
+
 if TYPE_CHECKING:
     from dls.comm import Comm
     from dls.worker import StepResult
@@ -19,8 +26,12 @@ if TYPE_CHECKING:
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
 """Recorded steps that may be lost with a killed process."""
+ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "hosts", "started")
+WORDS = ("name", "kind")
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
+MOST = 65_536
+"""Ranks, or layers, of a trace that is read."""
 UNITS = {
     "step": "finished steps",
     "epoch": "epochs",
@@ -63,14 +74,24 @@ class Header:
 class Writer:
     """Appends recorded steps and evaluations; what was flushed survives a killed process.
 
-    Raises OSError where the file cannot be written.
+    OSError where the file cannot be written; then it is closed, and holds what was flushed before. A lock on the file, which
+    leaves readers alone, tells others that its writer lives.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
+        self._path = path
         self._file = h5py.File(path, "x", libver="latest")
-        _lay_out(self._file, header)
-        self._file.flush()
-        self._file.swmr_mode = True
+        self._lock = os.open(path, os.O_RDONLY)
+        try:
+            with self._or_give_up():
+                _lay_out(self._file, header)
+                self._file.flush()
+                self._file.swmr_mode = True  # takes away HDF5's own lock
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def steps(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Append T rows to every dataset of `steps`, by name (`seconds/total`, …), and flush."""
@@ -78,18 +99,49 @@ class Writer:
 
     def evals(self, step: int, loss: float, accuracy: float) -> None:
         """Append one evaluation and flush."""
-        self._append("evals", {"step": np.array([step]), "loss": np.array([loss]), "accuracy": np.array([accuracy])})
+        self.evaluations({"step": np.array([step]), "loss": np.array([loss]), "accuracy": np.array([accuracy])})
 
-    def _append(self, group: str, rows: Mapping[str, NDArray[Any]]) -> None:
-        for name, values in rows.items():
-            dataset = self._file[f"{group}/{name}"]
-            dataset.resize(dataset.shape[0] + len(values), axis=0)
-            dataset[-len(values) :] = values
-        self._file.flush()
+    def evaluations(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Append several."""
+        self._append("evals", rows)
+
+    def rename(self, path: Path) -> None:
+        """Take the place of another file."""
+        files.publish(self._path, path)
+        self._path = path
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file:
+            with self._or_give_up():
+                self._file.close()
+            os.close(self._lock)
+
+    def _append(self, group: str, rows: Mapping[str, NDArray[Any]]) -> None:
+        """The step's number comes last, when the rest is in the file: a row counts once its number is there."""
+        with self._or_give_up():
+            if os.fstat(self._lock).st_nlink == 0:
+                raise OSError("it was removed")
+            for name in rows.keys() - {"step"}:
+                self._extend(f"{group}/{name}", rows[name])
+            self._file.flush()
+            self._extend(f"{group}/step", rows["step"])
+            self._file.flush()
+
+    def _extend(self, name: str, values: NDArray[Any]) -> None:
+        dataset = self._file[name]
+        dataset.resize(dataset.shape[0] + len(values), axis=0)
+        dataset[-len(values) :] = values
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        """HDF5 names a full disk in a long text, and tries again at the close, where it crashes."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            hdf5.give_up(self._file)
+            os.close(self._lock)
+            raise OSError(f"cannot write {self._path}: {files.reason(error)}") from None
 
 
 def _lay_out(file: h5py.File, header: Header) -> None:
@@ -174,19 +226,36 @@ class Trace:
     evals: Mapping[str, NDArray[Any]]
 
 
+def series(out: Path) -> list[Path]:
+    """The trace files of a run's folder, in the order of their steps."""
+    return sorted((p for p in out.glob("trace*.h5") if p.name == "trace.h5" or _begins(p)), key=_begins)
+
+
+def _begins(path: Path) -> int:
+    """The step after which a trace file goes on; 0 for trace.h5, and for what is none."""
+    number = path.stem.removeprefix("trace-")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
+
+
 def read(path: Path) -> Trace:
     """Read a trace, also one that is being written or whose writer was killed. TraceError."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
     try:
+        if path.stat().st_size == 0:
+            raise TraceError(f"{path} is empty; it was never written, or the disk was full")
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
         with h5py.File(path, "r", libver="latest", swmr=True) as file:
             return _read(path, file)
+    except TraceError:
+        raise
     except OSError as error:
-        raise TraceError(f"{path} cannot be read as HDF5: {str(error).splitlines()[0]}") from None
+        raise TraceError(f"{path} cannot be read as HDF5: {files.reason(error)}") from None
     except KeyError as error:
         raise TraceError(f"{path} is not a trace of this program: {error.args[0]}") from None
+    except hdf5.ERRORS as error:
+        raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
 
 
 def _cut_short(path: Path) -> bool:
@@ -202,57 +271,155 @@ def _cut_short(path: Path) -> bool:
 
 
 def _read(path: Path, file: h5py.File) -> Trace:
-    schema = file.attrs.get("schema")
-    if str(schema) != SCHEMA:
-        raise TraceError(f"{path} has the schema {schema!r}; this program reads {SCHEMA}")
-    attributes = dict(file.attrs)
-    layers = {name: _column(file, f"layers/{name}", 1)[()] for name in ("name", *LAYER_FIELDS)}
-    words = {name: _strings(layers.pop(name)) for name in ("name", "kind")}
-    header = Header(attributes, words | {name: list(column) for name, column in layers.items()})
-    steps, evals = _shapes(_world_size(path, attributes), header.layer_count)
-    return Trace(path, header, _rows(file, "steps", steps), _rows(file, "evals", evals))
+    schema, size = _attribute(file, "schema"), path.stat().st_size
+    if schema != SCHEMA:
+        raise TraceError(f"{path} has the schema {str(schema)[:40]!r}; this program reads {SCHEMA}")
+    found = {name: _attribute(file, name) for name in ATTRIBUTES}
+    attributes = {name: value for name, value in found.items() if value is not None}
+    ranks = attributes.get("world_size")
+    if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
+        raise TraceError(f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}")
+    header = Header(attributes, _layers(file, size))
+    steps, evals = _shapes(ranks, header.layer_count)
+    return Trace(path, header, _rows(file, "steps", steps, size), _rows(file, "evals", evals, size))
 
 
-def _world_size(path: Path, attributes: Mapping[str, Any]) -> int:
-    size = attributes.get("world_size")
-    if not isinstance(size, int | np.integer) or size < 1:
-        raise TraceError(f"{path} is not a trace of this program: its world_size is {size!r}")
-    return int(size)
+def _attribute(file: h5py.File, name: str) -> Any:
+    """A text, a number or a list of them, as Python's own; None where it is missing, or anything else."""
+    if name not in file.attrs:
+        return None
+    stored = file.attrs.get_id(name)
+    text = h5py.check_string_dtype(stored.dtype) is not None
+    if len(stored.shape) > 1 or max(stored.shape, default=1) > MOST or not (text or stored.dtype.kind in "iuf"):
+        return None
+    value = file.attrs[name]
+    if isinstance(value, np.ndarray):
+        return [_text(item) if text else item for item in value.tolist()]
+    return _text(value) if text else value.item()
 
 
-def _column(file: h5py.File, name: str, dimensions: int) -> h5py.Dataset:
-    """A dataset of so many dimensions; KeyError for anything else."""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != dimensions:
-        raise KeyError(f"{name} is no table of {dimensions} dimensions")
-    return dataset
+def _layers(file: h5py.File, size: int) -> dict[str, list[Any]]:
+    """A column for each field of the layers, with one entry a layer."""
+    columns: dict[str, list[Any]] = {name: _texts(file, f"layers/{name}", size) for name in WORDS}
+    for name in LAYER_FIELDS:
+        if name not in WORDS:
+            columns[name] = _column(file, f"layers/{name}", (), size)[()].tolist()
+    if len({len(column) for column in columns.values()}) != 1 or min(columns["size"], default=0) < 1:
+        raise KeyError("its layers are not described")
+    return columns
 
 
-def _rows(file: h5py.File, group: str, shapes: Shapes) -> dict[str, NDArray[Any]]:
-    """A group's columns, cut to the rows that all of them hold: a writer may be between two of them."""
-    columns = {name: _column(file, f"{group}/{name}", 1 + len(shape)) for name, (shape, _) in shapes.items()}
-    for name, column in columns.items():
-        if column.shape[1:] != shapes[name][0]:
-            raise KeyError(f"{group}/{name} has rows of {column.shape[1:]}, not of {shapes[name][0]}")
-    complete = min(column.shape[0] for column in columns.values())
-    return {name: column[:complete] for name, column in columns.items()}
+def _texts(file: h5py.File, name: str, size: int) -> list[str]:
+    """A column of texts, one by one: all may refer to the same long one."""
+    stored = hdf5.dataset(file, name, size)
+    if stored.ndim != 1 or len(stored) > MOST or h5py.check_string_dtype(stored.dtype) is None:
+        raise KeyError(f"{name} is no list of texts")
+    texts: list[str] = []
+    for row in range(len(stored)):
+        texts.append(_text(stored[row]))
+        size -= len(texts[-1])
+        if size < 0:
+            raise KeyError(f"{name} claims more than the file can hold")
+    return texts
 
 
-def _strings(values: Iterable[Any]) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def resume(path: Path, step: int, header: Header) -> Writer:
-    """Go on with a trace after `step`: rows up to there are copied into a new file, which replaces the old one. TraceError."""
+def _column(file: h5py.File, name: str, row: tuple[int, ...], size: int) -> h5py.Dataset:
+    """A dataset of numbers whose rows have that shape; KeyError for anything else."""
+    stored = hdf5.dataset(file, name, size)
+    if stored.ndim != 1 + len(row) or stored.dtype.kind not in "iuf":
+        raise KeyError(f"{name} is no table of numbers with {1 + len(row)} dimensions")
+    if stored.shape[1:] != row:
+        raise KeyError(f"{name} has rows of {stored.shape[1:]}, not of {row}")
+    return stored
+
+
+def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, NDArray[Any]]:
+    """A group's columns, cut to the rows that are complete: a writer may be between two columns, or have met a full disk."""
+    columns = {name: _column(file, f"{group}/{name}", row, size) for name, (row, _) in shapes.items()}
+    claimed = min(column.shape[0] for column in columns.values())
+    ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
+    complete = claimed if ascending.all() else int(ascending.argmin())
+    return {name: column[:complete].astype(shapes[name][1], copy=False) for name, column in columns.items()}
+
+
+# --- going on with a trace, and repairing one ------------------------------------------------
+
+
+def go_on(out: Path, step: int, header: Header) -> Writer:
+    """Go on with a run's trace after `step`; what was recorded after it is dropped. TraceError, OSError.
+
+    The last file is written anew, up to there. It takes the new rows too where the ranks are as many as before; otherwise a file
+    of their own does.
+    """
+    kept: list[Path] = []
+    for path in series(out):
+        if _begins(path) >= step > 0:
+            path.unlink()
+        else:
+            kept.append(path)
+    if not kept:
+        return Writer(out / "trace.h5", header)
+    old = read(kept[-1])
+    if old.header.layers["size"] != list(header.layers["size"]):
+        raise TraceError(f"{old.path} is the trace of another model; move it away")
+    if old.header.ranks != header.ranks:
+        _rewrite(old, step, old.header).close()
+        return Writer(out / f"trace-{step:08d}.h5", header)
+    started = {name: old.header.attributes[name] for name in ("started",) if name in old.header.attributes}
+    return _rewrite(old, step, Header({**header.attributes, **started}, header.layers))
+
+
+def repair(path: Path) -> str:
+    """Make a trace that a killed writer left behind open in any viewer. Returns what there was to do. TraceError, OSError."""
+    check_idle(path)
     old = read(path)
-    fresh = path.with_suffix(".h5.new")
-    fresh.unlink(missing_ok=True)
-    writer = Writer(fresh, Header(dict(header.attributes) | {"started": old.header.attributes["started"]}, header.layers))
-    kept = old.steps["step"] <= step
-    if kept.any():
-        writer.steps({name: column[kept] for name, column in old.steps.items()})
-    for eval_step, loss, accuracy in zip(*(old.evals[name] for name in ("step", "loss", "accuracy")), strict=True):
-        if eval_step <= step:
-            writer.evals(int(eval_step), float(loss), float(accuracy))
-    os.replace(fresh, path)
+    steps = f"{len(old.steps['step'])} recorded steps"
+    try:
+        with h5py.File(path, "r"):
+            return f"{path} is in order, with {steps}"
+    except OSError:
+        _rewrite(old, None, old.header).close()
+    return f"{path} is repaired, with {steps}"
+
+
+def check_idle(path: Path) -> None:
+    """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be opened to write: {files.reason(error)}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first") from None
+    except OSError:
+        return  # a file system without locks
+    finally:
+        os.close(descriptor)
+
+
+def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
+    """Write a trace anew, up to `step`, and let that take its place. The old one stays where this fails."""
+    aside = old.path.with_suffix(".h5.partial")
+    aside.unlink(missing_ok=True)
+    try:
+        writer = Writer(aside, header)
+        steps, evals = (_until(step, rows) for rows in (old.steps, old.evals))
+        if len(steps["step"]):
+            writer.steps(steps)
+        if len(evals["step"]):
+            writer.evaluations(evals)
+        writer.rename(old.path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return writer
+
+
+def _until(step: int | None, rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    kept = slice(None) if step is None else rows["step"] <= step
+    return {name: column[kept] for name, column in rows.items()}

@@ -71,15 +71,14 @@ def train(run: Run, comm: Comm, request: StopRequest) -> int:
         heartbeat = Heartbeat(run.out, comm, run.first)
         worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
         recorder = Recorder(comm, _open_trace(run, comm))
-        reporter.say(_opening(run, comm))
-        if before:
-            reporter.say(before)
+        for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
+            reporter.say(line)
         for step in range(run.first + 1, run.total + 1):
             consensus.speak()
             _step(run, worker, recorder, reporter, step)
             stop = consensus.hear()
             heartbeat.beat(step)
-            if step == run.total or _due(step, run.config.eval_every or run.batches.steps_per_epoch):
+            if step == run.total or _evaluation_due(run, step):
                 _evaluate(run, worker, recorder, reporter, step)
             if stop or step == run.total or _due(step, run.config.checkpoint_every):
                 recorder.flush()
@@ -106,7 +105,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
     record = _due(step, run.config.trace_every)
     result = worker.step(run.batches, step, lr, record)
     if record:
-        recorder.step(step, (step - 1) // run.batches.steps_per_epoch, lr, result)
+        recorder.step(step, run.batches.place(step - 1)[0], lr, result)
     reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
 
 
@@ -114,10 +113,15 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _evaluation_due(run: Run, step: int) -> bool:
+    """As often as is set, or at the end of each epoch."""
+    return _due(step, run.config.eval_every) if run.config.eval_every else run.batches.place(step)[1] == 0
+
+
 def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
     loss, accuracy = worker.evaluate(run.dataset)
     recorder.evaluation(step, loss, accuracy)
-    reporter.evaluation(step, -(-step // run.batches.steps_per_epoch), loss, accuracy)
+    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy)
 
 
 def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
@@ -131,8 +135,10 @@ def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
     }
     own = run.sparsifier.state() | {"statistics": to_host(run.model.statistics)}
     own |= {"weights_sha256": np.frombuffer(startup.weights_hash(run), dtype=np.uint8)}
-    layers = {layer.name: layer.size for layer in run.model.layers}
-    checkpoint.save(run.out, step, shared, own, run.config.to_toml(), layers, comm)
+    layers = tuple((layer.name, layer.size) for layer in run.model.layers)
+    position, folder = run.batches.position(step), checkpoint.place(run.out, step)
+    about = checkpoint.Checkpoint(folder, comm.size, position, run.config.to_toml(), layers)
+    checkpoint.save(about, shared, own, run.config.keep_checkpoints, comm)
 
 
 def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
@@ -148,10 +154,8 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
         "hosts": comm.allgather_objects(comm.host),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    header, path = trace.Header(attributes, layers), run.out / "trace.h5"
-    if comm.rank:
-        return None
-    return trace.resume(path, run.first, header) if run.first and path.exists() else trace.Writer(path, header)
+    header = trace.Header(attributes, layers)
+    return None if comm.rank else trace.go_on(run.out, run.first, header)
 
 
 def _opening(run: Run, comm: Comm) -> str:

@@ -325,7 +325,7 @@ def _other_model(path: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.rmdir(), "no such file"),
     "no trace": (lambda path: None, "holds no trace.h5"),
-    "empty file": (_bytes(b""), "cannot be read as HDF5"),
+    "empty file": (_bytes(b""), "trace.h5 is empty"),
     "random bytes": (_bytes(bytes(range(256)) * 9), "cannot be read as HDF5"),
     "other schema": (_schema, "dls-trace/99"),
     "no groups": (_no_group, "not a trace"),

@@ -69,7 +69,7 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False).returncode == -9
     assert len(trace.read(path).steps["step"]) == 7
-    writer = trace.resume(path, 4, header())
+    writer = trace.go_on(tmp_path, 4, header())
     writer.steps(rows(5, 2))
     writer.close()
     assert trace.read(path).steps["step"].tolist() == [1, 2, 3, 4, 5, 6]

@@ -154,7 +154,11 @@ class Sparsifier(ABC):
         return np.zeros(len(self.setup.layers))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that a resumed run needs of this rank, between two steps."""
+        """All that a resumed run needs of this rank, between two steps.
+
+        Where the number of ranks changes, floats become means of those of several ranks; integers are counts whose sum is the
+        same on all ranks, and stays (`reference.ranks`).
+        """
         return {}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
@@ -281,8 +285,11 @@ class SparseSparsifier(Sparsifier):
         return {"residual": self.ops.to_host(self.residual), "k": self.k, "thresholds": self.thresholds}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take over residual and k, and learn the other ranks' k."""
-        self.residual[...] = self.ops.from_host(state["residual"])
-        self.thresholds[...] = state["thresholds"]
+        """Take over residual and k, and learn the other ranks' k. ValueError, on all ranks, where one's k does not fit."""
         pending, self.k_of_ranks = self.comm.allgather(state["k"], "the other ranks' k")
         pending.wait()
+        budgets = self.k_of_ranks.sum(axis=1)
+        if (self.k_of_ranks < 0).any() or (self.k_of_ranks > self.sizes).any() or (budgets != budgets[0]).any():
+            raise ValueError("its k does not fit the layers")
+        self.residual[...] = self.ops.from_host(state["residual"])
+        self.thresholds[...] = state["thresholds"]

@@ -145,11 +145,8 @@ def test_what_a_resumed_run_cannot_change(args: list[str], words: str, tmp_path:
     assert words in done.err
 
 
-def test_resume_needs_as_many_ranks_and_whole_files(tmp_path: Path, train) -> None:
+def test_resume_needs_a_whole_checkpoint(tmp_path: Path, train) -> None:
     assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
-    fewer = train(1, "--out", "run", "--resume", "--steps", "3")
-    assert fewer.status == 2
-    assert "was written by 2 ranks; resume it with mpirun -n 2" in fewer.err
     part = tmp_path / "run" / "checkpoints" / "step-00000002" / "rank-00001.h5"
     part.write_bytes(part.read_bytes()[:-1])
     damaged = train(2, "--out", "run", "--resume", "--steps", "3")

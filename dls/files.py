@@ -1,0 +1,47 @@
+"""Files that are whole or not there, and why one cannot be written, in a few words."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write aside, sync to disk, rename. `new`: FileExistsError where the name is taken. OSError leaves no half file behind."""
+    if new:
+        path.touch(exist_ok=False)  # takes the name, so that of two runs only one goes on
+    aside = path.with_name(path.name + ".partial")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        publish(aside, path)
+    except OSError:
+        for left in [aside, path] if new else [aside]:
+            left.unlink(missing_ok=True)
+        raise
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Give what is complete its final name, for good."""
+    os.replace(aside, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when the file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: BaseException) -> str:
+    """Why the system refused, in its own words; HDF5 hides its errno in the middle of a long text."""
+    if isinstance(error, OSError) and error.strerror and not error.strerror.count("="):
+        return error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    number = re.search(r"errno = (\d+)", str(error))
+    return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]

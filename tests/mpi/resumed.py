@@ -1,0 +1,16 @@
+"""Prepare several resumes under one mpirun, one an argument, and keep what each rank starts from, as OUT/rank-N.npz."""
+
+import shlex
+import sys
+
+import numpy as np
+
+from dls import config, startup
+from dls.comm import Comm
+
+comm = Comm()
+for line in sys.argv[1:]:
+    run = startup.prepare(config.parse_command_line(shlex.split(line)), comm)
+    place = {"first": run.first, "total": run.total, "batch": run.config.batch_size, "place": run.batches.place(run.first)}
+    arrays = run.sparsifier.state() | {"statistics": run.model.statistics, "weights": run.model.parameters}
+    np.savez(run.out / f"rank-{comm.rank}.npz", momentum=run.optimizer.momentum, **arrays, **place)
