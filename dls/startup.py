@@ -59,7 +59,7 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     comm.timeout = settings.timeout
     threads = set_threads(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
-    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers]})
+    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
     if found is not None:
         run = replace(comm.together(lambda: _stand(run, found)), notes=_notes(passed, run, found, comm))
         _restore(run, found, comm)

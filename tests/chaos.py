@@ -334,8 +334,8 @@ def disturb(count: int, seed: int, say: Callable[[str], None] = lambda line: Non
                 return chaos.report
             chosen = [chaos.random.choice(faults) for _ in range(min(8 if faults is ANYWHERE else 2, count))]
             chaos.run(world, undisturbed, chosen)
-            found = chaos.report.problems
-            say(f"{chaos.report.faults.total()} of {count} faults, {len(found)} problems" + "".join(f"; the last: {p}" for p in found[-1:]))
+            latest = "".join(f"; the last: {problem}" for problem in chaos.report.problems[-1:])
+            say(f"{chaos.report.faults.total()} of {count} faults, {len(chaos.report.problems)} problems{latest}")
     raise AssertionError("unreachable")
 
 

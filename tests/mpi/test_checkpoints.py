@@ -15,7 +15,7 @@ from tests.conftest import lines
 from tests.launch import launch
 from tests.mpi.test_bits import loaded
 
-ARGS = "--mlp-widths 16 --density 0.05 --batch-size 8 --threads 1 --backend numpy".split()
+ARGS = ["--mlp-widths", "16", "--density", "0.05", "--batch-size", "8", "--threads", "1", "--backend", "numpy"]
 MANIFEST, RANK = "manifest.json", "rank-00001.h5"
 
 
