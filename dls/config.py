@@ -129,6 +129,12 @@ class Config:
     timeout: float = _setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
     )
+    check_every: int = _setting(
+        100,
+        "compare the ranks' weights after every so many steps, and before checkpoints; 0: never",
+        unit="steps",
+        allowed=NOT_NEGATIVE,
+    )
     out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=NOT_NEGATIVE)
     keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=NOT_NEGATIVE)

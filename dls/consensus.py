@@ -1,12 +1,16 @@
-"""What the ranks agree on beside the gradient: to stop, all after the same step.
+"""What the ranks agree on beside the gradient: to stop, all after the same step, and that their weights are still the same.
 
-At the beginning of every step each rank gives its word, whether a signal has asked it to stop, to a non-blocking allgather, which
-travels while the step computes; at the end of the step it reads the words of all. All ranks read the same words after the same
-step, and so decide alike. Nobody waits for it: to end a step a rank needs the other ranks' gradients, and their words left before
-those. The run ends with the step in which the signal came or, if that had begun already, with the one after it.
+At the beginning of every step each rank gives its word to a non-blocking allgather, which travels while the step computes:
+whether a signal has asked it to stop and, every `check_every` steps, a hash of its weights. At the end of the step it reads the
+words of all. All ranks read the same words after the same step, and so decide alike. Nobody waits for it: to end a step a rank
+needs the other ranks' gradients, and their words left before those. The run ends with the step in which the signal came or, if
+that had begun already, with the one after it.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +19,50 @@ from dls.comm import Comm, Pending
 from dls.signals import StopRequest
 
 
+class DivergenceError(RuntimeError):
+    """The ranks no longer hold the same weights."""
+
+
 class Consensus:
-    """One rank's voice, and its ears. Every rank calls `speak` before each step and `hear` after it."""
+    """One rank's voice, and its ears. Every rank calls `speak` before each step and `hear` after it.
 
-    def __init__(self, comm: Comm, request: StopRequest) -> None:
+    weights_hash: SHA-256 of what must be the same on all ranks; check_every: steps between comparisons, 0: never.
+    """
+
+    def __init__(self, comm: Comm, request: StopRequest, weights_hash: Callable[[], bytes], check_every: int) -> None:
         self._comm, self._request = comm, request
-        self._words: tuple[Pending, NDArray[np.bool_]]
+        self._weights_hash, self._check_every = weights_hash, check_every
+        self._finished = 0
+        self._words: tuple[Pending, NDArray[np.uint64]]
 
-    def speak(self) -> None:
-        """Give this rank's word."""
-        self._words = self._comm.allgather(np.array(self._request.made), "the other ranks' word whether to stop")
+    def speak(self, finished: int) -> None:
+        """Give this rank's word, after so many finished steps."""
+        due = self._check_every and finished % self._check_every == 0
+        word = np.array([self._request.made, self._hash() if due else 0], dtype=np.uint64)
+        self._finished = finished
+        self._words = self._comm.allgather(word, "the other ranks' word")
 
     def hear(self) -> bool:
-        """Whether all ranks stop now, because one of them was asked to."""
-        pending, stop = self._words
+        """Whether all ranks stop now, because one of them was asked to. DivergenceError, on all ranks."""
+        pending, words = self._words
         pending.wait()
-        return bool(stop.any())
+        stops, hashes = words.T
+        self._compare(hashes.tolist(), self._finished)
+        return bool(stops.any())
+
+    def confirm(self, finished: int) -> None:
+        """Compare now, before the checkpoint of so many finished steps, and wait for it. DivergenceError, on all ranks."""
+        if self._check_every:
+            self._compare(self._comm.allgather_objects(self._hash(), "the other ranks' hash of the weights"), finished)
+
+    def _hash(self) -> int:
+        return int.from_bytes(self._weights_hash()[:8], "little")
+
+    def _compare(self, hashes: Sequence[int], finished: int) -> None:
+        """Name the ranks that differ from most or, where no weights are those of most ranks, from rank 0."""
+        common, count = Counter(hashes).most_common(1)[0]
+        right, whose = (common, "most ranks") if 2 * count > len(hashes) else (hashes[0], "rank 0")
+        odd = [str(rank) for rank, value in enumerate(hashes) if value != right]
+        if odd:
+            ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}"
+            raise DivergenceError(f"after step {finished} the weights of {ranks} are not those of {whose}")

@@ -175,7 +175,9 @@ def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:
 def weights_hash(run: Run) -> bytes:
     """SHA-256 of weights and momentum, the same on all ranks between two steps."""
     to_host = run.backend.ops.to_host
-    return hashlib.sha256(to_host(run.model.parameters).tobytes() + to_host(run.optimizer.momentum).tobytes()).digest()
+    digest = hashlib.sha256(to_host(run.model.parameters).data)
+    digest.update(to_host(run.optimizer.momentum).data)
+    return digest.digest()
 
 
 def code_version() -> str:

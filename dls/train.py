@@ -21,7 +21,7 @@ from dls import checkpoint, config, startup, trace
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError
 from dls.config import UsageError
-from dls.consensus import Consensus
+from dls.consensus import Consensus, DivergenceError
 from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
@@ -32,7 +32,7 @@ from dls.worker import Worker
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
 
-KNOWN = (NonFiniteError, OSError, CheckpointError, ExchangeError, MessageError, TraceError, KeyboardInterrupt)
+KNOWN = (CheckpointError, DivergenceError, ExchangeError, KeyboardInterrupt, MessageError, NonFiniteError, OSError, TraceError)
 """Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(run: Run, comm: Comm, request: StopRequest) -> int:
     """Take the steps that are left; record, evaluate, write checkpoints on the way. Returns the exit status."""
     step = run.first
-    consensus = Consensus(comm, request)
+    consensus = Consensus(comm, request, lambda: startup.weights_hash(run), run.config.check_every)
     reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
     try:
         before = comm.from_rank_0(lambda: last_words(run.out))
@@ -74,13 +74,14 @@ def train(run: Run, comm: Comm, request: StopRequest) -> int:
         for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
             reporter.say(line)
         for step in range(run.first + 1, run.total + 1):
-            consensus.speak()
+            consensus.speak(step - 1)
             _step(run, worker, recorder, reporter, step)
             stop = consensus.hear()
             heartbeat.beat(step)
             if step == run.total or _evaluation_due(run, step):
                 _evaluate(run, worker, recorder, reporter, step)
             if stop or step == run.total or _due(step, run.config.checkpoint_every):
+                consensus.confirm(step)
                 recorder.flush()
                 _checkpoint(run, worker, comm, step)
             if stop:
