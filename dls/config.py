@@ -129,6 +129,9 @@ class Config:
     timeout: float = _setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
     )
+    on_nan: str = _setting(
+        "stop", "what NaN or infinity in a loss or gradient does: end the run, or skip the step", choices=lambda: ("stop", "skip")
+    )
     check_every: int = _setting(
         100,
         "compare the ranks' weights after every so many steps, and before checkpoints; 0: never",

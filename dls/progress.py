@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ class Reporter:
         self._quiet, self._total = quiet, total
         self._started = self._spoke = time.monotonic()
         self._first, self._training, self._sent = first, 0.0, 0
-        self._last = ""
+        self._last, self._skipped = "", 0
         launched = any(name in os.environ for name in LAUNCHERS)
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
@@ -47,6 +48,12 @@ class Reporter:
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
 
+    def skipped(self, step: int, ranks: Sequence[int]) -> None:
+        """All ranks left this step out, for what these met."""
+        self._skipped += 1
+        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+        self.say(f"step {step}/{self._total}  skipped: NaN or infinity on {who}")
+
     def evaluation(self, step: int, epoch: int, loss: float, accuracy: float) -> None:
         """An evaluation is done."""
         self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
@@ -62,7 +69,8 @@ class Reporter:
         self.close()
         steps, seconds = self._total - self._first, time.monotonic() - self._started
         share = f", {self._sent / (steps * dense):.2%} of dense" if steps else ""
-        self.say(f"done: {steps} steps in {seconds:.1f} s{self._last}; {self._sent / 1e6:,.2f} MB sent a rank{share}")
+        skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
+        self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}; {self._sent / 1e6:,.2f} MB sent a rank{share}")
         self.say(f"look into it with python -m dls.inspect {out}")
 
     def stopped(self, step: int, out: Path) -> None:

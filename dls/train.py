@@ -107,6 +107,8 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
     result = worker.step(run.batches, step, lr, record)
     if record:
         recorder.step(step, run.batches.place(step - 1)[0], lr, result)
+    if result.met_by:
+        reporter.skipped(step, result.met_by)
     reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
 
 

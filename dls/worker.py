@@ -20,6 +20,7 @@ from dls.config import Config
 from dls.data import Batches, Dataset, test_shard
 from dls.models import Model
 from dls.optim import Sgd
+from dls.skipping import Skipping
 from dls.sparsifiers import Sparsifier
 from dls.sparsifiers._base import Message, Part
 from reference.ops import NonFiniteError
@@ -68,11 +69,15 @@ class Stopwatch:
 
 @dataclass
 class StepResult:
-    """What a step leaves behind for the trace; k and threshold are those of its selection."""
+    """What a step leaves behind for the trace; k and threshold are those of its selection.
+
+    `met_by`: the ranks that met NaN or infinity, where the step was skipped for them; its loss is NaN.
+    """
 
     loss: float
     payload_bytes: int
     seconds: dict[str, float]
+    met_by: Sequence[int] = ()
     k: NDArray[np.int64] | None = None
     threshold: NDArray[np.float64] | None = None
     residual_norm: NDArray[np.float64] | None = None
@@ -89,12 +94,13 @@ class Worker:
         self.update = backend.ops.zeros(model.parameters.size)
         self.groups = _groups(sparsifier.parts, config.bucket_size if config.overlap else 0)
         self.watch = Stopwatch(backend.ops.wait)
+        self.skipping = Skipping(model, sparsifier, backend, comm) if config.on_nan == "skip" else None
         self._messages: list[Message] = []
 
     def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
         """Training step `number` (from 1) on this rank's mini-batch. `record`: with k, threshold and residual norm.
 
-        Raises NonFiniteError where the loss or a gradient is not finite.
+        Raises NonFiniteError where the loss or a gradient is not finite, unless such steps are skipped.
         """
         self.watch, self.comm.sent_bytes = Stopwatch(self.backend.ops.wait), 0
         images, labels = batches.batch(number - 1)
@@ -103,13 +109,14 @@ class Worker:
         self._backward(dlogits)
         with self.watch.phase("adjust"):
             self.sparsifier.adjust(number)
-        self._receive(lr)
-        result = StepResult(loss, self.comm.sent_bytes, self.watch.seconds)
+        met_by = self._met_by()
+        self._receive(lr, apply=not met_by)
+        result = StepResult(math.nan if met_by else loss, self.comm.sent_bytes, self.watch.seconds, met_by)
         if record:
             with self.watch.phase("diagnostics"):
                 result.k, result.threshold = self.sparsifier.layer_k(), self.sparsifier.layer_thresholds()
         with self.watch.phase("select"):
-            self.sparsifier.finish()
+            self._finish(skip=bool(met_by))
         self.watch.stop()
         if record:
             result.residual_norm = self.sparsifier.residual_norms()
@@ -117,26 +124,32 @@ class Worker:
 
     def _forward(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
         with self.watch.phase("forward"):
+            if self.skipping:
+                self.skipping.begin()
             logits = self.model.forward(images, training=True)
             loss, dlogits, _ = self.backend.nn.softmax_cross_entropy(logits, labels)
-        if not math.isfinite(loss):
+        if self.skipping:
+            self.skipping.note(not math.isfinite(loss))
+        elif not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss}")
         return loss, dlogits
 
     def _begin(self, finished: int) -> None:
         with self.watch.phase("exposed"):
+            if self.skipping:
+                self.skipping.keep()
             self.sparsifier.begin(finished)
 
     def _backward(self, dlogits: NDArray[np.float32]) -> None:
         """Differentiate from the last layer to the first, and hand over each gradient as soon as it may leave."""
         with self.watch.phase("backward"):
-            if not self.config.clip_norm:
-                self.model.backward(dlogits, self._gradient_complete)
-                return
-            self.model.backward(dlogits, lambda layer: None)
-            self.backend.ops.clip_norm(self.model.gradients, self.config.clip_norm)
-            for layer in reversed(range(len(self.model.layers))):
-                self._gradient_complete(layer)
+            self.model.backward(dlogits, (lambda layer: None) if self.config.clip_norm else self._gradient_complete)
+            if self.config.clip_norm:
+                self.backend.ops.clip_norm(self.model.gradients, self.config.clip_norm)
+                for layer in reversed(range(len(self.model.layers))):
+                    self._gradient_complete(layer)
+            if self.skipping:
+                self.skipping.tell()
 
     def _gradient_complete(self, layer: int) -> None:
         """Layer's gradient exists: where it completes a group of parts, select and send them."""
@@ -145,20 +158,37 @@ class Worker:
         if group is None:
             return
         with self.watch.phase("select"):
+            if self.skipping:
+                self.skipping.clear(slice(group[0].start, group[-1].stop))
             self.sparsifier.select(group)
         with self.watch.phase("exchange"):
             self._messages.append(self.sparsifier.send(group))
 
-    def _receive(self, lr: float) -> None:
+    def _met_by(self) -> Sequence[int]:
+        """The ranks for whose NaN or infinity all ranks skip this step."""
+        if not self.skipping:
+            return ()
+        with self.watch.phase("exposed"):
+            return self.skipping.hear()
+
+    def _receive(self, lr: float, apply: bool) -> None:
         """Add up every message and move the weights it speaks of, in the order of sending: later ones travel meanwhile."""
         for message in self._messages:
             with self.watch.phase("exposed"):
                 message.pending.wait()
+            if not apply:
+                continue
             with self.watch.phase("decode"):
                 self.sparsifier.receive(message, self.update[message.place])
             with self.watch.phase("update"):
                 self.optimizer.apply(message.place, self.update[message.place], lr)
         self._messages.clear()
+
+    def _finish(self, skip: bool) -> None:
+        if self.skipping and skip:
+            self.skipping.undo()
+        else:
+            self.sparsifier.finish()
 
     def mean_statistics(self) -> NDArray[np.float32]:
         """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank order."""

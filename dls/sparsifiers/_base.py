@@ -162,7 +162,7 @@ class Sparsifier(ABC):
         return {}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave. Every rank calls it."""
+        """Go on from what `state` gave, between two steps or in place of a `finish`. Every rank calls it."""
         return
 
     def words(self, parts: Sequence[Part]) -> str:
@@ -286,6 +286,7 @@ class SparseSparsifier(Sparsifier):
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         """Take over residual and k, and learn the other ranks' k. ValueError, on all ranks, where one's k does not fit."""
+        self.chosen.clear()
         pending, self.k_of_ranks = self.comm.allgather(state["k"], "the other ranks' k")
         pending.wait()
         budgets = self.k_of_ranks.sum(axis=1)

@@ -76,3 +76,8 @@ class Method(LayerwiseTopk):
         """Residual and the next step's k."""
         self._hear()
         return super().state()
+
+    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """In place of what the ranks have announced, too."""
+        self._hear()
+        super().restore(state)

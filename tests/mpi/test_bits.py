@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,10 @@ def weights_hash(state: dict[str, np.ndarray]) -> bytes:
     return hashlib.sha256(state["weights"].tobytes() + state["momentum"].tobytes()).digest()
 
 
-def reference_run(settings: str, method: methods.Method, ranks: int, steps: int = STEPS) -> cluster.Cluster:
+def reference_run(
+    settings: str, method: methods.Method, ranks: int, steps: int = STEPS, skipped: Collection[int] = ()
+) -> cluster.Cluster:
+    """`skipped`: the numbers, from 1, of steps that are left out."""
     c = config.build(config.parse_command_line(shlex.split(settings)).flags)
     dataset = data.load(c.dataset)
     replicas = [models.build(c.model, dataset.input_shape, dataset.classes, c.seed, nn, c.mlp_widths) for _ in range(ranks)]
@@ -65,6 +69,9 @@ def reference_run(settings: str, method: methods.Method, ranks: int, steps: int 
     )
     batches = [data.Batches(dataset, c.seed, c.batch_size, rank, ranks) for rank in range(ranks)]
     for step in range(steps):
+        if step + 1 in skipped:
+            workers.step_count += 1
+            continue
         workers.step([own.batch(step) for own in batches], optim.learning_rate(c, step, steps), budgets[step])
     return workers
 

@@ -1,0 +1,96 @@
+"""`--on-nan skip`: a step in which one rank meets NaN or infinity is, on all ranks, as if it had never been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dls import trace
+from reference import methods
+from tests.conftest import lines
+from tests.launch import launch
+from tests.mpi.test_bits import SETTINGS, STEPS, loaded, reference_run
+
+SPOILT = """
+import shlex, sys
+import numpy as np
+from dls import data, models, train, worker
+from mpi4py import MPI
+step, batch, backward = worker.Worker.step, data.Batches.batch, models.Model.backward
+now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
+def counted(self, batches, number, lr, record):
+    global now
+    now = number
+    return step(self, batches, number, lr, record)
+def spoilt_batch(self, number):
+    images, labels = batch(self, number)
+    return (images * np.float32("nan") if number == 2 and last else images), labels
+def spoilt_backward(self, dlogits, on_gradient):
+    def spoil(layer):
+        if now == 5 and layer == 0 and last: self.gradients[3] = np.inf
+        on_gradient(layer)
+    backward(self, dlogits, spoil)
+worker.Worker.step, data.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
+for line in sys.argv[1:]:
+    assert train.main(shlex.split(line)) == 0
+"""
+SKIPPED = (3, 5)
+"""The steps that the last rank spoils: one by NaN in its images, and so in its loss, one by infinity in the last gradient."""
+
+
+def spoilt(folder: Path, ranks: int, *commands: str):
+    program = folder / "spoilt.py"
+    program.write_text(SPOILT)
+    return launch([(ranks, [program, *(f"{c} --on-nan skip --threads 1 --backend numpy" for c in commands)])], folder)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("setting", ["mlp", "warm", "clip"])
+def test_skipped_steps_leave_nothing_behind(ranks: int, setting: str, tmp_path: Path) -> None:
+    chosen = {
+        "global-topk": ("--method global-topk", methods.GlobalTopk()),
+        "layerwise": ("--method layerwise-topk --no-overlap", methods.LayerwiseTopk()),
+        "dls": ("--method dls --bucket-size 1", methods.Dls(1)),
+        "optimal": ("--method dls --dls-steps optimal --dls-every 2", methods.Dls("optimal", 2)),
+    }
+    commands = [f"{flags} {SETTINGS[setting]} --steps {STEPS} --out {name}" for name, (flags, _) in chosen.items()]
+    done = spoilt(tmp_path, ranks, *commands)
+    assert done.status == 0, done.err
+    assert done.out.count(f"step 3/{STEPS}  skipped: NaN or infinity on rank {ranks - 1}\n") == len(chosen)
+    assert done.out.count(f"{STEPS} steps in ") == done.out.count(" s, 2 of them skipped; ") == len(chosen)
+    for name, (_, method) in chosen.items():
+        expected = reference_run(SETTINGS[setting], method, ranks, skipped=SKIPPED)
+        for rank, state in enumerate(loaded(tmp_path / name, ranks)):
+            where = f"{name} rank {rank}"
+            assert state["weights"].tobytes() == expected.models[0].parameters.tobytes(), where
+            assert state["momentum"].tobytes() == expected.momentum.tobytes(), where
+            assert state["residual"].tobytes() == expected.residuals[rank].tobytes(), where
+            assert name == "global-topk" or state["k"].tolist() == expected.k[rank].tolist(), where
+        steps = trace.read(tmp_path / name / "trace.h5").steps
+        spoilt_rows = np.isin(steps["step"], SKIPPED)
+        assert (np.isnan(steps["loss"]) == spoilt_rows[:, None]).all()
+        assert (steps["payload_bytes"] > 0).all()
+
+
+def test_dense_and_batch_norm_too(tmp_path: Path) -> None:
+    dense, residual = "--density 1 --batch-size 8", "--model resnet20 --density 0.01 --batch-size 2"
+    commands = (f"{dense} --method dense --steps {STEPS} --out dense", f"{residual} --steps 5 --out residual")
+    done = spoilt(tmp_path, 2, *commands)
+    assert done.status == 0, done.err
+    expected = reference_run(dense, methods.LayerwiseTopk(), 2, skipped=SKIPPED)
+    for state in loaded(tmp_path / "dense", 2):
+        np.testing.assert_allclose(state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5)
+    expected = reference_run(residual, methods.Dls(1), 2, steps=5, skipped=SKIPPED)
+    for rank, state in enumerate(loaded(tmp_path / "residual", 2)):
+        assert state["weights"].tobytes() == expected.models[0].parameters.tobytes()
+        assert state["statistics"].tobytes() == expected.models[rank].statistics.tobytes()
+
+
+def test_without_it_the_run_stops(tmp_path: Path) -> None:
+    program = tmp_path / "spoilt.py"
+    program.write_text(SPOILT)
+    done = launch([(2, [program, "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --steps 9 --out run"])], tmp_path)
+    assert done.status == 1
+    assert lines(done.err) == ["dls.train: rank 1, step 3: the loss is nan"]
