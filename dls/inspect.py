@@ -180,9 +180,11 @@ def window_of(recorded: int) -> int:
 
 
 def smooth(values: NDArray[Any], at: NDArray[Any] | None = None) -> NDArray[np.float64]:
-    """For each row number in `at`, or for all, the mean of that row and of those before it in the window."""
+    """For each row number in `at`, or for all, the mean of that row and of those before it in the window, NaN left out."""
     window, rows = window_of(len(values)), range(len(values)) if at is None else at
-    return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in rows], dtype=np.float64)
+    recent = (values[max(0, i + 1 - window) : i + 1] for i in rows)
+    known = (part[~np.isnan(part)] for part in recent)
+    return np.array([part.mean() if part.size else np.nan for part in known], dtype=np.float64)
 
 
 def _last_and_best(evals: Columns) -> Mapping[str, float | None]:

@@ -1,9 +1,9 @@
 """`--on-nan skip`: a step in which any rank meets NaN or infinity is left out by all ranks, as if it had never been.
 
 A rank that meets them sends zeros in place of that gradient, as the others expect a message, and tells them in an allgather of a
-byte. That is what the mode costs: no weight moves before this byte has come from every rank, behind the last message; each
-gradient is looked at once more; and the method's state, the residual mostly, is copied in every step, which with DLS waits for the
-other ranks' next k.
+byte. That is the price: no weight moves before this byte has come from every rank, behind the last message; each gradient is
+looked at once more; and the method's state, the residual mostly, is copied in every step, for which DLS waits for the other
+ranks' next k.
 """
 
 from __future__ import annotations

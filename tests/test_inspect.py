@@ -160,6 +160,14 @@ def test_a_single_step_is_no_warm_up(tmp_path: Path) -> None:
     assert (timing["steps"], timing["seconds"]["total"]) == (1, 10.0)
 
 
+def test_a_smoothed_mean_leaves_skipped_steps_out() -> None:
+    """Their loss is NaN; 60 rows give a window of three."""
+    loss = np.ones(60)
+    loss[[10, 20, 21, 22]] = np.nan
+    assert np.flatnonzero(np.isnan(inspect.smooth(loss))).tolist() == [22]
+    assert np.nanmax(inspect.smooth(loss)) == 1
+
+
 def test_smoothing_and_eight_points(tmp_path: Path) -> None:
     """100 steps: a window of 5; the loss is the step's number, so that a trailing mean lags by 2."""
     steps = range(1, 101)
