@@ -105,11 +105,15 @@ def _prepare(aside: Path) -> None:
 
 
 def _write(path: Path, arrays: Arrays) -> str:
-    """Write arrays to a new HDF5 file, sync it, and return its SHA-256. OSError."""
+    """Write arrays to a new HDF5 file, sync it, and return its SHA-256. OSError.
+
+    The datasets stay open until all is flushed: h5py drops the error where closing one of them writes what it still holds.
+    """
     file = h5py.File(path, "x")
     try:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
+        datasets = [file.create_dataset(name, data=array) for name, array in arrays.items()]
+        file.flush()
+        datasets.clear()
         file.close()
     except (OSError, RuntimeError) as error:
         hdf5.give_up(file)

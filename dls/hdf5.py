@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+import struct
+from typing import IO, Any
 
 VIRTUAL = 3
 """HDF5's H5D_VIRTUAL."""
+HEAP, BLOCK = b"GCOL\1\0\0\0", 2**20
+"""What every collection of texts begins with, and how many bytes are searched for it at once."""
 ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
 """What h5py raises over a file that is damaged."""
 
@@ -32,6 +35,36 @@ def dataset(file: Any, name: str, size: int) -> Any:
     if found.shape is None or found.dtype.itemsize * found.size > size:
         raise KeyError(f"{name} claims more than the file can hold")
     return found
+
+
+def check_heaps(file: IO[bytes]) -> None:
+    """KeyError where a collection of texts is damaged: HDF5 would walk on the spot in it for ever, over a piece of no length.
+
+    A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes, size (8) and content, padded to 8;
+    a piece of index 0 is free space up to the end, and its size counts from its own beginning (HDF5 File Format, III.E).
+    """
+    place = 0
+    file.seek(0)
+    while block := file.read(BLOCK):
+        found = block.find(HEAP)
+        while found >= 0:
+            _check_heap(file, place + found)
+            found = block.find(HEAP, found + 1)
+        place += max(1, len(block) - len(HEAP) + 1)
+        file.seek(place)
+
+
+def _check_heap(file: IO[bytes], place: int) -> None:
+    file.seek(place + len(HEAP))
+    end = int.from_bytes(file.read(8), "little")
+    at = len(HEAP) + 8
+    while at + 16 <= end:
+        file.seek(place + at)
+        index, size = struct.unpack("<H6xQ", file.read(16).ljust(16, b"\0"))
+        need = 16 + -(-size // 8) * 8 if index else size
+        if not 16 <= need <= end - at:
+            raise KeyError("its texts are damaged")
+        at += need
 
 
 def give_up(file: Any) -> None:

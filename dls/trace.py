@@ -80,11 +80,12 @@ class Writer:
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path = path
+        self._datasets: dict[str, h5py.Dataset] = {}  # open as long as the file: h5py drops the errors of closing one
         self._file = h5py.File(path, "x", libver="latest")
         self._lock = os.open(path, os.O_RDONLY)
         try:
             with self._or_give_up():
-                _lay_out(self._file, header)
+                self._datasets = _lay_out(self._file, header)
                 self._file.flush()
                 self._file.swmr_mode = True  # takes away HDF5's own lock
         except OSError:
@@ -129,7 +130,7 @@ class Writer:
             self._file.flush()
 
     def _extend(self, name: str, values: NDArray[Any]) -> None:
-        dataset = self._file[name]
+        dataset = self._datasets[name]
         dataset.resize(dataset.shape[0] + len(values), axis=0)
         dataset[-len(values) :] = values
 
@@ -144,15 +145,14 @@ class Writer:
             raise OSError(f"cannot write {self._path}: {files.reason(error)}") from None
 
 
-def _lay_out(file: h5py.File, header: Header) -> None:
-    """Create everything the schema names, empty."""
+def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
+    """Create everything the schema names, steps and evaluations empty. Returns the datasets by name."""
     for name, value in ({"schema": SCHEMA} | dict(header.attributes)).items():
         file.attrs[name] = value
-    for name, column in header.layers.items():
-        file.create_dataset(f"layers/{name}", data=list(column))
+    datasets = [file.create_dataset(f"layers/{name}", data=list(column)) for name, column in header.layers.items()]
     for group, shapes in zip(("steps", "evals"), _shapes(header.ranks, header.layer_count), strict=True):
-        for name, (shape, kind) in shapes.items():
-            _extendable(file, f"{group}/{name}", shape, kind)
+        datasets += [_extendable(file, f"{group}/{name}", *shape) for name, shape in shapes.items()]
+    return {dataset.name.removeprefix("/"): dataset for dataset in datasets}
 
 
 def _shapes(ranks: int, layers: int) -> tuple[Shapes, Shapes]:
@@ -165,10 +165,11 @@ def _shapes(ranks: int, layers: int) -> tuple[Shapes, Shapes]:
     return steps, {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
 
 
-def _extendable(file: h5py.File, name: str, shape: tuple[int, ...], kind: type) -> None:
+def _extendable(file: h5py.File, name: str, shape: tuple[int, ...], kind: type) -> h5py.Dataset:
     rows = max(1, min(256, 65536 // max(1, 8 * int(np.prod(shape)))))
     dataset = file.create_dataset(name, (0, *shape), kind, maxshape=(None, *shape), chunks=(rows, *shape))
     dataset.attrs["unit"] = "s" if "/seconds/" in name else UNITS[name.rsplit("/", 1)[-1]]
+    return dataset
 
 
 class Recorder:
@@ -246,7 +247,7 @@ def read(path: Path) -> Trace:
             raise TraceError(f"{path} is empty; it was never written, or the disk was full")
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+        with _open(path) as file:
             return _read(path, file)
     except TraceError:
         raise
@@ -258,8 +259,37 @@ def read(path: Path) -> Trace:
         raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
 
 
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """A trace to read; in SWMR mode only beside a living writer.
+
+    In that mode HDF5 takes a damaged file for one that is being written, and waits for ever. Through Python's own file it neither
+    waits nor minds that a killed writer left the file marked as open.
+    """
+    if _is_written(path):
+        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+            yield file
+    else:
+        with path.open("rb") as raw:
+            hdf5.check_heaps(raw)
+            with h5py.File(raw, "r") as file:
+                yield file
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a writer that lives holds its lock on the file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
 def _cut_short(path: Path) -> bool:
-    """Whether the file ends before the end that its superblock states; HDF5 would wait for the rest in SWMR mode for ever.
+    """Whether the file ends before the end that its superblock states; HDF5 says so in a long text, or in SWMR mode waits.
 
     The end-of-file address stands at byte 28 of a superblock of version 2 or 3 with 8-byte offsets (HDF5 File Format, II.A).
     """
@@ -389,17 +419,10 @@ def repair(path: Path) -> str:
 def check_idle(path: Path) -> None:
     """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        if _is_written(path):
+            raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first")
     except OSError as error:
-        raise TraceError(f"{path} cannot be opened to write: {files.reason(error)}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first") from None
-    except OSError:
-        return  # a file system without locks
-    finally:
-        os.close(descriptor)
+        raise TraceError(f"{path} cannot be read: {files.reason(error)}") from None
 
 
 def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from dls import trace
+from dls import inspect, trace
 
 RANKS, LAYERS = 2, 3
 
@@ -77,6 +78,70 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
         assert file["steps/step"].shape == (6,)
 
 
+KILLED = """
+import itertools, pathlib, sys
+from tests.test_trace import header, rows
+from dls import trace
+writer = trace.Writer(pathlib.Path(sys.argv[1]), header())
+for first in itertools.count(1, 40):
+    writer.steps(rows(first, 40))
+    writer.evals(first + 39, 0.5, 0.5)
+    print(first + 39, flush=True)
+"""
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes tmp_path/trace.h5 until it is killed, and tells what it has flushed; 40 steps are there at least."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "trace.h5")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "40\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("after", [0, 0.013, 0.05, 0.11, 0.23])
+def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: float, writing, tmp_path: Path, capsys) -> None:
+    time.sleep(after)
+    writing.kill()
+    flushed = ["40", *writing.communicate()[0].split()]
+    steps = trace.read(tmp_path / "trace.h5").steps
+    last = len(steps["step"])
+    assert last >= int(flushed[-1])
+    assert steps["step"].tolist() == list(range(1, last + 1))
+    assert (steps["payload_bytes"] == 8).all() and (steps["k"] == 2).all()
+    with pytest.raises(OSError, match="already open for write"):
+        h5py.File(tmp_path / "trace.h5")
+    assert inspect.main(["--repair", str(tmp_path)]) == 0
+    assert f"trace.h5 is repaired, with {last} recorded steps" in capsys.readouterr().out
+    with h5py.File(tmp_path / "trace.h5") as file:
+        assert file["steps/step"][()].tolist() == list(range(1, last + 1))
+    assert inspect.main(["--repair", str(tmp_path / "trace.h5")]) == 0
+    assert f"trace.h5 is in order, with {last} recorded steps" in capsys.readouterr().out
+
+
+def test_a_living_writer_keeps_its_trace(writing, tmp_path: Path, capsys) -> None:
+    assert inspect.main(["--repair", str(tmp_path)]) == 2
+    assert "trace.h5 is in use, by a run that goes on" in capsys.readouterr().err
+    with pytest.raises(trace.TraceError, match="in use"):
+        trace.check_idle(tmp_path / "trace.h5")
+    assert trace.read(tmp_path / "trace.h5").header.ranks == RANKS
+    writing.kill()
+    writing.wait()
+    trace.check_idle(tmp_path / "trace.h5")
+
+
+def test_rows_claimed_but_never_written_do_not_count(tmp_path: Path) -> None:
+    """As a full disk leaves them: the numbers of the last steps are still zeros."""
+    _whole(tmp_path / "trace.h5")
+    with h5py.File(tmp_path / "trace.h5", "r+") as file:
+        file["steps/step"][50:] = 0
+    assert trace.read(tmp_path / "trace.h5").steps["loss"].shape == (50, RANKS)
+
+
 def _other_schema(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "dls-trace/2"
@@ -137,7 +202,85 @@ def _plain_hdf5(path: Path) -> None:
     h5py.File(path, "w").close()
 
 
-SPOILED = {
+def _replaced(name: str, make: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    """A whole trace in which something else stands for `name`."""
+
+    def spoil(path: Path) -> None:
+        _whole(path)
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            make(file)
+
+    return spoil
+
+
+def _elsewhere(file: h5py.File) -> None:
+    """Another file's values, by a virtual dataset."""
+    layout = h5py.VirtualLayout((60, RANKS), np.float64)
+    layout[...] = h5py.VirtualSource("other.h5", "x", (60, RANKS))
+    file.create_virtual_dataset("steps/loss", layout)
+
+
+def _everything(file: h5py.File) -> None:
+    """8 PB that nobody ever wrote."""
+    file.create_dataset("steps/loss", (10**15, RANKS), "f8", maxshape=(None, RANKS), chunks=(1000, RANKS))
+
+
+def _attribute(name: str, value: object) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        _whole(path)
+        with h5py.File(path, "r+") as file:
+            del file.attrs[name]
+            file.attrs[name] = value if value is not None else file["steps"].ref
+
+    return spoil
+
+
+def _external(file: h5py.File) -> None:
+    file["steps/loss"] = h5py.ExternalLink("/dev/zero", "x")
+
+
+def _soft(file: h5py.File) -> None:
+    file["steps"] = h5py.SoftLink("/evals")
+
+
+def _stored_elsewhere(file: h5py.File) -> None:
+    file.create_dataset("steps/loss", (60, RANKS), "f8", external=[("/etc/passwd", 0, 960)])
+
+
+def _packed(file: h5py.File) -> None:
+    file.create_dataset("steps/loss", data=np.zeros((60, RANKS)), chunks=(60, RANKS), compression="gzip")
+
+
+def _texts_for_numbers(file: h5py.File) -> None:
+    file.create_dataset("steps/loss", data=[["a"] * RANKS] * 60)
+
+
+def _pairs(file: h5py.File) -> None:
+    file.create_dataset("steps/loss", data=np.zeros((60, RANKS), dtype=[("a", "f8"), ("b", "f8")]))
+
+
+def _no_size(file: h5py.File) -> None:
+    file.create_dataset("layers/size", data=[0] * LAYERS)
+
+
+MALICIOUS: dict[str, Callable[[Path], object]] = {
+    "an external link": _replaced("steps/loss", _external),
+    "a soft link": _replaced("steps", _soft),
+    "external storage": _replaced("steps/loss", _stored_elsewhere),
+    "a virtual dataset": _replaced("steps/loss", _elsewhere),
+    "a filter": _replaced("steps/loss", _packed),
+    "petabytes": _replaced("steps/loss", _everything),
+    "texts": _replaced("steps/loss", _texts_for_numbers),
+    "pairs": _replaced("steps/loss", _pairs),
+    "layers of no size": _replaced("layers/size", _no_size),
+    "a billion ranks": _attribute("world_size", 10**9),
+    "a reference for ranks": _attribute("world_size", None),
+    "texts for ranks": _attribute("world_size", "2"),
+}
+
+
+SPOILED = MALICIOUS | {
     "missing": lambda path: None,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("hello"),
