@@ -40,8 +40,8 @@ def dataset(file: Any, name: str, size: int) -> Any:
 def check_heaps(file: IO[bytes]) -> None:
     """KeyError where a collection of texts is damaged: HDF5 would walk on the spot in it for ever, over a piece of no length.
 
-    A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes, size (8) and content, padded to 8;
-    a piece of index 0 is free space up to the end, and its size counts from its own beginning (HDF5 File Format, III.E).
+    A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes, size (8) and content, padded
+    to 8; a piece of index 0 is free space up to the end, and its size counts from its own beginning (HDF5 File Format, III.E).
     """
     place = 0
     file.seek(0)
