@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "h
 WORDS = ("name", "kind")
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
+ATTEMPTS, PAUSE = 40, 0.05
+"""How often a trace that is being written is read before it counts as damaged, and the seconds in between."""
 MOST = 65_536
 """Ranks, or layers, of a trace that is read."""
 UNITS = {
@@ -239,7 +242,24 @@ def _begins(path: Path) -> int:
 
 
 def read(path: Path) -> Trace:
-    """Read a trace, also one that is being written or whose writer was killed. TraceError."""
+    """Read a trace, also one that is being written or whose writer was killed. TraceError.
+
+    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode for readers would do that too,
+    but takes any damage for a writer's work, and waits for ever.
+    """
+    for _ in range(ATTEMPTS - 1):
+        is_written = _is_written(path)
+        try:
+            return _read_file(path)
+        except TraceError:
+            if not is_written:
+                raise
+        time.sleep(PAUSE)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Trace:
+    """Read a trace as it is at this moment."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
     try:
@@ -247,8 +267,10 @@ def read(path: Path) -> Trace:
             raise TraceError(f"{path} is empty; it was never written, or the disk was full")
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
-        with _open(path) as file:
-            return _read(path, file)
+        with path.open("rb") as raw:  # through Python's own file HDF5 does not mind that a writer left it marked as open
+            hdf5.check_heaps(raw)
+            with h5py.File(raw, "r") as file:
+                return _parse(path, file)
     except TraceError:
         raise
     except OSError as error:
@@ -259,32 +281,15 @@ def read(path: Path) -> Trace:
         raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    """A trace to read; in SWMR mode only beside a living writer.
-
-    In that mode HDF5 takes a damaged file for one that is being written, and waits for ever. Through Python's own file it neither
-    waits nor minds that a killed writer left the file marked as open.
-    """
-    if _is_written(path):
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
-            yield file
-    else:
-        with path.open("rb") as raw:
-            hdf5.check_heaps(raw)
-            with h5py.File(raw, "r") as file:
-                yield file
-
-
 def _is_written(path: Path) -> bool:
     """Whether a writer that lives holds its lock on the file."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or the file system has no locks
+        return False
     return False
 
 
@@ -300,7 +305,7 @@ def _cut_short(path: Path) -> bool:
     return len(head) < 36 or int.from_bytes(head[28:36], "little") > path.stat().st_size
 
 
-def _read(path: Path, file: h5py.File) -> Trace:
+def _parse(path: Path, file: h5py.File) -> Trace:
     schema, size = _attribute(file, "schema"), path.stat().st_size
     if schema != SCHEMA:
         raise TraceError(f"{path} has the schema {str(schema)[:40]!r}; this program reads {SCHEMA}")
@@ -418,11 +423,8 @@ def repair(path: Path) -> str:
 
 def check_idle(path: Path) -> None:
     """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says."""
-    try:
-        if _is_written(path):
-            raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first")
-    except OSError as error:
-        raise TraceError(f"{path} cannot be read: {files.reason(error)}") from None
+    if _is_written(path):
+        raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first")
 
 
 def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:

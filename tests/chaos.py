@@ -25,7 +25,7 @@ from pathlib import Path
 
 from dls import checkpoint, trace
 from dls.hosts import Hosts
-from tests.launch import OPEN_MPI, ROOT, _mpirun
+from tests.launch import OPEN_MPI, ROOT, _mpirun, wait_until
 
 RANKS = 3
 STEPS = 600
@@ -37,6 +37,8 @@ START = 4.0
 """Seconds in which a run has begun to train, at most; faults come within them and a little later."""
 HANG = 60.0
 """Seconds after a fault in which a run must have ended, or gone on to its end."""
+AWAITED = 10.0
+"""Seconds in which a run writes a checkpoint or a part of its trace."""
 DISK = "24m"
 """Size of the disk that is filled."""
 
@@ -160,7 +162,7 @@ def _kill_a_rank(chaos: Chaos, world: World, program: subprocess.Popen[bytes]) -
 
 def _kill_in_a_checkpoint(chaos: Chaos, world: World, program: subprocess.Popen[bytes]) -> None:
     """While a checkpoint is being written aside."""
-    _until(lambda: any((world.out / "checkpoints").glob("*.partial")), program)
+    wait_until(lambda: any((world.out / "checkpoints").glob("*.partial")), AWAITED, program)
     time.sleep(chaos.random.uniform(0, 0.01))
     _signal(chaos.some_rank(world), signal.SIGKILL)
 
@@ -169,15 +171,14 @@ def _kill_in_a_flush(chaos: Chaos, world: World, program: subprocess.Popen[bytes
     """While rank 0 writes to the trace."""
     chaos.pause(1.5)
     before = _stamp(world.out / "trace.h5")
-    _until(lambda: _stamp(world.out / "trace.h5") != before, program)
+    wait_until(lambda: _stamp(world.out / "trace.h5") != before, AWAITED, program)
     _signal(ranks(world.out).get(0), signal.SIGKILL)
 
 
 def _kill_mpirun(chaos: Chaos, world: World, program: subprocess.Popen[bytes]) -> None:
     chaos.pause()
     program.kill()
-    _until(lambda: not ranks(world.out), program, HANG)
-    if ranks(world.out):
+    if not wait_until(lambda: not ranks(world.out), HANG):
         chaos.report.problems.append("kill_mpirun: its ranks go on without it")
 
 
@@ -215,7 +216,7 @@ def _fill_the_disk(chaos: Chaos, world: World, program: subprocess.Popen[bytes])
             while file.write(bytes(1 << 16)):
                 pass
     except OSError:
-        _until(lambda: program.poll() is not None, program, HANG)
+        wait_until(lambda: program.poll() is not None, HANG)
     finally:
         filler.unlink(missing_ok=True)
 
@@ -259,13 +260,6 @@ def _signal(process: int | None, number: int) -> None:
             os.kill(process, number)
         except ProcessLookupError:
             return
-
-
-def _until(condition: Callable[[], bool], program: subprocess.Popen[bytes], longest: float = 10.0) -> None:
-    """Look again and again, until it holds or the program has ended, or for so many seconds."""
-    deadline = time.monotonic() + longest
-    while not condition() and program.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def _stamp(path: Path) -> int:

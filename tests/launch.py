@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
@@ -61,6 +63,14 @@ def finish(program: subprocess.Popen[str]) -> Finished:
             program.kill()
             raise
     return Finished(program.returncode, out, FRAME.sub("", err))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, program: subprocess.Popen[Any] | None = None) -> bool:
+    """Look again and again until the condition holds, and at most so many seconds or until the program ends; whether it holds."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline and (program is None or program.poll() is None):
+        time.sleep(0.001)
+    return holds
 
 
 def _mpirun() -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from dls import bench, hosts, trace
 from dls.hosts import Hosts, HostsError
-from tests.launch import ROOT
+from tests.launch import ROOT, wait_until
 from tests.mpi.test_bits import loaded
 
 SETTINGS = ["--mlp-widths=256", "--density=0.05", "--batch-size=8", "--steps=20", "--threads=1", "--backend=numpy"]
@@ -36,10 +36,7 @@ pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 def nothing_left() -> Iterator[None]:
     before = networks()
     yield
-    deadline = time.monotonic() + 10
-    while networks() - before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not networks() - before
+    assert wait_until(lambda: not networks() - before, 10)
 
 
 def networks() -> set[str]:
@@ -106,8 +103,7 @@ def test_a_host_that_is_cut_off_is_named(tmp_path: Path) -> None:
         args = ["-m", "dls.train", *SETTINGS, "--steps", "100000", "--timeout", "2", "--out", str(tmp_path / "run")]
         command = network.mpirun(2, [sys.executable, *args], {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
-            while not (tmp_path / "run" / "trace.h5").exists():
-                time.sleep(0.05)
+            assert wait_until((tmp_path / "run" / "trace.h5").exists, 60, running)
             network.set_link(1, up=False)
             _, words = running.communicate(timeout=60)
     assert running.returncode
@@ -131,8 +127,7 @@ def test_the_benchmark_takes_its_hosts_down_when_it_is_ended(tmp_path: Path) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         before = networks()
         running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(networks() - before) < 3:
-            time.sleep(0.05)
+        assert wait_until(lambda before=before: len(networks() - before) >= 3, 60, running)
         time.sleep(2)  # the ranks are there too
         running.send_signal(number)
         assert running.wait(timeout=30)
