@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import time
@@ -303,3 +304,17 @@ def test_what_is_no_trace_is_refused_in_one_line(case: str, tmp_path: Path) -> N
         trace.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5's own mode for that would wait for ever."""
+    monkeypatch.setattr(trace, "PAUSE", 0.001)
+    path = tmp_path / "trace.h5"
+    _whole(path)
+    content = bytearray(path.read_bytes())
+    content[10_000] ^= 255
+    path.write_bytes(content)
+    with path.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(trace.TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
+            trace.read(path)
