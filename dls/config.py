@@ -65,6 +65,8 @@ def _setting(
     )
 
 
+TOML_BYTES = 2**20
+"""A configuration is not read beyond this."""
 POSITIVE = Range(1)
 NOT_NEGATIVE = Range(0)
 
@@ -187,6 +189,8 @@ def _convert(kind: Any, value: Any) -> Any:
     accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
+    if isinstance(value, str) and "\0" in value.encode().decode():  # no file has such a name; encode refuses what is no text
+        raise ValueError
     return kind(value)
 
 
@@ -207,7 +211,7 @@ def _check(name: str, value: Any) -> None:
         return
     for number in value if isinstance(value, tuple) else (value,):
         if not allowed.holds(number) or number in (math.inf, -math.inf):
-            raise UsageError(f"{flag(name)} {number} is outside {allowed}")
+            raise UsageError(f"{flag(name)} {show_value(number)} is outside {allowed}")
 
 
 def check_together(config: Config) -> None:
@@ -224,7 +228,7 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
     """The settings in a TOML text. UsageError for bad TOML, an unknown key (with the nearest known one) or a bad value."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits, and lists in more lists, than Python reads
         raise UsageError(f"{source} is not valid TOML: {error}") from None
     for key in table:
         if key not in FIELDS:
@@ -239,7 +243,11 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. UsageError where it cannot be read or used."""
     try:
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            text = file.read(TOML_BYTES + 1)
+        if len(text) > TOML_BYTES:
+            raise UsageError(f"the configuration {path} is longer than {TOML_BYTES} bytes; give a TOML file of settings")
+        return from_toml(text.decode(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UsageError(f"cannot read the configuration {path}: {reason}") from None
@@ -314,6 +322,8 @@ def show_value(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a number of very many digits"  # which Python refuses to write
     return "none" if value == "" else str(value)
 
 

@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+LONGEST_LINE = 1000
+"""Characters."""
+
 
 def write_text(path: Path, text: str, *, new: bool = False) -> None:
     """Write aside, sync to disk, rename. `new`: FileExistsError where the name is taken. OSError leaves no half file behind."""
@@ -35,6 +38,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def one_line(text: str) -> str:
+    """A message that may quote what came from elsewhere, as one line without control characters, cut where it grows too long."""
+    words = " ".join(text.split())
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in words)
+    return plain if len(plain) <= LONGEST_LINE else plain[:LONGEST_LINE] + " …"
 
 
 def reason(error: BaseException) -> str:

@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dls import trace
+from dls.files import one_line
 from dls.trace import Trace, TraceError
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             plot(runs, args.plot)
     except (OSError, TraceError) as error:
-        print(f"dls.inspect: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dls.inspect: {one_line(str(error))}", file=sys.stderr)
         return 2
     summaries = [summarise(run) for run in runs]
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)

@@ -22,6 +22,7 @@ from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError
 from dls.config import UsageError
 from dls.consensus import Consensus, DivergenceError
+from dls.files import one_line
 from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         run = startup.prepare(command, comm)
     except UsageError as error:
         if comm.rank == 0:
-            print(f"dls.train: {error}", file=sys.stderr)
+            print(f"dls.train: {one_line(str(error))}", file=sys.stderr)
         return 2
     except (Exception, KeyboardInterrupt) as error:
         _fail(error, "at the start", None, comm)
@@ -174,7 +175,7 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoRe
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
     try:
         known = isinstance(error, KNOWN)
-        words = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(str(error))
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
