@@ -65,10 +65,12 @@ def _setting(
     )
 
 
-TOML_BYTES = 2**20
-"""A configuration is not read beyond this."""
-POSITIVE = Range(1)
-NOT_NEGATIVE = Range(0)
+TOML_BYTES = 2**14
+"""A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
+LARGEST = 1e12
+"""No count, and no factor, is larger."""
+POSITIVE = Range(1, LARGEST)
+NOT_NEGATIVE = Range(0, LARGEST)
 
 
 @dataclass(frozen=True)

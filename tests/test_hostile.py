@@ -5,6 +5,7 @@ The readers of data files and of messages have their own such tests, in test_dat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -29,8 +30,8 @@ from tests.strategies import QUICK
 # --- configurations --------------------------------------------------------------------------
 
 TOML = {
-    "deep lists": "mlp_widths = " + "[" * 100_000 + "]" * 100_000,
-    "a deep table": "a" + ".a" * 50_000 + " = 1",
+    "deep lists": "mlp_widths = " + "[" * 8_000 + "]" * 8_000,
+    "a deep table": "a" + ".a" * 8_000 + " = 1",
     "many digits": "seed = " + "9" * 5000,
     "many hexadecimal digits": "seed = 0x" + "f" * 5000,
     "many digits in a list": "mlp_widths = [0x" + "f" * 5000 + "]",
@@ -58,12 +59,10 @@ def test_a_hostile_configuration_is_one_line(case: str, tmp_path: Path) -> None:
 
 
 @QUICK
-@given(st.one_of(st.text(max_size=60), st.sampled_from(sorted(config.FIELDS)).flatmap(lambda f: st.text().map(lambda t: f"{f}={t}"))))
+@given(st.text(max_size=60) | st.builds("{}={}".format, st.sampled_from(sorted(config.FIELDS)), st.text()))
 def test_any_text_is_a_configuration_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(UsageError):
         config.build(config.from_toml(text, "a.toml"))
-    except UsageError:
-        pass
 
 
 @QUICK
@@ -116,10 +115,13 @@ def test_a_manifest_made_to_harm_is_refused(case: str, saved: Path) -> None:
         checkpoint.describe(saved)
 
 
-@pytest.mark.parametrize("text", ["", "[" * 10**6, '{"a":' * 10**5, "7", "null", '{"format": ' + "9" * 5000, '{"world_size": 1e999}'])
+NO_MANIFESTS = ["", "[" * 10**6, '{"a":' * 10**5, "7", "null", '{"format": ' + "9" * 5000, '{"world_size": 1e999}']
+
+
+@pytest.mark.parametrize("text", NO_MANIFESTS)
 def test_a_manifest_that_is_none_too(text: str, saved: Path) -> None:
     (saved / "manifest.json").write_text(text)
-    with pytest.raises(checkpoint.CheckpointError, match="is damaged: its manifest.json"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"is damaged: its manifest\.json"):
         checkpoint.describe(saved)
 
 
