@@ -30,7 +30,7 @@ REFUSED = {
     "no value at all": (["--density", "1e-9"], "rounds to no value"),
     "batch too large": (["--batch-size", "1000"], "--batch-size"),
     "steps a word": (["--dls-steps", "best"], "--dls-steps best: expected a whole number or 'optimal'"),
-    "negative": (["--steps", "-1"], "--steps -1 is outside [0, inf)"),
+    "negative": (["--steps", "-1"], "--steps -1 is outside [0, 1e+12]"),
     "unknown flag": (["--densty", "0.1"], "unrecognized arguments: --densty 0.1"),
     "flag without value": (["--lr"], "argument --lr: expected one argument"),
     "no such config": (["--config", "none.toml"], "cannot read the configuration none.toml: No such file or directory"),
