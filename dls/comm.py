@@ -15,7 +15,8 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -31,12 +32,20 @@ PATIENCE, NAP = 0.001, 0.0001
 """Seconds of waiting without pause, and of each pause from then on, which leaves the core to other ranks."""
 GRACE = 2.0
 """Seconds that the others have to say that they wait too."""
+LOSSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN}
+"""What tells that a rank has died, or that another rank has found so; nothing where the library knows no such thing."""
+TOLERANT = "OMPI_MCA_mpi_ft_enable"
+"""What mpirun --with-ft ulfm sets."""
 LAST_WORDS = 2.0
 """Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
 
 
 class ExchangeError(RuntimeError):
     """An exchange that cannot come to its end, or brought something damaged."""
+
+
+class RankLost(ExchangeError):
+    """A rank has died, and the library can go on without it (Open MPI's fault tolerance, ULFM)."""
 
 
 class Pending(Protocol):
@@ -51,17 +60,24 @@ class Comm:
 
     `rank_on_node`, of `ranks_on_node`: its place among those that share its machine.
     `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
+    `outlives_ranks`: whether a rank's death is a RankLost on the others; elsewhere the library ends them.
     """
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
-        self._world, self.timeout = MPI.COMM_WORLD, timeout
+    outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
+
+    def __init__(
+        self, timeout: float = TIMEOUT, world: MPI.Intracomm = MPI.COMM_WORLD, before: Comm | None = None
+    ) -> None:
+        self._world, self.timeout = world, timeout
+        self._before = before  # the library may still write to what was under way there
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.host: str = MPI.Get_processor_name()
         self.sent_bytes = 0
         self._mover = _Mover()
-        self._roll_call = _RollCall(self._world)
-        node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+        with _losses("the start"):
+            self._roll_call = _RollCall(self._world)
+            node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         self.rank_on_node: int = node.Get_rank()
         self.ranks_on_node: int = node.Get_size()
         node.Free()
@@ -119,9 +135,11 @@ class Comm:
             if waited < PATIENCE:
                 os.sched_yield()
                 continue
-            self._roll_call.answer(exchange.what)
-            if waited > self.timeout:
-                raise ExchangeError(f"{self._roll_call.missing(exchange.what)} after {self.timeout:g} s of waiting (--timeout)")
+            with _losses(exchange.what):
+                self._roll_call.answer(exchange.what)
+                if waited > self.timeout:
+                    words = self._roll_call.missing(exchange.what)
+                    raise ExchangeError(f"{words} after {self.timeout:g} s of waiting (--timeout)")
             time.sleep(NAP)
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
@@ -163,16 +181,60 @@ class Comm:
         own: T = result
         return own
 
+    def part(self) -> None:
+        """At the end of a run on ranks that outlive each other: return when all are here, so that all know of the same losses.
+
+        RankLost, on all ranks, where one was lost.
+        """
+        with _losses("the other ranks' end"):
+            if not self._world.Agree(1):
+                raise RankLost("another rank goes back")
+
+    def survivors(self) -> tuple[Comm, list[int]]:
+        """The ranks that are left, in their order, and the numbers of those that were lost. Every rank that is left calls it.
+
+        It makes all of them, whatever they do, meet RankLost. ExchangeError where those who are left are not most of the ranks:
+        the network may have fallen apart, and the others be going on elsewhere. Of two halves the one with rank 0 goes on.
+        """
+        self._mover.stop()
+        self._world.Revoke()
+        with suppress(MPI.Exception):
+            self._world.Agree(0)  # for those who are in `part`
+        everyone, left = self._world.Get_group(), MPI.Intracomm(self._world.Shrink())
+        gone = MPI.Group.Difference(everyone, left.Get_group())
+        lost = list(MPI.Group.Translate_ranks(gone, None, everyone))
+        if 2 * left.Get_size() - (0 in lost) < self.size:
+            self._world = left  # to end these ranks alone
+            raise ExchangeError(f"{left.Get_size()} of {self.size} ranks are left, which is not most of them")
+        return Comm(self.timeout, left, self), lost
+
+    def end(self, status: int) -> int:
+        """The exit status of a rank that is done; where ranks were lost it ends here, as the library would wait for them."""
+        if self._before is not None:
+            _flush()
+            os._exit(status)
+        return status
+
     def abort(self, status: int) -> NoReturn:
         """End every rank at once with this exit status, without the library's own words on this rank's stderr."""
         try:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-                _wait_until_read(stream.fileno())
+            _flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            self._world.Abort(status)
+            if self._world.Get_size() > 1 or not self.outlives_ranks:  # else mpirun would return 0
+                self._world.Abort(status)
         finally:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
+
+
+@contextmanager
+def _losses(what: str) -> Iterator[None]:
+    """Tell the loss of a rank from the library's other errors."""
+    try:
+        yield
+    except MPI.Exception as error:
+        if error.Get_error_class() not in LOSSES:
+            raise
+        raise RankLost(f"{what}: a rank is lost") from None
 
 
 class _Exchange:
@@ -194,14 +256,19 @@ class _Exchange:
             self._request, self._error = MPI.REQUEST_NULL, error
 
     def complete(self) -> bool:
-        """Test it, once it is posted."""
-        return self._request is not None and bool(self._request.Test())
+        """Test it, once it is posted; an error is raised where somebody waits."""
+        try:
+            return self._request is not None and bool(self._request.Test())
+        except MPI.Exception as error:
+            self._request, self._error = MPI.REQUEST_NULL, error
+            return True
 
     def wait(self) -> None:
         """See Pending."""
         self._comm.wait_for(self)
         if self._error is not None:
-            raise self._error
+            with _losses(self.what):
+                raise self._error
 
 
 class _Mover:
@@ -218,8 +285,10 @@ class _Mover:
         self._under_way: list[_Exchange] = []
         self._lock, self._work, self._news = threading.Lock(), threading.Event(), threading.Event()
         self._threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE and MPI.COMM_WORLD.Get_size() > 1
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._stopped = False
         if self._threaded:
-            threading.Thread(target=self._run, name="progress", daemon=True).start()
+            self._thread.start()
 
     def begin(self, exchange: _Exchange) -> None:
         """Post this exchange, now or as soon as the thread gets to it, and look after it until it is complete."""
@@ -244,10 +313,17 @@ class _Mover:
             for _ in range(TESTS):
                 self._under_way = [exchange for exchange in self._under_way if not exchange.complete()]
             self._work.clear()
-            if self._under_way or self._new:  # asked after the flag is down, so that nothing new is overlooked
+            if self._under_way or self._new or self._stopped:  # asked after the flag is down: nothing new is overlooked
                 self._work.set()
         finally:
             self._lock.release()
+
+    def stop(self) -> None:
+        """Move nothing any more."""
+        self._stopped = True
+        self._work.set()
+        if self._threaded:
+            self._thread.join()
 
     def _post(self) -> None:
         self._news.clear()
@@ -257,7 +333,7 @@ class _Mover:
             self._under_way.append(exchange)
 
     def _run(self) -> None:
-        while self._work.wait():
+        while self._work.wait() and not self._stopped:
             self.move()
             self._news.wait(TICK)
 
@@ -295,6 +371,13 @@ class _RollCall:
         elsewhere = [f"rank {rank} waits for {theirs}" for rank, theirs in answers.items() if theirs != what]
         found = ([f"no word from rank{'s' * (len(silent) > 1)} {', '.join(silent)}"] if silent else []) + elsewhere
         return f"{what}: " + ("; ".join(found) or "all ranks wait, and nothing arrives")
+
+
+def _flush() -> None:
+    """Send off what this rank has said."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        _wait_until_read(stream.fileno())
 
 
 def _wait_until_read(descriptor: int) -> None:

@@ -133,6 +133,7 @@ class Config:
     timeout: float = _setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
     )
+    elastic: bool = _setting(False, "when a rank dies, the others go on from the last checkpoint (mpirun --with-ft ulfm)")
     on_nan: str = _setting(
         "stop", "what NaN or infinity in a loss or gradient does: end the run, or skip the step", choices=lambda: ("stop", "skip")
     )

@@ -51,7 +51,12 @@ class Heartbeat:
     def end(self, step: int) -> None:
         """The run ends here as it should."""
         self._write(step, "ended")
-        self._guardian.communicate(b"farewell\n")
+        self.leave()
+
+    def leave(self) -> None:
+        """No longer part of this run, dead or alive."""
+        if self._guardian.poll() is None:
+            self._guardian.communicate(b"farewell\n")
 
     def _write(self, step: int, state: str) -> None:
         """Replace the file at once. A disk that is full for a moment must not end the run."""

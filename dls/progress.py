@@ -17,10 +17,11 @@ LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 class Reporter:
-    """Rank 0's voice; `quiet` on all others."""
+    """Rank 0's voice; `quiet` on all others. `at`: the step that the run is in, for what goes wrong there."""
 
     def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
         self._quiet, self._total = quiet, total
+        self.at = first
         self._started = self._spoke = time.monotonic()
         self._first, self._training, self._sent = first, 0.0, 0
         self._last, self._skipped = "", 0

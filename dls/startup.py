@@ -57,6 +57,8 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     settings = comm.together(lambda: _settings(layers, found, comm.size))
     check_same(comm, _fingerprint(settings, found))
     comm.timeout = settings.timeout
+    if settings.elastic and not comm.outlives_ranks:
+        raise UsageError("--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm")
     threads = set_threads(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
@@ -67,6 +69,17 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     out = comm.from_rank_0(lambda: _make_folder(settings, command.resume, found))
     comm.together(lambda: _check_folder(out, comm))
     return replace(run, config=replace(settings, out=str(out)), out=out)
+
+
+def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
+    """How so many ranks go on with a run that has lost some, from its last checkpoint or from its beginning.
+
+    A step has as many images as before where the ranks can share them equally; otherwise each rank has as many as before.
+    """
+    images = run.batches.global_batch
+    share = run.config.batch_size if images % ranks else images // ranks
+    settings = {**asdict(run.config), "out": str(run.out), "batch_size": share}
+    return replace(command, flags=settings, config=None, resume="auto")
 
 
 def _given(command: CommandLine) -> list[Mapping[str, Any]]:
@@ -280,14 +293,21 @@ def _make_folder(settings: Config, resume: str, found: Checkpoint | None) -> Pat
     try:
         out = Path(settings.out) if settings.out else _fresh_folder(Path("runs") / name)
         out.mkdir(parents=True, exist_ok=True)
-        for path in trace.series(out) if found is None else []:
-            path.unlink()
+        if found is None:
+            _as_usage_error(lambda: _remove_traces(out))
         files.write_text(out / "config.toml", replace(settings, out=str(out)).to_toml(), new=resume == "never")
     except FileExistsError as error:
         raise UsageError(f"{error.filename} is in the way; choose another --out") from None
     except OSError as error:
         raise UsageError(f"cannot write to {error.filename or out}: {files.reason(error)}") from None
     return out
+
+
+def _remove_traces(out: Path) -> None:
+    """Those of a run that never came to a checkpoint. TraceError where it still goes on."""
+    for path in trace.series(out):
+        trace.check_idle(path)
+        path.unlink()
 
 
 def _fresh_folder(wanted: Path) -> Path:

@@ -32,7 +32,7 @@ WORDS = ("name", "kind")
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
 ATTEMPTS, PAUSE = 40, 0.05
-"""How often a trace that is being written is read before it counts as damaged, and the seconds in between."""
+"""How often a trace that is in use is looked at again, and the seconds in between."""
 MOST = 65_536
 """Ranks, or layers, of a trace that is read."""
 UNITS = {
@@ -216,6 +216,10 @@ class Recorder:
     def close(self) -> None:
         """Write what is kept and close the file."""
         self.flush()
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the file without what is kept. This rank alone may call it, also once more."""
         if self._writer is not None:
             self._writer.close()
 
@@ -422,9 +426,15 @@ def repair(path: Path) -> str:
 
 
 def check_idle(path: Path) -> None:
-    """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says."""
-    if _is_written(path):
-        raise TraceError(f"{path} is in use, by a run that goes on or a program that reads it; let that end first")
+    """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says.
+
+    A run that was killed just now may still be dying.
+    """
+    for _ in range(ATTEMPTS):
+        if not _is_written(path):
+            return
+        time.sleep(PAUSE)
+    raise TraceError(f"{path} is in use, by a run that goes on; let that end first")
 
 
 def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:

@@ -10,6 +10,8 @@ import os
 import sys
 import time
 import traceback
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -19,8 +21,8 @@ import numpy as np
 import dls
 from dls import checkpoint, config, startup, trace
 from dls.checkpoint import CheckpointError
-from dls.comm import Comm, ExchangeError
-from dls.config import UsageError
+from dls.comm import Comm, ExchangeError, RankLost
+from dls.config import CommandLine, UsageError
 from dls.consensus import Consensus, DivergenceError
 from dls.files import one_line
 from dls.heartbeat import Heartbeat, last_words
@@ -43,7 +45,7 @@ LATER = 0.1
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures."""
-    comm, request = Comm(), StopRequest()
+    comm, request = _join(), StopRequest()
     try:
         command = comm.together(lambda: config.parse_command_line(sys.argv[1:] if argv is None else argv))
         startup.check_same(comm, {"help": command.help, "resume": command.resume})
@@ -58,47 +60,86 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except (Exception, KeyboardInterrupt) as error:
         _fail(error, "at the start", None, comm)
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
-        return train(run, comm, request)
+    while True:
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
+                return comm.end(_attempt(run, comm, request))
+        except RankLost:
+            run, comm = _without_lost(run, comm, command)
 
 
-def train(run: Run, comm: Comm, request: StopRequest) -> int:
+def _join() -> Comm:
+    """This rank's place in the world. Where another dies before all are there, this one ends too."""
+    try:
+        return Comm()
+    except RankLost as error:
+        print(f"dls.train: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the library's own end would wait
+
+
+def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
+    """Train, and report whatever ends that badly. RankLost, with nothing left open, where the others go on without a rank."""
+    reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
+    with ExitStack() as opened:
+        opened.callback(reporter.close)
+        try:
+            return train(run, comm, request, reporter, opened)
+        except (Exception, KeyboardInterrupt) as error:
+            reporter.close()
+            if run.config.elastic and isinstance(error, RankLost):
+                raise
+            _fail(error, f"step {reporter.at}", run.out, comm)
+
+
+def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened: ExitStack) -> int:
     """Take the steps that are left; record, evaluate, write checkpoints on the way. Returns the exit status."""
     step = run.first
     consensus = Consensus(comm, request, lambda: startup.weights_hash(run), run.config.check_every)
-    reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
-    try:
-        before = comm.from_rank_0(lambda: last_words(run.out))
-        heartbeat = Heartbeat(run.out, comm, run.first)
-        worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
-        recorder = Recorder(comm, _open_trace(run, comm))
-        for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
-            reporter.say(line)
-        for step in range(run.first + 1, run.total + 1):
-            consensus.speak(step - 1)
-            _step(run, worker, recorder, reporter, step)
-            stop = consensus.hear()
-            heartbeat.beat(step)
-            if step == run.total or _evaluation_due(run, step):
-                _evaluate(run, worker, recorder, reporter, step)
-            if stop or step == run.total or _due(step, run.config.checkpoint_every):
-                consensus.confirm(step)
-                recorder.flush()
-                _checkpoint(run, worker, comm, step)
-            if stop:
-                break
-        recorder.close()
-        heartbeat.end(step)
-        if step < run.total:
-            reporter.stopped(step, run.out)
-            return os.EX_TEMPFAIL
-        reporter.done(run.out, run.model.parameters.nbytes)
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        reporter.close()
-        _fail(error, f"step {step}", run.out, comm)
-    finally:
-        reporter.close()
+    before = comm.from_rank_0(lambda: last_words(run.out))
+    heartbeat = Heartbeat(run.out, comm, run.first)
+    opened.callback(heartbeat.leave)
+    worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
+    recorder = Recorder(comm, _open_trace(run, comm))
+    opened.callback(recorder.leave)
+    for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
+        reporter.say(line)
+    for step in range(run.first + 1, run.total + 1):
+        reporter.at = step
+        consensus.speak(step - 1)
+        _step(run, worker, recorder, reporter, step)
+        stop = consensus.hear()
+        heartbeat.beat(step)
+        if step == run.total or _evaluation_due(run, step):
+            _evaluate(run, worker, recorder, reporter, step)
+        if stop or step == run.total or _due(step, run.config.checkpoint_every):
+            consensus.confirm(step)
+            recorder.flush()
+            _checkpoint(run, worker, comm, step)
+        if stop:
+            break
+    recorder.close()
+    if run.config.elastic:
+        comm.part()
+    heartbeat.end(step)
+    if step < run.total:
+        reporter.stopped(step, run.out)
+        return os.EX_TEMPFAIL
+    reporter.done(run.out, run.model.parameters.nbytes)
+    return 0
+
+
+def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm]:
+    """The run at its last checkpoint, among the ranks that are left. Those that are not most of the ranks end here."""
+    while True:
+        try:
+            left, lost = comm.survivors()
+            again = startup.prepare(startup.without_lost(command, run, left.size), left)
+            note = f"lost: rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {comm.size}"
+            return replace(again, notes=(note, *again.notes)), left
+        except RankLost:
+            continue  # another one, meanwhile
+        except (Exception, KeyboardInterrupt) as error:
+            _fail(error, "after the loss of a rank", run.out, comm)
 
 
 def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:

@@ -38,18 +38,18 @@ class Finished:
 Programs = Sequence[tuple[int, Sequence[str | Path]]]
 
 
-def launch(programs: Programs, cwd: Path, threads: str = "1") -> Finished:
+def launch(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()) -> Finished:
     """Start and wait for the end."""
-    return finish(start(programs, cwd, threads))
+    return finish(start(programs, cwd, threads, options))
 
 
-def start(programs: Programs, cwd: Path, threads: str = "1") -> subprocess.Popen[str]:
-    """mpirun -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0 ranks: without mpirun."""
+def start(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """mpirun OPTIONS… -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0 ranks: without mpirun."""
     command: list[str] = []
     for ranks, args in programs:
         command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
     if programs[0][0]:
-        command = [_mpirun(), *command]
+        command = [_mpirun(), *options, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dls import trace
-from tests.launch import launch
+from tests.conftest import lines
+from tests.launch import finish, launch, start, wait_until
 from tests.mpi.test_bits import loaded
 
 METHODS = (
@@ -18,6 +22,9 @@ METHODS = (
     "dls",
     "dls --dls-steps optimal --dls-every 3",
     "dls --density-warmup 70 --nesterov --augment",
+    "dense --backend numba",
+    "global-topk --backend numba",
+    "layerwise-topk --backend numba",
     "dls --backend numba",
     "dls --backend numba --dls-steps 2 --nesterov --augment",
 )
@@ -84,3 +91,20 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
     for a, b in zip(loaded(tmp_path / "killed", 2), loaded(tmp_path / "whole", 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
     assert trace.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(range(1, 81))
+
+
+@pytest.mark.parametrize("resume", ["--resume", "--resume=auto"])
+@pytest.mark.parametrize("every", ["0", "2"])
+def test_two_runs_do_not_train_in_one_folder(resume: str, every: str, tmp_path: Path) -> None:
+    command = [*COMMON.split(), "--steps", "1000000", "--checkpoint-every", every, "--out", "run"]
+    first = start([(2, ["-m", "dls.train", *command])], tmp_path)
+    there = (tmp_path / "run" / "checkpoints" / "step-00000002") if every == "2" else (tmp_path / "run" / "trace.h5")
+    assert wait_until(there.exists, 60, first)
+    second = launch([(2, ["-m", "dls.train", *command, resume])], tmp_path)
+    first.send_signal(signal.SIGTERM)
+    assert second.status == 2, second
+    (line,) = lines(second.err)
+    newer = "differs from rank 0 in checkpoints"  # one was written while the ranks looked
+    assert re.search(f"trace.h5 is in use, by a run that goes on|holds no checkpoint|{newer}", line)
+    assert finish(first).status == os.EX_TEMPFAIL
+    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"][0] == 1
