@@ -1,6 +1,7 @@
 """What ranks say to each other: the only home of mpi4py.
 
-Gradients travel in non-blocking collectives on buffers. Small things at start-up travel as Python objects.
+Gradients travel in non-blocking collectives on buffers. Small things at start-up travel as Python objects. The first Comm starts
+MPI, where nothing else has.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import os
 import pickle
 import stat
+import subprocess
 import sys
 import termios
 import threading
@@ -19,9 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, Protocol, TypeVar
 
+import mpi4py
 import numpy as np
-from mpi4py import MPI
 from numpy.typing import NDArray
+
+mpi4py.rc(initialize=False, finalize=True)  # it is a Comm that starts MPI, with a limit to its waiting
+from mpi4py import MPI  # noqa: E402
 
 T = TypeVar("T")
 TIMEOUT = 600.0
@@ -36,6 +41,8 @@ LOSSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {
 """What tells that a rank has died, or that another rank has found so; nothing where the library knows no such thing."""
 TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun --with-ft ulfm sets."""
+WATCHER = 'timeout "$1" cat; [ $? != 124 ] || { echo "$2" >&2; kill -KILL "$PPID"; }'
+"""Reads nothing from the rank until that closes the pipe or ends; after so many seconds it says why, and ends the rank."""
 LAST_WORDS = 2.0
 """Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
 
@@ -70,17 +77,19 @@ class Comm:
     ) -> None:
         self._world, self.timeout = world, timeout
         self._before = before  # the library may still write to what was under way there
+        self.sent_bytes = 0
+        with _watched(timeout), _losses("the start"):
+            if not MPI.Is_initialized():
+                MPI.Init_thread()
+            self._roll_call = _RollCall(self._world)
+            node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+            self.rank_on_node: int = node.Get_rank()
+            self.ranks_on_node: int = node.Get_size()
+            node.Free()
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.host: str = MPI.Get_processor_name()
-        self.sent_bytes = 0
         self._mover = _Mover()
-        with _losses("the start"):
-            self._roll_call = _RollCall(self._world)
-            node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
-        self.rank_on_node: int = node.Get_rank()
-        self.ranks_on_node: int = node.Get_size()
-        node.Free()
 
     def allgatherv(
         self, payload: NDArray[np.uint8], sizes: Sequence[int], what: str
@@ -224,6 +233,15 @@ class Comm:
                 self._world.Abort(status)
         finally:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
+
+
+@contextmanager
+def _watched(timeout: float) -> Iterator[None]:
+    """Let this block take so many seconds at most. The library may wait in it without end, and keeps Python from running too."""
+    words = f"dls: no word from other ranks at the start after {timeout:g} s of waiting (--timeout)"
+    command = ["sh", "-c", WATCHER, "watcher", str(timeout), words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
+        yield
 
 
 @contextmanager

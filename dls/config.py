@@ -330,6 +330,15 @@ def show_value(value: Any) -> str:
     return "none" if value == "" else str(value)
 
 
+def timeout_of(argv: Sequence[str]) -> float:
+    """The timeout that a command line sets, itself or in its TOML file; the default where they cannot be used."""
+    try:
+        command = parse_command_line(argv)
+        return build(read_toml(command.config) if command.config else {}, command.flags).timeout
+    except UsageError:
+        return Config.timeout
+
+
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Read the flags; UsageError for an unknown flag or a bad value."""
     given = vars(build_parser().parse_args(argv))

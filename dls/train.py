@@ -45,9 +45,10 @@ LATER = 0.1
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures."""
-    comm, request = _join(), StopRequest()
+    argv = sys.argv[1:] if argv is None else argv
+    comm, request = _join(config.timeout_of(argv)), StopRequest()
     try:
-        command = comm.together(lambda: config.parse_command_line(sys.argv[1:] if argv is None else argv))
+        command = comm.together(lambda: config.parse_command_line(argv))
         startup.check_same(comm, {"help": command.help, "resume": command.resume})
         if command.help:
             if comm.rank == 0:
@@ -68,10 +69,10 @@ def main(argv: list[str] | None = None) -> int:
             run, comm = _without_lost(run, comm, command)
 
 
-def _join() -> Comm:
+def _join(timeout: float) -> Comm:
     """This rank's place in the world. Where another dies before all are there, this one ends too."""
     try:
-        return Comm()
+        return Comm(timeout)
     except RankLost as error:
         print(f"dls.train: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # the library's own end would wait

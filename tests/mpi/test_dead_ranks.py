@@ -90,6 +90,38 @@ def test_a_frozen_rank_is_named_and_ended(tmp_path: Path) -> None:
     assert f"the run before failed: {line.removeprefix('dls.train: ')}\n" in go_on(tmp_path)
 
 
+FROZEN = """
+import os, signal, sys
+def freeze():
+    if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")): os.kill(os.getpid(), signal.SIGSTOP)
+if sys.argv[1] == "before": freeze()
+from dls import startup, train
+prepare = startup.prepare
+def frozen(command, comm):
+    freeze()
+    return prepare(command, comm)
+startup.prepare = frozen
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("before", "dls: no word from other ranks at the start after 2 s of waiting (--timeout)"),
+        ("in", ", at the start: the other ranks to get ready: no word from rank 1 after 2 s of waiting (--timeout)"),
+    ],
+)
+def test_a_rank_that_is_frozen_at_the_start_ends_the_others(when: str, words: str, tmp_path: Path) -> None:
+    """Also where the library waits for it, in which no Python runs."""
+    program = tmp_path / "frozen.py"
+    program.write_text(FROZEN)
+    done = launch([(3, [program, when, *COMMON, "--timeout", "2", "--out", str(tmp_path / "run")])], tmp_path)
+    assert done.status
+    assert words in done.err
+    assert all_end(tmp_path)
+
+
 def test_where_no_guardian_spoke_the_rank_that_is_furthest_behind_is_named(tmp_path: Path) -> None:
     """A whole machine went down; one heartbeat was never finished."""
     folder = tmp_path / "heartbeats"

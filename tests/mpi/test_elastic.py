@@ -18,8 +18,8 @@ needs_open_mpi = pytest.mark.skipif(MPI.get_vendor()[0] != "Open MPI", reason="n
 
 STRUCK = """
 import os, signal, sys
-from dls import train, worker
 from mpi4py import MPI
+from dls import train, worker
 deaths = dict(map(int, death.split(":")) for death in sys.argv[1].split(","))
 me, step = MPI.COMM_WORLD.rank, worker.Worker.step
 def struck(self, batches, this, lr, record):
