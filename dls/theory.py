@@ -1,0 +1,185 @@
+"""`python -m dls.theory`: the paper's Eq. 8, Eq. 9, Property 1 and Property 2 against real networks.
+
+The gradient variance of neighbouring layers, at initialisation and during training, is set beside what Eq. 8, Eq. 9 and the
+corrected form (docs/algorithm.md, section 5) predict; Algorithm 2 is repeated on the gradients of a run until its choice is that
+of Global Top-k.
+One process, one thread, the numpy reference; the same options give the same figures on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from dls import bench_report, data, theory_networks, theory_properties, theory_report, theory_variance
+from dls.config import UsageError
+from dls.files import one_line
+from dls.theory_variance import Plan, Row
+from reference import methods
+
+T = TypeVar("T")
+
+NETWORKS = [*theory_networks.CHAINS, "equal/raw", "mlp", "cnn", "vgg16"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _list_of(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """An option's type: values with commas between them, none twice."""
+
+    def parse(text: str) -> list[T]:
+        return list(dict.fromkeys(convert(item.strip()) for item in text.split(",")))
+
+    return parse
+
+
+def _number(kind: Callable[[str], T], holds: Callable[[T], bool], words: str) -> Callable[[str], T]:
+    """An option's type: a number for which `holds`."""
+
+    def parse(text: str) -> T:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {words}") from None
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: expected {words}")
+        return value
+
+    return parse
+
+
+_POSITIVE = _number(int, lambda x: 1 <= x < 2**31, "a whole number from 1 up")
+_NOT_NEGATIVE = _number(int, lambda x: 0 <= x < 2**31, "whole numbers from 0 up")
+_DENSITY = _number(float, lambda x: 0 < x <= 1, "numbers in (0, 1]")
+_RATE = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def _network(text: str) -> str:
+    try:
+        theory_networks.check(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m dls.theory`."""
+    parser = _Parser(prog="python -m dls.theory", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False)
+    add = parser.add_argument
+    words = f"networks whose variances are measured, of {', '.join(theory_networks.names())}; {theory_networks.RAW} behind one: "
+    words += "images from 0 up instead of centred ones (default: all chains, mlp, cnn, vgg16)"
+    add("--models", type=_list_of(_network), default=NETWORKS, metavar="NAME,…", help=words)
+    add("--seeds", type=_POSITIVE, default=4, metavar="N", help="networks of other weights, per name (default %(default)s)")
+    add("--batches", type=_POSITIVE, default=2, metavar="N", help="mini-batches of a measurement (default %(default)s)")
+    add("--batch-size", type=_POSITIVE, default=16, metavar="N", help="images of a mini-batch (default %(default)s)")
+    words = "measure after so many training steps, and at initialisation in any case (default 20)"
+    add("--steps", type=_list_of(_NOT_NEGATIVE), default=[20], metavar="N,…", help=words)
+    add("--lr", type=_RATE, default=0.005, metavar="X", help="learning rate of plain SGD (default %(default)s)")
+    words = "networks on whose gradients Algorithm 2 is repeated (default mlp,cnn; none: not at all)"
+    add("--property-models", type=_properties_of, default=["mlp", "cnn"], metavar="NAME,…", help=words)
+    words = "densities there (default 0.1,0.01,0.001)"
+    add("--densities", type=_list_of(_DENSITY), default=[0.1, 0.01, 0.001], metavar="X,…", help=words)
+    add("--record", type=_POSITIVE, default=30, metavar="N", help="training steps of the run there (default %(default)s)")
+    add("--adjustments", type=_POSITIVE, default=400, metavar="N", help="most adjustments of one gradient (default %(default)s)")
+    add("--dataset", choices=data.names(), default="digits", help="images (default %(default)s)")
+    add("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
+    add("--json", type=Path, metavar="FILE", help="write the rows of all tables there")
+    add("--plot", type=Path, metavar="FILE", help="draw them: .png, .pdf, .svg")
+    words = "write the rows, and on what they were measured, to a file there that is named after the device"
+    add("--report", type=Path, metavar="FOLDER", help=words)
+    return parser
+
+
+def _properties_of(text: str) -> list[str]:
+    return [] if text == "none" else _list_of(_network)(text)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of all tables (`table`: ratio, error, fixed, run); the modules that measure them name the columns."""
+    steps = tuple(sorted({0, *options.steps}))
+    dataset = data.load(options.dataset, options.data_dir)
+    plan = Plan(dataset, options.seeds, options.batches, options.batch_size, steps, options.lr)
+    _check(options, plan)
+    ratios = []
+    for name in options.models:
+        _progress(f"variances of {name}")
+        for row in theory_variance.measure(name, plan):
+            ratios.append(row)
+            yield row
+    yield from theory_variance.summarise(ratios)
+    for name in options.property_models:
+        for density in options.densities:
+            _progress(f"adjustments of {name}, density {density:g}")
+            yield from theory_properties.measure(name, plan, density, options.record, options.adjustments)
+
+
+def _check(options: argparse.Namespace, plan: Plan) -> None:
+    """ValueError, before any measuring, for what cannot be built or has no budget."""
+    data.Batches(plan.dataset, 0, plan.batch_size, 0, 1)
+    for name in options.models:
+        theory_networks.build(name, plan.dataset, 0)
+    for name in options.property_models:
+        size = theory_networks.build(name, plan.dataset, 0).parameters.size
+        for density in options.densities:
+            methods.budget(size, density)
+
+
+def _progress(words: str) -> None:
+    """What is being measured, for someone who watches a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{words} …", end="", file=sys.stderr, flush=True)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """What cannot be written shows before the minutes of measuring."""
+    if options.json:
+        options.json.write_text("[]\n", encoding="utf-8")
+    if options.report:
+        options.report.mkdir(parents=True, exist_ok=True)
+    if options.plot:
+        theory_report.check_plot(options.plot)
+
+
+def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    theory_report.print_all(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if options.plot:
+        theory_report.draw(rows, options.plot)
+    if options.report:
+        print(f"written to {bench_report.write(options.report, 'theory', 'numpy', rows)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure as the command line says. Exit status: 0 done, 2 bad usage."""
+    try:
+        options = build_parser().parse_args(argv)
+        _prepare(options)
+        with threadpool_limits(1):
+            rows = list(measure(options))
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+        _finish(options, rows)
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ValueError as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _refuse(words: str) -> int:
+    print(f"dls.theory: {one_line(words)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
