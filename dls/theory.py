@@ -104,11 +104,12 @@ def _properties_of(text: str) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of all tables (`table`: ratio, error, fixed, run); the modules that measure them name the columns."""
+    """Yield the rows of all tables (`table`: settings, ratio, error, fixed, run); their modules name the columns."""
     steps = tuple(sorted({0, *options.steps}))
     dataset = data.load(options.dataset, options.data_dir)
     plan = Plan(dataset, options.seeds, options.batches, options.batch_size, steps, options.lr)
     _check(options, plan)
+    yield {"table": "settings", "record": options.record} | {**vars(plan), "dataset": dataset.name, "steps": list(steps)}
     ratios = []
     for name in options.models:
         _progress(f"variances of {name}")

@@ -78,9 +78,15 @@ def adjust_fixed(v: Sequence[Vector], k: Counts, limit: int) -> Row:
 
 
 def is_settled(v: Sequence[Vector], k: Counts, t: Thresholds) -> bool:
-    """Whether no adjustment will ever change k (L) again: no layer has a value between the lowest and the highest of t (L)."""
+    """Whether no adjustment will ever change k (L) again, from thresholds t (L) of v (L vectors).
+
+    No layer has a value between the lowest and the highest threshold, and values equal to the lowest are either all selected or
+    all not. Then the middle of a pair's thresholds parts its layers' values as they are parted, and nothing moves.
+    """
     low, high = float(t.min()), float(t.max())
-    return all(ops.count_at_least(layer, t) == kl for layer, kl in zip(v, k, strict=True) for t in (low, high))
+    ends = (low, float(np.nextafter(low, np.inf)), high)
+    from_low, above_low, from_high = np.array([[ops.count_at_least(layer, end) for end in ends] for layer in v]).T
+    return bool((above_low == from_high).all() and ((from_low == k).all() or (above_low == k).all()))
 
 
 def _equal_from(overlaps: Sequence[float]) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dls import theory_networks
-from dls.config import Config, UsageError
+from dls.config import Config
 from dls.data import Batches, Dataset, ImagesF32, Labels
 from dls.models import Model
 from dls.optim import Sgd
@@ -84,7 +85,7 @@ def mean_variances(model: Model, batches: Iterable[tuple[ImagesF32, Labels]]) ->
 def measure_seed(name: str, plan: Plan, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One network, trained by plain SGD: variances (T, W) after each of the T numbers of steps, and the loss there (T).
 
-    It is measured on the mini-batches that would come next. UsageError where the loss is no longer finite.
+    It is measured on the mini-batches that would come next. Where training diverged both are NaN or infinite.
     """
     model = theory_networks.build(name, plan.dataset, seed)
     optimizer = Sgd(model.parameters, ops.zeros(model.parameters.size), Config(momentum=0.0), ops)
@@ -94,17 +95,14 @@ def measure_seed(name: str, plan: Plan, seed: int) -> tuple[NDArray[np.float64],
         images, labels = batches.batch(step)
         return theory_networks.prepare(name, plan.dataset, images), labels
 
-    variances, losses, done = [], [], 0
-    for step in plan.steps:
-        for number in range(done, step):
-            differentiate(model, *batch(number))
-            optimizer.apply(slice(None), model.gradients, plan.lr)
-        done = step
-        measured, loss = mean_variances(model, (batch(step + i) for i in range(plan.batches)))
-        if not math.isfinite(loss):
-            raise UsageError(f"{name}: the loss is {loss} after {step} steps; choose a smaller --lr")
-        variances.append(measured)
-        losses.append(loss)
+    measured = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for done, step in pairwise((0, *plan.steps)):
+            for number in range(done, step):
+                differentiate(model, *batch(number))
+                optimizer.apply(slice(None), model.gradients, plan.lr)
+            measured.append(mean_variances(model, (batch(step + i) for i in range(plan.batches))))
+    variances, losses = zip(*measured, strict=True)
     return np.array(variances), np.array(losses)
 
 
@@ -112,7 +110,8 @@ def measure(name: str, plan: Plan) -> Iterator[Row]:
     """Yield a row per number of training steps and pair of neighbouring layers.
 
     `measured` is the geometric mean over the seeds of Var(∂f/∂W^l) / Var(∂f/∂W^{l−1}), `log2 error` the standard error of its
-    log2 over the seeds (None of one seed), then each of FORMS. `measured` is None where a layer has no gradient.
+    log2 over the seeds (None of one seed), `loss` the mean in nats, then each of FORMS. `measured` is None where a seed's layer has
+    no gradient or its training diverged, and `loss` in the latter case.
     """
     pairs = theory_networks.pairs(name, theory_networks.build(name, plan.dataset, 0))
     seeds = [measure_seed(name, plan, seed) for seed in range(plan.seeds)]
@@ -120,8 +119,9 @@ def measure(name: str, plan: Plan) -> Iterator[Row]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.diff(np.log2([variances for variances, _ in seeds]), axis=2)  # (seeds, T, W − 1)
     for t, step in enumerate(plan.steps):
+        loss = float(losses[t]) if math.isfinite(losses[t]) else None
         for i, pair in enumerate(pairs):
-            yield _about(name, step, pair) | {"loss": float(losses[t])} | _mean(ratios[:, t, i]) | predict(pair)
+            yield _about(name, step, pair) | {"loss": loss} | _mean(ratios[:, t, i]) | predict(pair)
 
 
 def _about(name: str, step: int, pair: Pair) -> Row:
@@ -131,6 +131,7 @@ def _about(name: str, step: int, pair: Pair) -> Row:
         "step": step,
         "layer": pair.layer.name,
         "previous": pair.previous.name,
+        "kinds": f"{pair.previous.kind} to {pair.layer.kind}",
         "where": list(pair.where),
     }
 
@@ -175,9 +176,10 @@ def errors(ratios: Sequence[Row]) -> Row:
 
 
 def summarise(ratios: Sequence[Row]) -> Iterator[Row]:
-    """Yield the `errors` after each number of steps: of all pairs, of each network, and of the pairs of each place.
+    """Yield the `errors` after each number of steps: of all pairs, of each network, of each kind of pair, and of each place.
 
-    A pair counts in each place that it has; `other kernel` and the like are apart from batch norm, which has a place of its own.
+    Eq. 8 speaks of conv2d to conv2d, Eq. 9 of linear to linear, neither of conv2d to linear. A pair counts in each place that it
+    has; with batch norm in front of it `other kernel` and the like are places of their own.
     """
     for step in dict.fromkeys(row["step"] for row in ratios):
         rows = [row for row in ratios if row["step"] == step]
@@ -185,6 +187,8 @@ def summarise(ratios: Sequence[Row]) -> Iterator[Row]:
         yield head | {"of": "all", "name": "all pairs"} | errors(rows)
         for network in dict.fromkeys(row["network"] for row in rows):
             yield head | {"of": "network", "name": network} | errors([row for row in rows if row["network"] == network])
+        for kinds in dict.fromkeys(row["kinds"] for row in rows):
+            yield head | {"of": "kinds", "name": kinds} | errors([row for row in rows if row["kinds"] == kinds])
         for place, there in _places(rows).items():
             yield head | {"of": "place", "name": place} | errors(there)
 
