@@ -66,27 +66,24 @@ def adjust_fixed(v: Sequence[Vector], k: Counts, limit: int) -> Row:
     t = adjustment.fresh_thresholds(v, k)
     set_sizes, overlaps = [adjustment.set_size(t)], [overlap(k, optimal)]
     factors: list[float | None] = []
-    while len(factors) < limit and not (overlaps[-1] == 1 and is_settled(v, k, t)) and _moves(t.min(), t.max()):
+    while len(factors) < limit and not is_settled(v, k, t) and _moves(t.min(), t.max()):
         k_after, after = adjustment.one_step_adjustment(v, k, t)
         factors.append(pair_factor(sizes, k, t, after))
         k, t = k_after, after
         set_sizes.append(adjustment.set_size(t))
         overlaps.append(overlap(k, optimal))
-    settled = overlaps[-1] == 1 and (is_settled(v, k, t) or not _moves(t.min(), t.max()))
-    start = _equal_from(overlaps) if settled else None
+    start = _equal_from(overlaps) if overlaps[-1] == 1 and (is_settled(v, k, t) or not _moves(t.min(), t.max())) else None
     return {"set size": set_sizes, "overlap": overlaps, "pair factor": factors, "equal from": start}
 
 
 def is_settled(v: Sequence[Vector], k: Counts, t: Thresholds) -> bool:
-    """Whether no adjustment will ever change k (L) again, from thresholds t (L) of v (L vectors).
+    """Whether no adjustment from thresholds t (L) of v (L vectors) will ever change k (L) again: the choice is Global Top-k's.
 
-    No layer has a value between the lowest and the highest threshold, and values equal to the lowest are either all selected or
-    all not. Then the middle of a pair's thresholds parts its layers' values as they are parted, and nothing moves.
+    Either every value from the lowest threshold up is chosen, so that m_hi is never above 0 (docs/algorithm.md, section 4), or no
+    value below the highest one is, so that m_lo is 0. Nothing moves then but thresholds, towards each other.
     """
-    low, high = float(t.min()), float(t.max())
-    ends = (low, float(np.nextafter(low, np.inf)), high)
-    from_low, above_low, from_high = np.array([[ops.count_at_least(layer, end) for end in ends] for layer in v]).T
-    return bool((above_low == from_high).all() and ((from_low == k).all() or (above_low == k).all()))
+    counts = [[ops.count_at_least(layer, end) for layer in v] for end in (float(t.min()), float(t.max()))]
+    return any(np.array_equal(count, k) for count in counts)
 
 
 def _equal_from(overlaps: Sequence[float]) -> int:

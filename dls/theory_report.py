@@ -106,7 +106,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     lines = [_verdict(row) for row in table(rows, "error") if row["of"] == "all" and row["pairs"]]
     lines += [_verdict(row) for row in table(rows, "error") if row["name"] == INNER and row["pairs"]]
     diverged = dict.fromkeys((row["network"], row["step"]) for row in table(rows, "ratio") if row["loss"] is None)
-    lines += [f"{network} diverged within {step} steps and is left out there; choose a smaller --lr" for network, step in diverged]
+    lines += [f"{network} diverged within {step} steps and is left out there: take a smaller --lr" for network, step in diverged]
     fixed = table(rows, "fixed")
     return lines + (_properties(fixed, table(rows, "run")) if fixed else [])
 

@@ -110,7 +110,7 @@ def measure(name: str, plan: Plan) -> Iterator[Row]:
     """Yield a row per number of training steps and pair of neighbouring layers.
 
     `measured` is the geometric mean over the seeds of Var(∂f/∂W^l) / Var(∂f/∂W^{l−1}), `log2 error` the standard error of its
-    log2 over the seeds (None of one seed), `loss` the mean in nats, then each of FORMS. `measured` is None where a seed's layer has
+    log2 over the seeds (None of one seed), `loss` the mean in nats, then each of FORMS. `measured` is None where a layer has
     no gradient or its training diverged, and `loss` in the latter case.
     """
     pairs = theory_networks.pairs(name, theory_networks.build(name, plan.dataset, 0))
