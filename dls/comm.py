@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import math
 import os
 import pickle
 import stat
@@ -56,7 +57,10 @@ class RankLost(ExchangeError):
 
 
 class Pending(Protocol):
-    """An exchange under way."""
+    """An exchange under way. posted, finished: time.perf_counter when the library had it, and had completed it; NaN before."""
+
+    posted: float
+    finished: float
 
     def wait(self) -> None:
         """Return when the exchange is complete and its result buffers hold what they should. ExchangeError past the timeout."""
@@ -263,11 +267,13 @@ class _Exchange:
 
     def __init__(self, post: Callable[[], MPI.Request], what: str, comm: Comm) -> None:
         self.what, self._post, self._comm = what, post, comm
+        self.posted = self.finished = math.nan
         self._request: MPI.Request | None = None
         self._error: Exception | None = None
 
     def post(self) -> None:
         """Hand it to the library; what the library refuses is raised where somebody waits."""
+        self.posted = time.perf_counter()
         try:
             self._request = self._post()
         except Exception as error:
@@ -276,10 +282,13 @@ class _Exchange:
     def complete(self) -> bool:
         """Test it, once it is posted; an error is raised where somebody waits."""
         try:
-            return self._request is not None and bool(self._request.Test())
+            complete = self._request is not None and bool(self._request.Test())
         except MPI.Exception as error:
             self._request, self._error = MPI.REQUEST_NULL, error
-            return True
+            complete = True
+        if complete and math.isnan(self.finished):
+            self.finished = time.perf_counter()
+        return complete
 
     def wait(self) -> None:
         """See Pending."""

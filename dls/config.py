@@ -148,6 +148,12 @@ class Config:
     keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=NOT_NEGATIVE)
     eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)
     trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
+    diagnose_every: int = _setting(
+        0,
+        "steps between those whose choice is compared with Global Top-k's, and whose phases are timed layer by layer; 0: never",
+        unit="steps",
+        allowed=NOT_NEGATIVE,
+    )
     progress: str = _setting(
         "auto",
         "a live bar, plain lines, or a bar on a terminal (mpirun hides whether it is one)",

@@ -18,11 +18,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, hdf5
+from dls import files, hdf5, timeline
 
 if TYPE_CHECKING:
     from dls.comm import Comm
-    from dls.worker import StepResult
+    from dls.worker import Diagnosis, StepResult
 
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
@@ -33,6 +33,8 @@ LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
 ATTEMPTS, PAUSE = 40, 0.05
 """How often a trace that is in use is looked at again, and the seconds in between."""
+ADDED = "diagnostics"
+"""The group that older traces of this schema do not have."""
 MOST = 65_536
 """Ranks, or layers, of a trace that is read."""
 UNITS = {
@@ -45,6 +47,9 @@ UNITS = {
     "threshold": "gradient",
     "residual_norm": "gradient",
     "accuracy": "1",
+    "global_share": "1",
+    "begin": "s",
+    "end": "s",
 }
 """The unit of each dataset; those of `seconds` are s."""
 
@@ -121,6 +126,10 @@ class Writer:
                 self._file.close()
             os.close(self._lock)
 
+    def diagnostics(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Append D rows to every dataset of `diagnostics`, and flush."""
+        self._append("diagnostics", rows)
+
     def _append(self, group: str, rows: Mapping[str, NDArray[Any]]) -> None:
         """The step's number comes last, when the rest is in the file: a row counts once its number is there."""
         with self._or_give_up():
@@ -149,23 +158,26 @@ class Writer:
 
 
 def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
-    """Create everything the schema names, steps and evaluations empty. Returns the datasets by name."""
+    """Create everything the schema names, steps, evaluations and diagnostics empty. Returns the datasets by name."""
     for name, value in ({"schema": SCHEMA} | dict(header.attributes)).items():
         file.attrs[name] = value
     datasets = [file.create_dataset(f"layers/{name}", data=list(column)) for name, column in header.layers.items()]
-    for group, shapes in zip(("steps", "evals"), _shapes(header.ranks, header.layer_count), strict=True):
+    for group, shapes in _shapes(header.ranks, header.layer_count).items():
         datasets += [_extendable(file, f"{group}/{name}", *shape) for name, shape in shapes.items()]
     return {dataset.name.removeprefix("/"): dataset for dataset in datasets}
 
 
-def _shapes(ranks: int, layers: int) -> tuple[Shapes, Shapes]:
-    """The datasets of `steps` and of `evals`: name to a row's shape and type."""
+def _shapes(ranks: int, layers: int) -> dict[str, Shapes]:
+    """The datasets of `steps`, of `evals` and of `diagnostics`: name to a row's shape and type."""
     per_layer, per_rank, once = (ranks, layers), (ranks,), ()
     steps: Shapes = {"step": (once, np.int64), "epoch": (once, np.int64), "lr": (once, np.float64)}
     steps |= {"loss": (per_rank, np.float64), "payload_bytes": (per_rank, np.int64), "k": (per_layer, np.int64)}
     steps |= {name: (per_layer, np.float64) for name in ("threshold", "residual_norm")}
     steps |= {f"seconds/{phase}": (per_rank, np.float64) for phase in SECONDS}
-    return steps, {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
+    evals: Shapes = {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
+    diagnostics: Shapes = {"step": (once, np.int64), "global_share": (per_rank, np.float64)}
+    diagnostics |= {name: ((*per_layer, len(timeline.PHASES)), np.float64) for name in ("begin", "end")}
+    return {"steps": steps, "evals": evals, "diagnostics": diagnostics}
 
 
 def _extendable(file: h5py.File, name: str, shape: tuple[int, ...], kind: type) -> h5py.Dataset:
@@ -182,6 +194,7 @@ class Recorder:
         self._comm, self._writer = comm, writer
         self._once: list[tuple[int, int, float]] = []
         self._rows: list[StepResult] = []
+        self._diagnoses: list[tuple[int, Diagnosis]] = []
 
     def step(self, step: int, epoch: int, lr: float, result: StepResult) -> None:
         """Keep a finished step; every FLUSH_ROWS of them go to the file."""
@@ -190,22 +203,43 @@ class Recorder:
         if len(self._rows) >= FLUSH_ROWS:
             self.flush()
 
+    def diagnosis(self, step: int, found: Diagnosis) -> None:
+        """Keep what a close look at a step found; it goes to the file with the recorded steps, or when there are as many."""
+        self._diagnoses.append((step, found))
+        if len(self._diagnoses) >= FLUSH_ROWS:
+            self.flush()
+
     def flush(self) -> None:
         """Gather and write what is kept."""
-        if not self._rows:
-            return
+        if self._rows:
+            self._flush_steps()
+        if self._diagnoses:
+            self._flush_diagnoses()
+
+    def _flush_steps(self) -> None:
         columns: dict[str, NDArray[Any]] = {
             name: np.array([getattr(row, name) for row in self._rows])
             for name in ("loss", "payload_bytes", "k", "threshold", "residual_norm")
         }
         columns |= {f"seconds/{phase}": np.array([row.seconds[phase] for row in self._rows]) for phase in SECONDS}
-        gathered = {name: self._comm.gather(column) for name, column in columns.items()}
+        rows = self._gathered(columns)
         if self._writer is not None:
-            rows = {name: np.swapaxes(column, 0, 1) for name, column in gathered.items() if column is not None}
             once = zip(("step", "epoch", "lr"), zip(*self._once, strict=True), strict=True)
             self._writer.steps(rows | {name: np.array(values) for name, values in once})
         self._once.clear()
         self._rows.clear()
+
+    def _flush_diagnoses(self) -> None:
+        names = ("global_share", "begin", "end")
+        rows = self._gathered({name: np.array([getattr(found, name) for _, found in self._diagnoses]) for name in names})
+        if self._writer is not None:
+            self._writer.diagnostics(rows | {"step": np.array([step for step, _ in self._diagnoses])})
+        self._diagnoses.clear()
+
+    def _gathered(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """On rank 0 every rank's columns, as axis 1; nothing elsewhere."""
+        gathered = {name: self._comm.gather(column) for name, column in columns.items()}
+        return {name: np.swapaxes(column, 0, 1) for name, column in gathered.items() if column is not None}
 
     def evaluation(self, step: int, loss: float, accuracy: float) -> None:
         """Write an evaluation, after the steps before it."""
@@ -226,12 +260,13 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace in memory: its header, and arrays by name below `steps` and `evals`."""
+    """A trace in memory: its header, and arrays by name below `steps`, `evals` and `diagnostics`."""
 
     path: Path
     header: Header
     steps: Mapping[str, NDArray[Any]]
     evals: Mapping[str, NDArray[Any]]
+    diagnostics: Mapping[str, NDArray[Any]]
 
 
 def series(out: Path) -> list[Path]:
@@ -319,8 +354,8 @@ def _parse(path: Path, file: h5py.File) -> Trace:
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
         raise TraceError(f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}")
     header = Header(attributes, _layers(file, size))
-    steps, evals = _shapes(ranks, header.layer_count)
-    return Trace(path, header, _rows(file, "steps", steps, size), _rows(file, "evals", evals, size))
+    groups = {name: _rows(file, name, shapes, size) for name, shapes in _shapes(ranks, header.layer_count).items()}
+    return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
 
 
 def _attribute(file: h5py.File, name: str) -> Any:
@@ -378,6 +413,8 @@ def _column(file: h5py.File, name: str, row: tuple[int, ...], size: int) -> h5py
 
 def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, NDArray[Any]]:
     """A group's columns, cut to the rows that are complete: a writer may be between two columns, or have met a full disk."""
+    if group == ADDED and file.get(group, getlink=True) is None:
+        return {name: np.zeros((0, *row), kind) for name, (row, kind) in shapes.items()}
     columns = {name: _column(file, f"{group}/{name}", row, size) for name, (row, _) in shapes.items()}
     claimed = min(column.shape[0] for column in columns.values())
     ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
@@ -443,11 +480,14 @@ def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
     aside.unlink(missing_ok=True)
     try:
         writer = Writer(aside, header)
-        steps, evals = (_until(step, rows) for rows in (old.steps, old.evals))
-        if len(steps["step"]):
-            writer.steps(steps)
-        if len(evals["step"]):
-            writer.evaluations(evals)
+        for rows, write in (
+            (old.steps, writer.steps),
+            (old.evals, writer.evaluations),
+            (old.diagnostics, writer.diagnostics),
+        ):
+            kept = _until(step, rows)
+            if len(kept["step"]):
+                write(kept)
         writer.rename(old.path)
     except OSError:
         aside.unlink(missing_ok=True)

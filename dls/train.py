@@ -147,9 +147,11 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
     """Training step number `step`, from its mini-batch to its row in the trace."""
     lr = learning_rate(run.config, step - 1, run.total)
     record = _due(step, run.config.trace_every)
-    result = worker.step(run.batches, step, lr, record)
+    result = worker.step(run.batches, step, lr, record, diagnose=_due(step, run.config.diagnose_every))
     if record:
         recorder.step(step, run.batches.place(step - 1)[0], lr, result)
+    if result.diagnosis:
+        recorder.diagnosis(step, result.diagnosis)
     if result.met_by:
         reporter.skipped(step, result.met_by)
     reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)

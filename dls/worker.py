@@ -23,6 +23,7 @@ from dls.optim import Sgd
 from dls.skipping import Skipping
 from dls.sparsifiers import Sparsifier
 from dls.sparsifiers._base import Message, Part
+from dls.timeline import Timeline
 from reference.ops import NonFiniteError
 
 PHASES = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "diagnostics")
@@ -36,24 +37,47 @@ LAST_BUCKET = 16
 
 
 class Stopwatch:
-    """Seconds of each phase; a phase inside another interrupts it. `wait` returns when what was asked of a device is done."""
+    """Seconds of each phase; a phase inside another interrupts it. `wait` returns when what was asked of a device is done.
+
+    `timeline`: where somebody wants to know when each layer had its turn.
+    """
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
+        self.timeline: Timeline | None = None
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._running: list[str] = []
         self._started = self._since = time.perf_counter()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Book the time of this block to a phase."""
+    def phase(self, name: str, parts: Sequence[Part] = ()) -> Iterator[None]:
+        """Book the time of this block to a phase, here of these parts."""
         self._book()
         self._running.append(name)
+        begin = self._since
         try:
             yield
         finally:
             self._book()
             self._running.pop()
+        if parts:
+            self.note(name, parts, begin, self._since)
+
+    def note(self, name: str, parts: Sequence[Part], begin: float, end: float) -> None:
+        """For the timeline: a phase of these parts, between two readings of the clock."""
+        if self.timeline:
+            self.timeline.note(name, range(parts[0].first, parts[-1].last + 1), begin, end)
+
+    def with_timeline(self, layers: int) -> None:
+        """Keep one of this step, for so many layers."""
+        self.timeline = Timeline(layers, self._started)
+
+    def layer_done(self, layer: int) -> None:
+        """The phase that is running is over for this layer, and goes on with others."""
+        if self.timeline:
+            begin = self._since
+            self._book()
+            self.timeline.note(self._running[-1], range(layer, layer + 1), begin, self._since)
 
     def stop(self) -> None:
         """The step is over: `total` is its wall time without the diagnostics."""
@@ -65,6 +89,15 @@ class Stopwatch:
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
         self._since = now
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of a step that is looked at closely: the share of Global Top-k's choice that left, and begin and end as in Timeline."""
+
+    global_share: float
+    begin: NDArray[np.float64]
+    end: NDArray[np.float64]
 
 
 @dataclass
@@ -81,6 +114,7 @@ class StepResult:
     k: NDArray[np.int64] | None = None
     threshold: NDArray[np.float64] | None = None
     residual_norm: NDArray[np.float64] | None = None
+    diagnosis: Diagnosis | None = None
 
 
 class Worker:
@@ -97,12 +131,14 @@ class Worker:
         self.skipping = Skipping(model, sparsifier, backend, comm) if config.on_nan == "skip" else None
         self._messages: list[Message] = []
 
-    def step(self, batches: Batches, number: int, lr: float, record: bool) -> StepResult:
+    def step(self, batches: Batches, number: int, lr: float, record: bool, diagnose: bool = False) -> StepResult:
         """Training step `number` (from 1) on this rank's mini-batch. `record`: with k, threshold and residual norm.
 
-        Raises NonFiniteError where the loss or a gradient is not finite, unless such steps are skipped.
+        `diagnose`: with a Diagnosis. NonFiniteError where the loss or a gradient is not finite, unless such steps are skipped.
         """
         self.watch, self.comm.sent_bytes = Stopwatch(self.backend.ops.wait), 0
+        if diagnose:
+            self.watch.with_timeline(len(self.model.layers))
         images, labels = batches.batch(number - 1)
         loss, dlogits = self._forward(images, labels)
         self._begin(number - 1)
@@ -115,6 +151,9 @@ class Worker:
         if record:
             with self.watch.phase("diagnostics"):
                 result.k, result.threshold = self.sparsifier.layer_k(), self.sparsifier.layer_thresholds()
+        if timeline := self.watch.timeline:
+            with self.watch.phase("diagnostics"):
+                result.diagnosis = Diagnosis(self.sparsifier.global_share(), timeline.begin, timeline.end)
         with self.watch.phase("select"):
             self._finish(skip=bool(met_by))
         self.watch.stop()
@@ -153,11 +192,12 @@ class Worker:
 
     def _gradient_complete(self, layer: int) -> None:
         """Layer's gradient exists: where it completes a group of parts, select and send them."""
+        self.watch.layer_done(layer)
         self.comm.progress()
         group = self.groups.get(layer)
         if group is None:
             return
-        with self.watch.phase("select"):
+        with self.watch.phase("select", group):
             if self.skipping:
                 self.skipping.clear(slice(group[0].start, group[-1].stop))
             self.sparsifier.select(group)
@@ -176,9 +216,10 @@ class Worker:
         for message in self._messages:
             with self.watch.phase("exposed"):
                 message.pending.wait()
+            self.watch.note("exchange", message.parts, message.pending.posted, message.pending.finished)
             if not apply:
                 continue
-            with self.watch.phase("decode"):
+            with self.watch.phase("decode", message.parts):
                 self.sparsifier.receive(message, self.update[message.place])
             with self.watch.phase("update"):
                 self.optimizer.apply(message.place, self.update[message.place], lr)

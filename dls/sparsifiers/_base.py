@@ -92,8 +92,8 @@ class Sparsifier(ABC):
     """One rank's method: what it sends of each accumulated gradient, and what stays behind.
 
     A training step calls, in this order: `begin`, `select` and `send` for each group of neighbouring parts (from the last
-    to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, may be asked for
-    between `adjust` and `finish`.
+    to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, and
+    `global_share`, may be asked for between `adjust` and `finish`.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -148,6 +148,10 @@ class Sparsifier(ABC):
     @abstractmethod
     def layer_thresholds(self) -> Thresholds:
         """The thresholds of this step's selection (L)."""
+
+    def global_share(self) -> float:
+        """Of the K largest magnitudes of the whole accumulated gradient, K as many as were sent, the share that was sent."""
+        return 1.0
 
     def residual_norms(self) -> NDArray[np.float64]:
         """The L2 norm of what each layer keeps (L), after `finish`."""
@@ -272,6 +276,13 @@ class SparseSparsifier(Sparsifier):
         """The L2 norm of each layer's residual."""
         norms: NDArray[np.float64] = self.ops.l2_norms(self.residual, self.offsets)
         return norms
+
+    def global_share(self) -> float:
+        """By the choice that Global Top-k makes of the same v, ties included."""
+        sent = [self.ops.to_host(chosen.index) + chosen.place.start for chosen in self.chosen.values()]
+        own = np.concatenate(sent)
+        best = self.ops.to_host(self.ops.top_k(self.residual, own.size)[0])
+        return np.intersect1d(own, best, assume_unique=True).size / own.size
 
     def part_thresholds(self) -> Thresholds:
         """The fresh thresholds of the parts."""
