@@ -67,6 +67,7 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
             message.pending.wait()
             sparsifier.receive(message, update[message.place])
         seen += [sparsifier.layer_k().tobytes(), sparsifier.layer_thresholds().tobytes()]
+        seen += [np.float64(sparsifier.global_share()).tobytes()]
         sparsifier.finish()
         seen += [backend.ops.to_host(update).tobytes()]
         seen += [state.tobytes() for state in sparsifier.state().values()]

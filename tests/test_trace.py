@@ -265,6 +265,18 @@ def _no_size(file: h5py.File) -> None:
     file.create_dataset("layers/size", data=[0] * LAYERS)
 
 
+def _linked_diagnosis(file: h5py.File) -> None:
+    file["diagnostics/begin"] = h5py.SoftLink("/diagnostics/end")
+
+
+def _dangling(file: h5py.File) -> None:
+    file["diagnostics"] = h5py.SoftLink("/nowhere")
+
+
+def _other_ranks(file: h5py.File) -> None:
+    file["diagnostics/global_share"] = np.zeros((0, RANKS + 1))
+
+
 MALICIOUS: dict[str, Callable[[Path], object]] = {
     "an external link": _replaced("steps/loss", _external),
     "a soft link": _replaced("steps", _soft),
@@ -274,6 +286,9 @@ MALICIOUS: dict[str, Callable[[Path], object]] = {
     "petabytes": _replaced("steps/loss", _everything),
     "texts": _replaced("steps/loss", _texts_for_numbers),
     "pairs": _replaced("steps/loss", _pairs),
+    "a diagnosis by a link": _replaced("diagnostics/begin", _linked_diagnosis),
+    "diagnostics that are a dangling link": _replaced("diagnostics", _dangling),
+    "diagnostics of other ranks": _replaced("diagnostics/global_share", _other_ranks),
     "layers of no size": _replaced("layers/size", _no_size),
     "a billion ranks": _attribute("world_size", 10**9),
     "a reference for ranks": _attribute("world_size", None),
