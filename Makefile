@@ -21,7 +21,7 @@ train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001"
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(if $(MAKE_TERMOUT),--progress bar) $(ARGS)
 
 test: $(READY)  ## all tests, three at a time, as many of them wait
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'

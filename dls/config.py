@@ -68,9 +68,9 @@ def _setting(
 TOML_BYTES = 2**14
 """A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
 LARGEST = 1e12
-"""No count, and no factor, is larger."""
-POSITIVE = Range(1, LARGEST)
-NOT_NEGATIVE = Range(0, LARGEST)
+"""No count is larger."""
+POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
+NOT_NEGATIVE = Range(0)
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Config:
         0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
     )
     density_warmup: int = _setting(
-        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=NOT_NEGATIVE, fixed=True
+        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True
     )
-    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=NOT_NEGATIVE)
+    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT)
     dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
     dls_init: str = _setting(
         "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True
@@ -101,14 +101,14 @@ class Config:
     augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
     batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
     epochs: int = _setting(30, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
-    steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=NOT_NEGATIVE)
+    steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
     lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
     lr_schedule: str = _setting(
         "constant",
         "step: a tenth from half of the run on, a hundredth from three quarters; cosine: down to 0",
         choices=lambda: ("constant", "step", "cosine"),
     )
-    lr_warmup: int = _setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=NOT_NEGATIVE)
+    lr_warmup: int = _setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=COUNT)
     momentum: float = _setting(0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True))
     nesterov: bool = _setting(False, "Nesterov's momentum")
     weight_decay: float = _setting(0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE)
@@ -118,7 +118,7 @@ class Config:
     seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
     backend: str = _setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
     threads: int = _setting(
-        0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=NOT_NEGATIVE
+        0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=COUNT
     )
     overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
     bucket_size: int = _setting(
@@ -141,18 +141,18 @@ class Config:
         100,
         "compare the ranks' weights after every so many steps, and before checkpoints; 0: never",
         unit="steps",
-        allowed=NOT_NEGATIVE,
+        allowed=COUNT,
     )
     out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
-    checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=NOT_NEGATIVE)
-    keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=NOT_NEGATIVE)
-    eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=NOT_NEGATIVE)
+    checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=COUNT)
+    keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=COUNT)
+    eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=COUNT)
     trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
     diagnose_every: int = _setting(
         0,
         "steps between those whose choice is compared with Global Top-k's, and whose phases are timed layer by layer; 0: never",
         unit="steps",
-        allowed=NOT_NEGATIVE,
+        allowed=COUNT,
     )
     progress: str = _setting(
         "auto",

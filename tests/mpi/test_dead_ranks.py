@@ -23,9 +23,9 @@ from dls import train, worker
 from mpi4py import MPI
 name, rank, number = sys.argv[1].split(",")
 step = worker.Worker.step
-def struck(self, batches, this, lr, record):
+def struck(self, batches, this, *rest, **named):
     if this == int(number) and MPI.COMM_WORLD.rank == int(rank): os.kill(os.getpid(), signal.Signals[name])
-    return step(self, batches, this, lr, record)
+    return step(self, batches, this, *rest, **named)
 worker.Worker.step = struck
 sys.exit(train.main(sys.argv[2:]))
 """

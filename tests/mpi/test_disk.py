@@ -25,9 +25,9 @@ import os, shutil, subprocess, sys
 from mpi4py import MPI
 from dls import train, worker
 step = worker.Worker.step
-def stepwise(self, batches, number, lr, record):
+def stepwise(self, batches, number, *rest, **named):
     if number == 5 and MPI.COMM_WORLD.rank == 0: {act}
-    return step(self, batches, number, lr, record)
+    return step(self, batches, number, *rest, **named)
 worker.Worker.step = stepwise
 sys.exit(train.main(sys.argv[1:]))
 """

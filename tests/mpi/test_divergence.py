@@ -19,9 +19,9 @@ import numpy as np
 from dls import train, worker
 from mpi4py import MPI
 step = worker.Worker.step
-def flipped(self, batches, number, lr, record):
+def flipped(self, batches, number, *rest, **named):
     if number == 7 and str(MPI.COMM_WORLD.rank) in sys.argv[1]: self.model.parameters.view(np.uint32)[100] ^= 1 << 20
-    return step(self, batches, number, lr, record)
+    return step(self, batches, number, *rest, **named)
 worker.Worker.step = flipped
 sys.exit(train.main(sys.argv[2:]))
 """

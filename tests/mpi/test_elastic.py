@@ -22,9 +22,9 @@ from mpi4py import MPI
 from dls import train, worker
 deaths = dict(map(int, death.split(":")) for death in sys.argv[1].split(","))
 me, step = MPI.COMM_WORLD.rank, worker.Worker.step
-def struck(self, batches, this, lr, record):
+def struck(self, batches, this, *rest, **named):
     if deaths.get(me) == this: os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batches, this, lr, record)
+    return step(self, batches, this, *rest, **named)
 worker.Worker.step = struck
 sys.exit(train.main(sys.argv[2:]))
 """

@@ -77,9 +77,9 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
         "import os, signal, sys\n"
         "from dls import train, worker\n"
         "step = worker.Worker.step\n"
-        "def dying(self, batches, number, lr, record):\n"
+        "def dying(self, batches, number, *rest, **named):\n"
         "    if number == 75: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, batches, number, lr, record)\n"
+        "    return step(self, batches, number, *rest, **named)\n"
         "worker.Worker.step = dying\n"
         "train.main(sys.argv[1:])\n"
     )

@@ -22,10 +22,10 @@ import os, signal, sys
 from dls import train, worker
 from mpi4py import MPI
 step = worker.Worker.step
-def asked(self, batches, number, lr, record):
+def asked(self, batches, number, *rest, **named):
     for place, name in enumerate(sys.argv[1].split(",")):
         if number == 7 + place and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1: os.kill(os.getpid(), signal.Signals[name])
-    return step(self, batches, number, lr, record)
+    return step(self, batches, number, *rest, **named)
 worker.Worker.step = asked
 sys.exit(train.main(sys.argv[2:]))
 """

@@ -16,14 +16,14 @@ from tests.mpi.test_bits import SETTINGS, STEPS, loaded, reference_run
 SPOILT = """
 import shlex, sys
 import numpy as np
-from dls import data, models, train, worker
 from mpi4py import MPI
+from dls import data, models, train, worker
 step, batch, backward = worker.Worker.step, data.Batches.batch, models.Model.backward
 now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
-def counted(self, batches, number, lr, record):
+def counted(self, batches, number, *rest, **named):
     global now
     now = number
-    return step(self, batches, number, lr, record)
+    return step(self, batches, number, *rest, **named)
 def spoilt_batch(self, number):
     images, labels = batch(self, number)
     return (images * np.float32("nan") if number == 2 and last else images), labels
