@@ -14,7 +14,7 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 
-.PHONY: train test test-gpu bench-network chaos lint clean
+.PHONY: train test test-gpu bench-network study chaos lint clean
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
@@ -31,6 +31,9 @@ test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, the
 
 bench-network: $(READY)  ## steps of every method over slow networks that this machine plays itself (root), to runs/results/
 	$(BIN)/python -m dls.bench network --report runs/results --chart runs/results/network.png $(ARGS)
+
+study: $(READY)  ## every method, density and seed of runs/study/, some two hours, goes on where it was stopped; to runs/results/
+	$(BIN)/python -m dls.study $(sort $(wildcard runs/study/*.toml)) --report runs/results $(ARGS)
 
 chaos: $(READY)  ## kill, freeze, stop, starve and cut off runs a hundred times, and resume them; about ten minutes
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -1,0 +1,205 @@
+"""The study: its statistics against numbers known from tables, and runs that are made once, go on, and are never mixed up."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from dls import experiments, study, study_report
+
+TINY = """
+workload = "tiny"
+ranks = 2
+seeds = [0, 1]
+densities = [0.1]
+[settings]
+model = "mlp"
+mlp_widths = [4]
+dataset = "synthetic"
+synthetic_shape = [1, 4, 4]
+synthetic_size = 32
+batch_size = 4
+steps = 2
+threads = 1
+backend = "numpy"
+diagnose_every = 1
+[methods]
+dense = { method = "dense", density = 1 }
+layerwise-topk = { method = "layerwise-topk" }
+"dls(1)" = { method = "dls", dls_steps = 1 }
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path / "tiny.toml"
+
+
+# --- statistics ------------------------------------------------------------------------------
+
+TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
+"""Student's t at 97.5 %, as tables print it."""
+
+
+@pytest.mark.parametrize("freedom", TABLE)
+def test_the_quantile_is_that_of_tables(freedom: int) -> None:
+    assert study_report.t_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4)
+
+
+@pytest.mark.parametrize(("p", "freedom", "t"), [(0.5, 3, 0.0), (0.75, 1, 1.0), (0.95, 4, 2.132), (0.995, 2, 9.925)])
+def test_other_quantiles(p: float, freedom: int, t: float) -> None:
+    assert study_report.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
+
+
+@pytest.mark.parametrize(("p", "freedom"), [(0.4, 3), (1.0, 3), (0.9, 0)])
+def test_quantiles_that_are_none(p: float, freedom: int) -> None:
+    with pytest.raises(ValueError, match="no quantile"):
+        study_report.t_quantile(p, freedom)
+
+
+def test_an_interval_by_hand() -> None:
+    """Of 1, 2, 3, 4, 5: mean 3, deviation √2.5, and t of 4 degrees of freedom."""
+    mean, half = study_report.interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    assert half == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+    assert study_report.interval([7.0]) == (7.0, math.inf)
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+    rng = random.Random(3)
+    held = 0
+    for _ in range(4000):
+        mean, half = study_report.interval([rng.gauss(10, 2) for _ in range(5)])
+        held += abs(mean - 10) <= half
+    assert 0.935 <= held / 4000 <= 0.965
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1.0, 1.1, 0.9], "better"),
+        ([-1.0, -1.1, -0.9], "worse"),
+        ([1.0, -1.1, 0.2], "no difference to be told from chance"),
+        ([1.0], "too few seeds to tell"),
+    ],
+)
+def test_verdicts(values: list[float], words: str) -> None:
+    assert study_report.verdict(values) == words
+
+
+def test_pairs_are_runs_of_one_seed() -> None:
+    row = {"seeds": [0, 1, 3], "accuracy": [0.9, 0.8, 0.7]}
+    other = {"seeds": [1, 2, 3], "accuracy": [0.75, 0.1, 0.75]}
+    assert study_report.differences(row, other) == pytest.approx([5, -5])
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+
+def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "out", tmp_path / "report"
+    assert study.main([str(tiny), "--out", str(out), "--report", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 of 6: " in printed
+    assert "6 of 6 planned runs are complete." in printed
+    logs = {path: path.read_text() for path in out.rglob("*.log")}
+    assert len(logs) == 6
+    assert study.main([str(tiny), "--out", str(out)]) == 0
+    assert {path: path.read_text() for path in out.rglob("*.log")} == logs  # nothing was run again
+    found = json.loads((report / "study.json").read_text())
+    rows = {(row["method"], row["density"]): row for row in found["rows"]}
+    assert rows.keys() == {("dense", None), ("layerwise-topk", 0.1), ("dls(1)", 0.1)}
+    for row in rows.values():
+        assert row["seeds"] == [0, 1]
+        assert all(0 <= share <= 1 for share in row["overlap"])
+        assert f"`{row['repeat']}`" in (report / "study.md").read_text()
+    assert rows["dense", None]["overlap"] == [1, 1]
+    (compared,) = found["comparisons"]
+    assert (compared["method"], compared["against"], compared["seeds"]) == ("dls(1)", "layerwise-topk", 2)
+    own, theirs = rows["dls(1)", 0.1]["accuracy"], rows["layerwise-topk", 0.1]["accuracy"]
+    assert compared["mean"] == pytest.approx(100 * (fmean(own) - fmean(theirs)))
+    spread = 100 * stdev(rows["dense", None]["accuracy"])
+    assert f"{100 * fmean(rows['dense', None]['accuracy']):.2f} ± {spread:.2f}" in printed
+    assert (report / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = experiments.load(tiny)
+    rows = {row["method"]: row for row in study_report.collect(runs, tmp_path / "out")}
+    assert {row["planned"] for row in rows.values()} == {2}
+    repeat = rows["dls(1)"]["repeat"]
+    assert repeat == f"python -m dls.study {tiny} '--only=tiny/dls(1)-0.1-'"
+    assert study.main([str(tiny), "--only=tiny/dls(1)-0.1-", "--out", str(tmp_path / "out")]) == 0
+    assert "2 of 2 planned runs" in capsys.readouterr().out
+    assert study.main([str(tiny), "--report-only", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 6 planned runs are complete." in printed
+    assert "not run yet" in printed
+
+
+def test_what_was_cut_off_goes_on(tiny: Path, tmp_path: Path) -> None:
+    (run, *_) = experiments.load(tiny)
+    assert not experiments.is_complete(run, tmp_path)
+    assert study.perform(run, tmp_path) == 0
+    assert experiments.is_complete(run, tmp_path)
+    manifest = next((tmp_path / run.name).glob("checkpoints/*/manifest.json"))
+    manifest.unlink()
+    assert not experiments.is_complete(run, tmp_path)
+
+
+def test_other_settings_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out"), "--only=dense-seed0"]
+    assert study.main([str(tiny), *out]) == 0
+    tiny.write_text(TINY.replace("batch_size = 4", "batch_size = 8"))
+    assert study.main([str(tiny), *out]) == 2
+    assert "tiny/dense-seed0 was run with --batch-size 4, not 8; move it away" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(TINY.replace('method = "dense"', 'method = "dense", lr = 1e38'))
+    assert study.main([str(tiny), "--only=seed0", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "tiny/dense-seed0 failed, see " in printed
+    assert "2 of 3 planned runs are complete." in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("ranks = 2", ""), "needs ranks"),
+        (("steps = 2", ""), "need steps"),
+        (('model = "mlp"', 'model = "mlq"'), "unknown model 'mlq'"),
+        (('model = "mlp"', "colour = 3"), "colour"),
+        (("workload", "workloads"), "needs workload"),
+        (("seeds = [0, 1]", "seeds = 3"), "needs seeds, a list"),
+        (("ranks = 2", "ranks = 2\nextra = 1"), "no use for extra"),
+        (("ranks = 2", "ranks = ["), "cannot read"),
+        (("[methods]", "[methods]\nother = 3"), "other"),
+    ],
+)
+def test_bad_experiments(change: tuple[str, str], words: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(TINY.replace(*change))
+    assert study.main([str(tiny)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dls.study: ") and words in line
+
+
+@pytest.mark.parametrize("args", [["missing.toml"], ["--jobs=0"], ["--only=nothing-like-it"]])
+def test_bad_usage(args: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study.main([*args, *([] if "missing.toml" in args else [str(tiny)])]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_committed_experiments_can_be_read() -> None:
+    files = sorted((Path(__file__).parent.parent / "runs" / "study").glob("*.toml"))
+    assert len(files) == 3
+    for path in files:
+        runs = experiments.load(path)
+        assert len({run.name for run in runs}) == len(runs) == 5 * (1 + 3 * 4)
+
