@@ -1,0 +1,123 @@
+"""Every command of the documentation runs, in a copy of the checkout, in the order in which a reader would type it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+from tests.launch import OPEN_MPI, ROOT
+
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHORTER = {
+    r"dls\.train(?!.*--steps)": "--epochs 1",
+    r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
+    r"dls\.bench exchange": "--sizes 1000 --steps 1",
+    r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1",
+    r"dls\.study": "--report-only",
+    "pytest": "--collect-only",
+}
+"""What is added to commands that would take minutes; a later flag beats an earlier one."""
+ELSEWHERE = {
+    r"^\. \.venv": "the environment is this one",
+    r"^sbatch": "needs Slurm; tests/mpi/test_command_line.py runs the script",
+    r"^pip": "the environment is this one; its extras are looked up",
+    r"--backend cupy": "needs a GPU",
+}
+"""Commands that are not run here, and why."""
+
+
+def commands(text: str) -> Iterator[str]:
+    """The indented lines that are commands, without their comments."""
+    for line in FENCE.sub("", text).splitlines():
+        if found := COMMAND.match(line):
+            yield found[1].partition("  #")[0].rstrip()
+
+
+def here(command: str) -> str:
+    """The command as this machine and this test can run it."""
+    for program, options in SHORTER.items():
+        if re.search(program, command):
+            command += " " + options
+    command = command.replace("/shared/", "").replace("node1", "localhost").replace("node2", "localhost")
+    return re.sub(r"^make\b", "make --dry-run", command)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, and of the files in runs/."""
+    copy = tmp_path_factory.mktemp("docs") / "checkout"
+    for name in ("dls", "reference", "gpu", "tests"):
+        shutil.copytree(ROOT / name, copy / name)  # with what numba has compiled
+    for name in ("Makefile", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    for path in [*(ROOT / "runs").glob("*.*"), *(ROOT / "runs").glob("study/*.toml")]:
+        target = copy / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return copy
+
+
+def run(command: list[str], checkout: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"} | OPEN_MPI
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
+
+
+def is_elsewhere(command: str) -> bool:
+    ulfm = "--with-ft" in command and MPI.get_vendor()[0] != "Open MPI"  # tests/mpi/test_elastic.py runs it there
+    return ulfm or any(re.search(pattern, command) for pattern in ELSEWHERE)
+
+
+def save_programs(text: str, checkout: Path) -> list[str]:
+    """The page's Python: a method goes where the page says, the others are returned, to be run."""
+    blocks = FENCE.findall(text)
+    for block in blocks:
+        if "class Method" in block:
+            (checkout / "dls" / "sparsifiers" / "equal_topk.py").write_text(block, encoding="utf-8")
+    return [block for block in blocks if "class Method" not in block]
+
+
+def check_extras(command: str) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for extras in re.findall(r"\.\[([a-z,]+)\]", command):
+        assert set(extras.split(",")) <= known.keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_page_runs(page: str, checkout: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    programs = save_programs(text, checkout)
+    if "runs/dls" in text and "--out runs/dls\n" not in text:  # the page looks at a run of the tutorial's
+        run(["bash", "-c", "[ -d runs/dls ] || mpirun -n 2 python -m dls.train --steps 2 --out runs/dls"], checkout)
+    for command in commands(text):
+        check_extras(command)
+        if not is_elsewhere(command):
+            run(["bash", "-c", here(command)], checkout)
+    for program in programs:
+        run([sys.executable, "-c", program], checkout)
+
+
+def test_the_commands_are_found() -> None:
+    """So that the test above cannot pass by finding none."""
+    assert len(list(commands((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")))) >= 10
+    assert sum(len(list(commands((ROOT / page).read_text(encoding="utf-8")))) for page in PAGES) >= 30
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not link.startswith("http"):
+            assert (ROOT / page).parent.joinpath(link).exists(), link
