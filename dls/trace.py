@@ -50,8 +50,13 @@ UNITS = {
     "global_share": "1",
     "begin": "s",
     "end": "s",
+    "size": "values",
+    "inputs": "channels",
+    "outputs": "channels",
+    "kernel": "pixels",
+    "positions": "pixels",
 }
-"""The unit of each dataset; those of `seconds` are s."""
+"""The unit of each dataset; those of `seconds` are s, and what is not here has none: 1."""
 
 
 Shapes = dict[str, tuple[tuple[int, ...], type]]
@@ -162,9 +167,31 @@ def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
     for name, value in ({"schema": SCHEMA} | dict(header.attributes)).items():
         file.attrs[name] = value
     datasets = [file.create_dataset(f"layers/{name}", data=list(column)) for name, column in header.layers.items()]
+    for dataset in datasets:
+        dataset.attrs["unit"] = UNITS.get(dataset.name.rsplit("/", 1)[-1], "1")
     for group, shapes in _shapes(header.ranks, header.layer_count).items():
         datasets += [_extendable(file, f"{group}/{name}", *shape) for name, shape in shapes.items()]
+    _name_axes(file, header, datasets)
     return {dataset.name.removeprefix("/"): dataset for dataset in datasets}
+
+
+def _name_axes(file: h5py.File, header: Header, datasets: Sequence[h5py.Dataset]) -> None:
+    """A name and a scale for each axis, in HDF5's own way. It is done before others read: SWMR allows no new attributes."""
+    file["axes/rank"] = np.arange(header.ranks)
+    file["axes/phase"] = list(timeline.PHASES)
+    scales = {"rank": file["axes/rank"], "layer": file["layers/name"], "phase": file["axes/phase"]}
+    for group in ("steps", "evals", "diagnostics"):
+        scales[group] = file[f"{group}/step"]
+    for name, scale in scales.items():
+        scale.make_scale("step" if name == scale.name.split("/")[1] else name)
+        scale.attrs.setdefault("unit", "1")
+    for dataset in datasets:
+        group = dataset.name.split("/")[1]
+        axes = ("layer",) if group == "layers" else (group, "rank", "layer", "phase")
+        for dimension, name in zip(dataset.dims, axes, strict=False):
+            dimension.label = "step" if name == group else name
+            if dataset != scales[name]:  # a scale has none of its own
+                dimension.attach_scale(scales[name])
 
 
 def _shapes(ranks: int, layers: int) -> dict[str, Shapes]:

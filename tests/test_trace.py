@@ -54,6 +54,27 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
         assert all(dataset.attrs["unit"] for dataset in [*datasets, *file["evals"].values()])
 
 
+def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, writing) -> None:
+    """Also in the trace of a writer that was killed, once it is repaired."""
+    writing.kill()
+    writing.wait()
+    trace.repair(tmp_path / "trace.h5")
+    names = {"rank": [*range(RANKS)], "layer": [b"x", b"y", b"z"], "phase": [b"backward", b"select", b"exchange", b"decode"]}
+    with h5py.File(tmp_path / "trace.h5") as file:
+        found: list[h5py.Dataset] = []
+        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+        assert len(found) == 7 + 6 + len(trace.SECONDS) + 2 + 3 + 4 + 2
+        assert all(dataset.attrs["unit"] for dataset in found)
+        for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
+            steps = file[dataset.name.split("/")[1]].get("step")
+            for dimension, length in zip(dataset.dims, dataset.shape, strict=True):
+                (scale,) = dimension.values()
+                assert len(scale) == length
+                assert dimension.label == dimension.keys()[0]
+                assert scale == steps if dimension.label == "step" else scale[()].tolist() == names[dimension.label]
+        assert [dimension.label for dimension in file["diagnostics/begin"].dims] == ["step", "rank", "layer", "phase"]
+
+
 def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path) -> None:
     writer = trace.Writer(tmp_path / "trace.h5", header())
     for first in (1, 4, 7):
