@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
 ATTEMPTS, PAUSE = 40, 0.05
 """How often a trace that is in use is looked at again, and the seconds in between."""
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""How a file of HDF5 begins."""
 ADDED = "diagnostics"
 """The group that older traces of this schema do not have."""
 MOST = 65_536
@@ -314,11 +317,11 @@ def read(path: Path) -> Trace:
     but takes any damage for a writer's work, and waits for ever.
     """
     for _ in range(ATTEMPTS - 1):
-        is_written = _is_written(path)
+        used = is_written(path)
         try:
             return _read_file(path)
         except TraceError:
-            if not is_written:
+            if not used:
                 raise
         time.sleep(PAUSE)
     return _read_file(path)
@@ -330,7 +333,7 @@ def _read_file(path: Path) -> Trace:
         raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
     try:
         if path.stat().st_size == 0:
-            raise TraceError(f"{path} is empty; it was never written, or the disk was full")
+            raise TraceError(f"{path} is empty: it was never written, or the disk was full; remove it and start its run again")
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
         with path.open("rb") as raw:  # through Python's own file HDF5 does not mind that a writer left it marked as open
@@ -347,7 +350,7 @@ def _read_file(path: Path) -> Trace:
         raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
 
 
-def _is_written(path: Path) -> bool:
+def is_written(path: Path) -> bool:
     """Whether a writer that lives holds its lock on the file."""
     try:
         with path.open("rb") as file:
@@ -359,6 +362,13 @@ def _is_written(path: Path) -> bool:
     return False
 
 
+def left_open(path: Path) -> bool:
+    """Whether its writer never closed it, and is gone. HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5) and not is_written(path)
+
+
 def _cut_short(path: Path) -> bool:
     """Whether the file ends before the end that its superblock states; HDF5 says so in a long text, or in SWMR mode waits.
 
@@ -366,7 +376,7 @@ def _cut_short(path: Path) -> bool:
     """
     with path.open("rb") as file:
         head = file.read(36)
-    if len(head) < 10 or head[:8] != b"\x89HDF\r\n\x1a\n" or head[8] not in (2, 3) or head[9] != 8:
+    if len(head) < 10 or head[:8] != MAGIC or head[8] not in (2, 3) or head[9] != 8:
         return False
     return len(head) < 36 or int.from_bytes(head[28:36], "little") > path.stat().st_size
 
@@ -374,7 +384,7 @@ def _cut_short(path: Path) -> bool:
 def _parse(path: Path, file: h5py.File) -> Trace:
     schema, size = _attribute(file, "schema"), path.stat().st_size
     if schema != SCHEMA:
-        raise TraceError(f"{path} has the schema {str(schema)[:40]!r}; this program reads {SCHEMA}")
+        raise TraceError(f"{path} has the schema {str(schema)[:40]!r}, and this program reads {SCHEMA}{_advice(file, schema)}")
     found = {name: _attribute(file, name) for name in ATTRIBUTES}
     attributes = {name: value for name, value in found.items() if value is not None}
     ranks = attributes.get("world_size")
@@ -383,6 +393,14 @@ def _parse(path: Path, file: h5py.File) -> Trace:
     header = Header(attributes, _layers(file, size))
     groups = {name: _rows(file, name, shapes, size) for name, shapes in _shapes(ranks, header.layer_count).items()}
     return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
+
+
+def _advice(file: h5py.File, schema: Any) -> str:
+    """What to do about a trace of another schema."""
+    if not re.fullmatch(r"dls-trace/[0-9]+", str(schema)):
+        return "; give the trace.h5 of a run"
+    version = _attribute(file, "version")
+    return "; look at it with the version of this program that wrote it" + (f", {str(version)[:40]}" if version else "")
 
 
 def _attribute(file: h5py.File, name: str) -> Any:
@@ -495,7 +513,7 @@ def check_idle(path: Path) -> None:
     A run that was killed just now may still be dying.
     """
     for _ in range(ATTEMPTS):
-        if not _is_written(path):
+        if not is_written(path):
             return
         time.sleep(PAUSE)
     raise TraceError(f"{path} is in use, by a run that goes on; let that end first")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dls import inspect, trace
+from dls.summary import Summary, labels, load, smooth, summarise, to_json
 from tests.launch import Finished, launch
 
 CONFIG = """
@@ -65,9 +66,9 @@ def write(path: Path, table: Mapping[str, np.ndarray] | None, evals: Sequence[Ev
     return path.parent
 
 
-def summary(run: Path) -> inspect.Summary:
+def summary(run: Path) -> Summary:
     """What a run comes to."""
-    return inspect.summarise(inspect.load(run))
+    return summarise(load(run))
 
 
 @pytest.fixture
@@ -116,6 +117,7 @@ def test_the_curve_and_the_end(run: Path) -> None:
         "accuracy": [0.75, 0.875, 0.8],
         "set_size": [(3.0 + 2.0) / 2, (2.0 + 0.0) / 2, (0.25 + 0.5) / 2],
         "threshold_ratio": [(4.0 + 2.0) / 2, (3.0 + 1.0) / 2, (2.0 + 1.5) / 2],
+        "global_share": [None] * 3,
     }
     best = {"best_accuracy": 0.875, "best_step": 2}
     assert found.final == {"train_loss": 0.5, "test_loss": 0.25, "accuracy": 0.8} | best
@@ -164,8 +166,8 @@ def test_a_smoothed_mean_leaves_skipped_steps_out() -> None:
     """Their loss is NaN; 60 rows give a window of three."""
     loss = np.ones(60)
     loss[[10, 20, 21, 22]] = np.nan
-    assert np.flatnonzero(np.isnan(inspect.smooth(loss))).tolist() == [22]
-    assert np.nanmax(inspect.smooth(loss)) == 1
+    assert np.flatnonzero(np.isnan(smooth(loss))).tolist() == [22]
+    assert np.nanmax(smooth(loss)) == 1
 
 
 def test_smoothing_and_eight_points(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_thresholds_of_zero(tmp_path: Path) -> None:
     ratio = summary(folder).curve["threshold_ratio"]
     assert ratio[0] == np.inf
     assert np.isnan(ratio[1])
-    assert json.loads(inspect.to_json([summary(folder)]))["runs"][0]["curve"]["threshold_ratio"] == [None, None, 2.0]
+    assert json.loads(to_json([summary(folder)]))["runs"][0]["curve"]["threshold_ratio"] == [None, None, 2.0]
 
 
 def test_tables_say_what_is_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,9 +295,9 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_runs_of_one_name_stand_under_their_paths(run: Path) -> None:
-    assert inspect.labels([str(run), "elsewhere/other"]) == ["mine", "other"]
-    assert inspect.labels([str(run / "trace.h5"), "other"]) == ["mine", "other"]
-    assert inspect.labels([str(run), "elsewhere/mine"]) == [str(run), "elsewhere/mine"]
+    assert labels([str(run), "elsewhere/other"]) == ["mine", "other"]
+    assert labels([str(run / "trace.h5"), "other"]) == ["mine", "other"]
+    assert labels([str(run), "elsewhere/mine"]) == [str(run), "elsewhere/mine"]
 
 
 def test_a_run_twice_has_two_columns(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

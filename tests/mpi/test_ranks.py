@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import checkpoint, inspect, trace
+from dls import checkpoint, summary, trace
 from dls.data import Batches, Position, load
 from reference import ranks
 from tests.conftest import lines
@@ -57,7 +57,7 @@ def test_several_changes_in_a_row_and_every_step_once(tmp_path: Path) -> None:
         assert [file.path.name for file in files] == ["trace.h5", *(f"trace-{step:08d}.h5" for step in (3, 5, 9))]
         assert [file.header.ranks for file in files] == [2, 3, 4, 1]
         assert [step for file in files for step in file.steps["step"].tolist()] == list(range(1, 12))
-        assert inspect.load(out).steps["step"].tolist() == list(range(1, 12))
+        assert summary.load(out).steps["step"].tolist() == list(range(1, 12))
         if method in ("global-topk", "dls"):
             assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
         found = checkpoint.latest(out)

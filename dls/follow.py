@@ -1,0 +1,70 @@
+"""Watching runs that still go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+
+from dls import trace
+from dls.files import one_line
+from dls.summary import Summary, files_of, labels, load, single_figures, summarise, written
+from dls.tables import comparison, over_time, time_of_a_step
+
+EVERY = 1.0
+"""Seconds between two looks; more where a look takes long."""
+TOLD = ("step", "loss", "accuracy", "set_size", "global_share", "total_ms")
+"""The figures of a plain line."""
+
+
+def follow(paths: Sequence[Path], console: Console) -> None:
+    """Show runs while a writer holds the lock of one of them: tables that change on a terminal, a line for what is new elsewhere.
+
+    TraceError where one cannot be read.
+    """
+    if not console.is_terminal:
+        _lines(paths, console)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for summaries in _looks(paths):
+            live.update(Group(*_tables(summaries)), refresh=True)
+
+
+def _looks(paths: Sequence[Path]) -> Iterator[list[Summary]]:
+    """The runs as they are, again and again; once more when the last writer is gone."""
+    going_on = True
+    while going_on:
+        began = time.monotonic()
+        going_on = any(trace.is_written(file) for path in paths for file in files_of(path))
+        yield [summarise(load(path)) for path in paths]
+        if going_on:
+            time.sleep(max(EVERY, 4 * (time.monotonic() - began)))
+
+
+def _tables(summaries: Sequence[Summary]) -> list[RenderableType]:
+    if len(summaries) > 1:
+        return comparison(summaries)
+    (summary,) = summaries
+    head = f"{summary.run['path']}: {_line(summary)}"
+    return [head, "", *over_time(summary), *time_of_a_step(summary)] if summary.recorded else [head]
+
+
+def _lines(paths: Sequence[Path], console: Console) -> None:
+    names, said = labels([str(path) for path in paths]), [""] * len(paths)
+    for summaries in _looks(paths):
+        for i, summary in enumerate(summaries):
+            line = one_line(f"{names[i]}: " * (len(paths) > 1) + _line(summary))
+            if line != said[i]:
+                console.out(line, highlight=False)
+                said[i] = line
+        console.file.flush()
+
+
+def _line(summary: Summary) -> str:
+    if not summary.recorded:
+        return "nothing recorded yet"
+    figures = single_figures(summary)
+    return ", ".join(f"{name.replace('_', ' ')} {written(name, figures[name])}" for name in TOLD if figures.get(name) is not None)

@@ -1,0 +1,66 @@
+"""What runs come to as tables for a terminal, or for a file: things that rich prints, one below the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from dls.summary import COMPARED, Summary, labels, single_figures, written
+
+
+def everything(summary: Summary) -> list[RenderableType]:
+    """All there is to say about one run."""
+    about = {**summary.run, "hosts": dict.fromkeys(summary.run["hosts"]), "recorded": summary.recorded, **summary.final}
+    rows = [(name.replace("_", " "), written(name, value)) for name, value in about.items() if name != "config"]
+    shown = _table("", [("", column) for column in zip(*rows, strict=True)])
+    if not summary.recorded:
+        return [*shown, "nothing recorded yet"]
+    shown += over_time(summary)
+    title = "k of each layer at the first and at the last recorded step: mean over the ranks, rank 0's own, mean k/n"
+    heads = ("layer", "kind", "size", "first k", "rank 0", "k/n", "last k", "rank 0", "k/n")
+    shown += _table(title, [*zip(heads, summary.layers.values(), strict=True)])
+    traffic = summary.traffic
+    compression = written("compression", traffic["compression"])
+    title = f"Bytes that a rank sends, for {traffic['uploaded_share']:.3%} of the values: compression {compression}"
+    sent, dense = ([traffic[f"{kind}bytes_per_step"], traffic[f"{kind}total_bytes"]] for kind in ("", "dense_"))
+    shown += _table(title, [("", ["a step", "all recorded steps"]), ("sent", sent), ("dense", dense)])
+    return shown + time_of_a_step(summary)
+
+
+def over_time(summary: Summary) -> list[RenderableType]:
+    """A few points of the run's curves; nothing of what nobody recorded."""
+    title = f"Over time: means over the ranks and a window of recorded steps, here {summary.window}; latest accuracy and share"
+    looked = {name: values for name, values in summary.curve.items() if name != "global_share" or any(values)}
+    return _table(title, looked.items())
+
+
+def time_of_a_step(summary: Summary) -> list[RenderableType]:
+    """By phase."""
+    timing = summary.timing
+    title = f"Time of a step: mean over the ranks and {timing['steps']} recorded; exposed is waiting for the network"
+    ms = [1e3 * seconds for seconds in timing["seconds"].values()]
+    return _table(title, [("phase", [*timing["seconds"]]), ("ms", ms), ("share", [*timing["share"].values()])])
+
+
+def comparison(summaries: Sequence[Summary]) -> list[RenderableType]:
+    """Several runs side by side, one column each."""
+    columns: list[tuple[str, Sequence[Any]]] = [("", [name.replace("_", " ") for name in COMPARED])]
+    for label, summary in zip(labels([each.run["path"] for each in summaries]), summaries, strict=True):
+        figures = single_figures(summary)
+        columns.append((label, [written(name, figures.get(name)) for name in COMPARED]))
+    return _table("Set size and threshold ratio are those of the end; bytes and ms of a mean step", columns)
+
+
+def _table(title: str, columns: Collection[tuple[str, Sequence[Any]]]) -> list[RenderableType]:
+    """A table below its title, numbers to the right; cells too wide for a terminal go on in the next line."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(head for head, _ in columns))
+    for head, cells in columns:
+        words = any(isinstance(cell, str) for cell in cells)
+        table.add_column(head.replace("_", " "), justify="left" if words else "right", overflow="fold")
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*(written(head, cell) for (head, _), cell in zip(columns, row, strict=True)))
+    return [*([title] if title else []), table, ""]
