@@ -29,7 +29,7 @@ def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
     """Here the writer is a thread of this program, which goes on when the last words were heard."""
     writer = trace.Writer(tmp_path / "trace.h5", header())
     with (tmp_path / "out.txt").open("w+") as file:
-        console = Console(file=file, force_terminal=terminal, width=400, height=60)
+        console = Console(file=file, force_terminal=terminal, width=400, height=60, highlight=False)
         watching = threading.Thread(target=follow.follow, args=([tmp_path], console))
         watching.start()
         text = tmp_path / "out.txt"
