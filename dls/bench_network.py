@@ -17,6 +17,7 @@ from typing import Any
 from dls.bench_step import AT_END, Row
 from dls.config import UsageError
 from dls.hosts import Hosts
+from dls.pictures import MISSING
 
 UNLIMITED = "unlimited"
 TARGETS = {"exposed / at the end": 0.2, "step / layerwise": 1.05, "step / bound": 1.1, "step / global": 1.0}
@@ -87,7 +88,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("the chart needs matplotlib: pip install 'dls[plot]'") from None
+        raise UsageError(f"the chart {MISSING}") from None
     lines = list(dict.fromkeys((row["hosts"], row["rate"]) for row in rows))
     networks = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(4 * len(networks), 0.6 + 2.1 * len(lines)), layout="constrained")

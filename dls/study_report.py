@@ -19,14 +19,12 @@ import numpy as np
 from dls import trace
 from dls.config import UsageError
 from dls.experiments import Experiment, is_complete
+from dls.pictures import COLOURS, MARKERS, MISSING
 
 Row = dict[str, Any]
 CONFIDENCE = 0.95
 BASELINES = ("layerwise-topk", "global-topk")
 """Those that the others are compared with: what DLS wants to beat, and what it wants to reach."""
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
-MARKERS = "osD^vPX"
 
 
 def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
@@ -209,7 +207,7 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("the chart needs matplotlib: pip install 'dls[plot]'") from None
+        raise UsageError(f"the chart {MISSING}") from None
     workloads = list(dict.fromkeys(row["workload"] for row in rows if row["seeds"]))
     figure = Figure(figsize=(5 * max(1, len(workloads)), 4), layout="constrained")
     for place, workload in enumerate(workloads, start=1):

@@ -8,7 +8,7 @@ from typing import Any
 
 from dls.bench import show
 from dls.config import UsageError
-from dls.inspect import COLOURS
+from dls.pictures import COLOURS, MISSING
 from dls.theory_properties import HALF
 from dls.theory_variance import FORMS, INNER, Row
 
@@ -148,7 +148,7 @@ def check_plot(path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'dls[plot]'") from None
+        raise UsageError(f"--plot {MISSING}") from None
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise UsageError(f"--plot {path}: choose one of {', '.join(sorted(kinds))}")
