@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,6 +24,7 @@ from dls.pictures import COLOURS, MARKERS, MISSING
 
 Row = dict[str, Any]
 CONFIDENCE = 0.95
+BETTER, WORSE = "better", "worse"
 BASELINES = ("layerwise-topk", "global-topk")
 """Those that the others are compared with: what DLS wants to beat, and what it wants to reach."""
 
@@ -115,7 +117,7 @@ def verdict(values: Sequence[float]) -> str:
     mean, half = interval(values)
     if half == math.inf:
         return "too few seeds to tell"
-    return "better" if mean - half > 0 else "worse" if mean + half < 0 else "no difference to be told from chance"
+    return BETTER if mean - half > 0 else WORSE if mean + half < 0 else "no difference to be told from chance"
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Row]:
@@ -139,6 +141,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The report, in Markdown."""
     complete, planned = sum(len(row["seeds"]) for row in rows), sum(row["planned"] for row in rows)
     yield f"{complete} of {planned} planned runs are complete."
+    yield from findings(rows)
     for workload in dict.fromkeys(row["workload"] for row in rows):
         own = [row for row in rows if row["workload"] == workload]
         yield from ("", f"## {workload}", "")
@@ -151,6 +154,30 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     if len(commits) > 1:
         states = ", ".join(commit[:12] or "unknown" for commit in commits)
         yield from ("", f"The runs are of {len(commits)} states of the code: {states}.")
+
+
+def findings(rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence for each method and baseline: in how many of the cells with all seeds it is better, worse or neither."""
+    planned = {(row["workload"], row["density"], row["method"]): row["planned"] for row in rows}
+    whole = [row for row in comparisons(rows) if row["seeds"] == planned[row["workload"], row["density"], row["method"]]]
+    for method, against in dict.fromkeys((row["method"], row["against"]) for row in whole):
+        own = [row for row in whole if (row["method"], row["against"]) == (method, against)]
+        told = Counter(row["verdict"] for row in own)
+        least, most = min(own, key=_mean), max(own, key=_mean)
+        yield ""
+        yield (
+            f"**{method} against {against}**: better in {told[BETTER]}, worse in {told[WORSE]} of {len(own)} cells (workload and density) "
+            f"with all seeds, in the others not to be told apart. {fmean(row['mean'] for row in own):+.2f} points on average, "
+            f"from {_cell(least)} to {_cell(most)}."
+        )
+
+
+def _mean(row: Row) -> float:
+    return float(row["mean"])
+
+
+def _cell(row: Row) -> str:
+    return f"{row['mean']:+.2f} ({row['workload']}, {row['density']:g})"
 
 
 def _results(rows: Sequence[Row]) -> Iterator[str]:

@@ -93,6 +93,19 @@ def test_verdicts(values: list[float], words: str) -> None:
     assert study_report.verdict(values) == words
 
 
+def test_findings_count_cells_with_all_seeds() -> None:
+    def row(method: str, density: float, *accuracy: float) -> study_report.Row:
+        seeds = list(range(len(accuracy)))
+        return {"workload": "w", "method": method, "density": density, "planned": 3, "seeds": seeds, "accuracy": list(accuracy)}
+
+    rows = [row("layerwise-topk", 0.1, 0.5, 0.6, 0.7), row("dls(1)", 0.1, 0.61, 0.7, 0.79)]
+    rows += [row("layerwise-topk", 0.01, 0.5, 0.6, 0.7), row("dls(1)", 0.01, 0.4, 0.7, 0.7)]
+    rows += [row("layerwise-topk", 0.001, 0.5, 0.6, 0.7), row("dls(1)", 0.001, 0.1, 0.2)]  # a seed is missing
+    (line,) = filter(None, study_report.findings(rows))
+    assert line.startswith("**dls(1) against layerwise-topk**: better in 1, worse in 0 of 2 cells")
+    assert line.endswith("+5.00 points on average, from +0.00 (w, 0.01) to +10.00 (w, 0.1).")
+
+
 def test_pairs_are_runs_of_one_seed() -> None:
     row = {"seeds": [0, 1, 3], "accuracy": [0.9, 0.8, 0.7]}
     other = {"seeds": [1, 2, 3], "accuracy": [0.75, 0.1, 0.75]}
