@@ -166,9 +166,9 @@ def findings(rows: Sequence[Row]) -> Iterator[str]:
         least, most = min(own, key=_mean), max(own, key=_mean)
         yield ""
         yield (
-            f"**{method} against {against}**: better in {told[BETTER]}, worse in {told[WORSE]} of {len(own)} cells (workload and density) "
-            f"with all seeds, in the others not to be told apart. {fmean(row['mean'] for row in own):+.2f} points on average, "
-            f"from {_cell(least)} to {_cell(most)}."
+            f"**{method} against {against}**: better in {told[BETTER]}, worse in {told[WORSE]} of {len(own)} cells "
+            f"(workload and density) with all seeds, in the others not to be told apart. "
+            f"{fmean(row['mean'] for row in own):+.2f} points on average, from {_cell(least)} to {_cell(most)}."
         )
 
 
