@@ -1,4 +1,4 @@
-"""`python -m dls.inspect RUN [RUN ...] [--json] [--plot FILE] [--repair]`: look into runs.
+"""`python -m dls.inspect RUN [RUN ...] [--html FILE] [--plot FILE] [--follow] [--json] [--repair]`: look into runs.
 
 A RUN is a run's folder or a trace file. trace.h5 and the trace-STEP.h5 beside it are read as one run; what differs
 between ranks is averaged before they are joined. `--json` prints one object {"runs": [...]}, also for a single run;
@@ -8,8 +8,9 @@ null is what was not recorded, is undefined, or is infinite; times are in second
               config (null: density of dense, dls_steps of all but dls; ranks: one a file; steps: the last recorded)
     recorded window    recorded steps, and how many of them a smoothed mean looks back
     final     train_loss (smoothed) test_loss accuracy best_accuracy best_step
-    curve     step loss accuracy set_size threshold_ratio: lists over at most 8 points, smoothed means over the ranks;
-              set_size is max - min of the layers' thresholds, threshold_ratio max / min, accuracy the latest so far
+    curve     step loss accuracy set_size threshold_ratio global_share: lists over at most 8 points, smoothed means over
+              the ranks; set_size is max - min of the layers' thresholds, threshold_ratio max / min; accuracy and
+              global_share are the latest so far
     layers    name kind size; k_ k_rank0_ ratio_, each with first and last: lists over the layers, at the first and
               the last recorded step; k is the mean over the ranks, ratio is k / size
     traffic   bytes_per_step dense_bytes_per_step share_of_dense total_bytes dense_total_bytes compression
@@ -17,7 +18,8 @@ null is what was not recorded, is undefined, or is infinite; times are in second
     timing    steps; seconds and share, by phase and in total: means of a step, without each file's first recorded one
               if there are more; `exposed` is waiting for the network, `other` what no phase covers
 
-`--repair` alone rewrites the traces that a killed run left behind, so that they open in any viewer of HDF5.
+`--html` writes a page, `--plot` its pictures alone, both of all runs together. `--follow` shows runs as they go on, and
+then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any viewer of HDF5.
 
 Where no step was recorded, lists, traffic and timing are empty and the layers' k is missing.
 """

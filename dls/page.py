@@ -7,7 +7,7 @@ to run scripts or to fetch anything.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
+from html import escape as escaped
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def write(groups: Sequence[Group], path: Path) -> None:
 
 def page(groups: Sequence[Group]) -> str:
     """The whole page; `pictures.need` comes first."""
-    title = escape("DLS: " + ", ".join(group.label for group in groups))
+    title = _text("DLS: " + ", ".join(group.label for group in groups))
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -70,12 +70,12 @@ def page(groups: Sequence[Group]) -> str:
 def _table(groups: Sequence[Group]) -> str:
     """A column for each group."""
     figures = [group_figures(group) for group in groups]
-    seeds = [", ".join(_plain(run.run["seed"]) for run in group.runs) for group in groups]
-    heads = "".join(f'<th scope="col">{escape(group.label)}</th>' for group in groups)
+    seeds = [", ".join(written("seed", run.run["seed"]) for run in group.runs) for group in groups]
+    heads = "".join(f'<th scope="col">{_text(group.label)}</th>' for group in groups)
     rows = [("seed" if all(len(group.runs) == 1 for group in groups) else "seeds", seeds)]
     rows += [(name.replace("_", " "), [_cell(name, each.get(name)) for each in figures]) for name in COMPARED]
     lines = [
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
         for name, cells in rows
         if set(cells) != {"-"}
     ]
@@ -83,30 +83,31 @@ def _table(groups: Sequence[Group]) -> str:
     words = "Loss, set size and threshold ratio are those of the end, bytes and ms those of a mean step"
     words += "; ± is the standard deviation over the seeds." if several else "."
     table = f'<table>\n<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{"".join(lines)}\n</tbody>\n</table>'
-    return f'<div class="scroll">\n{table}\n</div>\n<p>{words}</p>' + (
-        "" if any(each.get("loss") is not None for each in figures) else "\n<p>Nothing recorded yet.</p>"
-    )
+    if not any(each.get("loss") is not None for each in figures):
+        words = "Nothing recorded yet."
+    return f'<div class="scroll">\n{table}\n</div>\n<p>{words}</p>'
 
 
 def _cell(name: str, value: Any) -> str:
     """A pair is mean and standard deviation."""
     if not isinstance(value, tuple):
-        return _plain(written(name, value))
+        return written(name, value)
     mean, sd = (written(name, number) for number in value)
     return f"{mean} ± {sd}"
 
 
-def _plain(value: Any) -> str:
-    return "-" if value is None else files.one_line(str(value))
+def _text(value: str) -> str:
+    """What may come from a trace, as one line of text in HTML without control characters."""
+    return escaped(files.one_line(value))
 
 
 def _shown(shown: Sequence[Picture], heading: str) -> Iterator[str]:
     """A section of pictures; nothing where there are none."""
     if not shown:
         return
-    yield f'<h2>{escape(heading)}</h2>\n<div class="pictures">'
+    yield f'<h2>{_text(heading)}</h2>\n<div class="pictures">'
     for picture in shown:
-        title, caption = escape(picture.title), escape(picture.caption)
+        title, caption = _text(picture.title), _text(picture.caption)
         drawn = pictures.svg(picture).replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
         yield f"<figure>\n<h3>{title}</h3>\n<figcaption>{caption}</figcaption>\n{drawn}\n</figure>"
     yield "</div>"
@@ -115,6 +116,6 @@ def _shown(shown: Sequence[Picture], heading: str) -> Iterator[str]:
 def _about(run: Series) -> str:
     """What a run was, and its whole configuration."""
     told = [(name, written(name, run.run[name])) for name in TOLD]
-    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_plain(value))}</dd>" for name, value in told)
-    config = escape(tomli_w.dumps(run.run["config"]))
+    terms = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in told)
+    config = escaped(tomli_w.dumps(run.run["config"]))
     return f"<dl>{terms}</dl>\n<details><summary>configuration</summary><pre>{config}</pre></details>"

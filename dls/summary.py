@@ -307,8 +307,9 @@ def groups(runs: Sequence[Series]) -> list[Group]:
 
 
 def _differ_in_seed(one: Series, two: Series) -> bool:
-    """Whether they do in nothing else; runs that do not say what they were may differ in anything."""
-    return _identity(one) == _identity(two) and one.run["config"] != {} and one.run["seed"] != two.run["seed"]
+    """Whether they do in nothing else. Runs that do not say what they were may differ in anything, and one must have begun."""
+    known = all(run.run["config"] and len(run.steps["step"]) for run in (one, two))
+    return known and _identity(one) == _identity(two) and one.run["seed"] != two.run["seed"]
 
 
 def _identity(run: Series) -> tuple[Any, ...]:
