@@ -19,7 +19,8 @@ null is what was not recorded, is undefined, or is infinite; times are in second
               if there are more; `exposed` is waiting for the network, `other` what no phase covers
 
 `--html` writes a page, `--plot` its pictures alone, both of all runs together. `--follow` shows runs as they go on, and
-then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any viewer of HDF5.
+then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any
+viewer of HDF5.
 
 Where no step was recorded, lists, traffic and timing are empty and the layers' k is missing.
 """
