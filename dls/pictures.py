@@ -26,6 +26,7 @@ from dls.trace import TraceError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,10 +65,10 @@ def need(option: str) -> None:
 
 
 def text(value: Any) -> str:
-    """What comes from a trace, for matplotlib: no formulas, no control characters, no end, and not left out of legends."""
+    """What comes from a trace, for matplotlib: no control characters, no end, and not left out of legends."""
     words = "".join(c if c.isprintable() else "?" for c in str(value))
     words = words if len(words) <= SHOWN_LABEL else words[: SHOWN_LABEL - 1] + "…"
-    return (" " if words.startswith("_") else "") + words.replace("$", r"\$")
+    return (" " if words.startswith("_") else "") + words
 
 
 # --- which pictures there are ----------------------------------------------------------------
@@ -175,6 +176,7 @@ def _over(groups: Sequence[Group], column: Column, axes: Axes) -> None:
         _curve(axes, curve, column, i, text(group.label))
     if column.log:
         axes.set_yscale("log", nonpositive="mask")
+        _plain_numbers(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel(column.label)
     axes.set_xlabel("training step")
     if len(groups) > 1:
@@ -208,6 +210,7 @@ def _layers(group: Group, name: str, label: str, axes: Axes) -> None:
             low, high = values - curve.sd[:, i], values + curve.sd[:, i]
             axes.fill_between(curve.step, low, high, color=colour, alpha=0.15, lw=0)
     axes.set_yscale("log", nonpositive="mask")
+    _plain_numbers(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel(label)
     axes.set_xlabel("training step")
     if few:
@@ -227,9 +230,19 @@ def _heat(group: Group, axes: Axes) -> None:
     edges = np.concatenate([curve.step[:1] - 0.5, (curve.step[1:] + curve.step[:-1]) / 2, curve.step[-1:] + 0.5])
     norm = LogNorm(max(values.min(), values.max() / 1e6), values.max() * (1 + (values.min() == values.max())))
     mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), values, norm=norm, cmap="cividis", rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, label="k (values)")
+    bar = axes.figure.colorbar(mesh, ax=axes, label="k (values)")
+    _plain_numbers(bar.ax.yaxis, *bar.ax.get_ylim())
     _name_layers(axes, names, 0.5)
     axes.set_xlabel("training step")
+
+
+def _plain_numbers(axis: Axis, low: float, high: float) -> None:
+    """On a logarithmic axis, also between the powers of ten where there are few of those."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(LogLocator(subs=(2, 3, 5) if high < 100 * low else tuple(range(2, 10))))
+    axis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
 def _name_layers(axes: Axes, names: Sequence[str], middle: float) -> None:
@@ -263,6 +276,7 @@ def _bytes(groups: Sequence[Group], axes: Axes) -> None:
     axes.barh(rows + 0.2, sent, 0.36, color=COLOURS[0], hatch="///", edgecolor="white", lw=0, label="sent")
     axes.set_xscale("log")
     axes.set_xlim(right=max(*dense, *sent) * 6)
+    axes.xaxis.set_major_formatter("{x:,g}")
     for row, own, whole in zip(rows, sent, dense, strict=True):
         axes.annotate(f" {own / whole:.2%}", (max(own, axes.get_xlim()[0]), row + 0.2), va="center", fontsize=8)
     _name_groups(axes, groups, rows)
@@ -309,7 +323,7 @@ def _style() -> Iterator[None]:
     """Small, plain, and the same bits for the same runs; a font that lacks a letter is no reason for a warning."""
     from matplotlib import rc_context
 
-    settings: Any = {"font.size": 9, "hatch.linewidth": 0.6, "axes.axisbelow": True}
+    settings: Any = {"font.size": 9, "hatch.linewidth": 0.6, "axes.axisbelow": True, "text.parse_math": False}
     settings |= {"svg.fonttype": "path", "svg.hashsalt": "dls"}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)

@@ -106,8 +106,9 @@ def test_a_page_needs_nothing_but_itself_and_says_what_the_tables_say(tmp_path: 
 
 
 def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
-    groups = summary.groups([summary.load(seeded(tmp_path, seed, 0.5)) for seed in (0, 1)])
-    assert page.page(groups) == page.page(groups)
+    (group,) = summary.groups([summary.load(seeded(tmp_path, seed, 0.5)) for seed in (0, 1)])
+    for picture in pictures.alone(group):
+        assert pictures.svg(picture) == pictures.svg(picture)
 
 
 def test_what_a_trace_says_is_text(tmp_path: Path) -> None:
@@ -121,15 +122,13 @@ def test_what_a_trace_says_is_text(tmp_path: Path) -> None:
         file["layers/kind"][0] = HOSTILE
     named = folder.rename(tmp_path / HOSTILE.replace("/", "_"))
     run = summary.load(diagnosed(named, [5], 0.5))
-    for runs in ([run], [run, run]):
-        groups = summary.groups(runs)
-        text = page.page(groups)
-        found = Reader(text)
-        assert {tag for tag, _ in found.tags} <= ALLOWED
-        assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-        assert "\x1b" not in text and "<script" not in text
-        assert any("<script>alert('x')" in words for words in found.words)
-        pictures.sheet(groups, tmp_path / "x.png")
+    text = page.page(summary.groups([run, run]))  # with legends
+    found = Reader(text)
+    assert {tag for tag, _ in found.tags} <= ALLOWED
+    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert "\x1b" not in text and "<script" not in text
+    assert any("<script>alert('x')" in words for words in found.words)
+    pictures.sheet(summary.groups([run]), tmp_path / "x.png")
 
 
 def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
@@ -210,9 +209,11 @@ def test_many_runs_and_many_layers(tmp_path: Path) -> None:
     """More than there are colours; nothing selected; losses that are not there."""
     loss = np.full((10, 2), np.nan)
     folders = [seeded(tmp_path, 0, 0.5, config=config(0, lr_warmup=n)) for n in range(9)]
-    folders += [write(tmp_path / "odd" / "trace.h5", rows(range(1, 11), loss=loss, k=[0, 10], threshold=[0.0, 1.0]), [(1, 0, 0)])]
-    page.write(summary.groups([summary.load(folder) for folder in folders]), tmp_path / "x.html")
-    pictures.sheet(summary.groups([summary.load(folder) for folder in folders]), tmp_path / "x.svg")
+    odd = write(tmp_path / "odd" / "trace.h5", rows(range(1, 11), loss=loss, k=[0, 10], threshold=[0.0, 1.0]), [(1, 0, 0)])
+    groups = summary.groups([summary.load(folder) for folder in (*folders, odd)])
+    assert len(groups) == 10
+    drawn = [pictures.svg(picture) for picture in (*pictures.together(groups), *pictures.alone(groups[-1]))]
+    assert len(drawn) == 5 + 2
 
 
 def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
