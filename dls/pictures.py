@@ -154,8 +154,9 @@ def alone(group: Group) -> list[Picture]:
     closest = group.runs[-1].closest
     if closest is None:
         return found
+    whose = f", of the run with seed {group.runs[-1].run['seed']}" if len(group.runs) > 1 else ""
     for rank in range(min(SHOWN_RANKS, len(closest.begin))):
-        caption = f"What rank {rank} did for each layer, and when; layers that leave together have one time (--diagnose-every)."
+        caption = f"What rank {rank} did for each layer, and when{whose}; layers that leave together have one time."
         title = f"Step {closest.step} on rank {rank}"
         found.append(Picture(title, caption, partial(_line, group, closest, rank), _tall(group)))
     return found

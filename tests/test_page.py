@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import inspect, page, pictures, summary, timeline
-from tests.test_inspect import CONFIG, rows, write
+from dls import inspect, page, pictures, summary, timeline, trace
+from tests.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")
 
@@ -205,7 +205,7 @@ def test_a_run_without_a_step(tmp_path: Path) -> None:
     assert "svg" in {tag for tag, _ in both.tags}
 
 
-def test_many_runs_and_many_layers(tmp_path: Path) -> None:
+def test_many_runs(tmp_path: Path) -> None:
     """More than there are colours; nothing selected; losses that are not there."""
     loss = np.full((10, 2), np.nan)
     folders = [seeded(tmp_path, 0, 0.5, config=config(0, lr_warmup=n)) for n in range(9)]
@@ -213,7 +213,37 @@ def test_many_runs_and_many_layers(tmp_path: Path) -> None:
     groups = summary.groups([summary.load(folder) for folder in (*folders, odd)])
     assert len(groups) == 10
     drawn = [pictures.svg(picture) for picture in (*pictures.together(groups), *pictures.alone(groups[-1]))]
-    assert len(drawn) == 5 + 2
+    assert len(drawn) == 6 + 2
+
+
+def test_many_layers(tmp_path: Path) -> None:
+    """More than get a colour of their own, and than can be named."""
+    layers = 40
+    names = {name: [f"layer{i}" if name == "name" else "linear" for i in range(layers)] for name in trace.WORDS}
+    numbers = {name: [50] * layers for name in trace.LAYER_FIELDS if name not in trace.WORDS}
+    writer = trace.Writer(tmp_path / "trace.h5", trace.Header(header().attributes, names | numbers))
+    few = rows([1, 2, 3])
+    writer.steps({name: np.repeat(column, layers // 2, axis=2) if column.ndim == 3 else column for name, column in few.items()})
+    writer.close()
+    (group,) = summary.groups([summary.load(tmp_path)])
+    shown = pictures.alone(group)
+    assert [picture.title for picture in shown] == ["Threshold of every layer", "k of every layer"]
+    assert all(pictures.svg(picture).startswith("<svg") for picture in shown)
+
+
+def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
+    """What was looked at twice counts once, and the timeline is the last one's."""
+    diagnosed(write(tmp_path / "trace.h5", rows(range(1, 11))), [4, 8], [[0.5, 0.75], [0.0, 0.0]])
+    second = write(tmp_path / "later" / "trace.h5", rows([7, 8, 9], ranks=3), ranks=3)
+    diagnosed(second, [8], [[0.25, 0.5, 0.75]], ranks=3)
+    (second / "trace.h5").rename(tmp_path / "trace-00000006.h5")
+    run = summary.load(tmp_path)
+    assert run.diagnostics["step"].tolist() == [4, 8]
+    assert run.diagnostics["global_share"].tolist() == [0.625, 0.5]
+    assert run.closest is not None
+    assert (run.closest.step, run.closest.begin.shape) == (8, (3, 2, 4))
+    latest = dict(zip(*(summary.summarise(run).curve[name] for name in ("step", "global_share")), strict=True))
+    assert latest == {1: None, 2: None, 3: None, 4: 0.625, 6: 0.625, 7: 0.625, 8: 0.5, 9: 0.5}
 
 
 def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
