@@ -7,12 +7,12 @@ MPI, where nothing else has.
 from __future__ import annotations
 
 import array
+import atexit
 import fcntl
 import math
 import os
 import pickle
 import stat
-import subprocess
 import sys
 import termios
 import threading
@@ -82,7 +82,7 @@ class Comm:
         self._world, self.timeout = world, timeout
         self._before = before  # the library may still write to what was under way there
         self.sent_bytes = 0
-        with _watched(timeout), _losses("the start"):
+        with _watched(timeout, "start"), _losses("the start"):
             if not MPI.Is_initialized():
                 MPI.Init_thread()
             self._roll_call = _RollCall(self._world)
@@ -94,6 +94,8 @@ class Comm:
         self.size: int = self._world.Get_size()
         self.host: str = MPI.Get_processor_name()
         self._mover = _Mover()
+        if self.size > 1 and before is None:
+            atexit.register(lambda: _watch(self.timeout, "end"))
 
     def allgatherv(
         self, payload: NDArray[np.uint8], sizes: Sequence[int], what: str
@@ -239,13 +241,28 @@ class Comm:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
 
 
+def _watch(timeout: float, when: str) -> tuple[int, int]:
+    """Let this process live for so many seconds at most; returns the process that watches it, and what to close to stop that.
+
+    At the start and at the end the library waits for other ranks without a limit, and keeps Python from running.
+    """
+    words = f"dls: no word from other ranks at the {when} after {timeout:g} s of waiting (--timeout)"
+    reader, writer = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    watcher = os.posix_spawnp("sh", ["sh", "-c", WATCHER, "watcher", str(timeout), words], os.environ, file_actions=actions)
+    os.close(reader)
+    return watcher, writer
+
+
 @contextmanager
-def _watched(timeout: float) -> Iterator[None]:
-    """Let this block take so many seconds at most. The library may wait in it without end, and keeps Python from running too."""
-    words = f"dls: no word from other ranks at the start after {timeout:g} s of waiting (--timeout)"
-    command = ["sh", "-c", WATCHER, "watcher", str(timeout), words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
+def _watched(timeout: float, when: str) -> Iterator[None]:
+    """Let this block take so many seconds at most."""
+    watcher, writer = _watch(timeout, when)
+    try:
         yield
+    finally:
+        os.close(writer)
+        os.waitpid(watcher, 0)
 
 
 @contextmanager

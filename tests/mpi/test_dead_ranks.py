@@ -100,8 +100,10 @@ prepare = startup.prepare
 def frozen(command, comm):
     freeze()
     return prepare(command, comm)
-startup.prepare = frozen
-sys.exit(train.main(sys.argv[2:]))
+if sys.argv[1] == "in": startup.prepare = frozen
+status = train.main(sys.argv[2:])
+if sys.argv[1] == "after": freeze()
+sys.exit(status)
 """
 
 
@@ -109,10 +111,11 @@ sys.exit(train.main(sys.argv[2:]))
     ("when", "words"),
     [
         ("before", "dls: no word from other ranks at the start after 2 s of waiting (--timeout)"),
+        ("after", "dls: no word from other ranks at the end after 2 s of waiting (--timeout)"),
         ("in", ", at the start: the other ranks to get ready: no word from rank 1 after 2 s of waiting (--timeout)"),
     ],
 )
-def test_a_rank_that_is_frozen_at_the_start_ends_the_others(when: str, words: str, tmp_path: Path) -> None:
+def test_a_rank_that_is_frozen_at_the_start_or_end_ends_the_others(when: str, words: str, tmp_path: Path) -> None:
     """Also where the library waits for it, in which no Python runs."""
     program = tmp_path / "frozen.py"
     program.write_text(FROZEN)
