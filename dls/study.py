@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"no run's name holds {options.only!r}")
         failed = 0 if options.report_only else run_all(runs, options.out, options.jobs)
         rows = study_report.collect(runs, options.out)
-        for line in study_report.lines(rows):
-            print(line)
         if options.report:
             study_report.write(rows, options.report)
+        for line in study_report.lines(rows):
+            print(line)
     except UsageError as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2
