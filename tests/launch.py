@@ -23,7 +23,7 @@ OPEN_MPI = {
 """What Open MPI wants before it starts ranks in a container, and more ranks than cores; other libraries do not look."""
 
 FRAME = re.compile(r"^-{70,}\n.*?^-{70,}\n", re.MULTILINE | re.DOTALL)
-"""Open MPI's mpirun frames what it says of its own when a rank ends with another status than 0."""
+"""Open MPI's mpirun frames what it says of its own when a rank ends with another status than 0, and ends it with a NUL."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def finish(program: subprocess.Popen[str]) -> Finished:
         except subprocess.TimeoutExpired:
             program.kill()
             raise
-    return Finished(program.returncode, out, FRAME.sub("", err))
+    return Finished(program.returncode, out, FRAME.sub("", err).replace("\0", ""))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, program: subprocess.Popen[Any] | None = None) -> bool:
