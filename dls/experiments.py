@@ -6,7 +6,6 @@ sets its own density is run once a seed, the others at every density.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import tomli_w
 
 from dls import checkpoint, config
 from dls.config import Config, UsageError
+from dls.hosts import mpirun
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
@@ -50,15 +50,6 @@ class Experiment:
         flags = [_flag(name, value) for name, value in self.settings.items()]
         program = [sys.executable, "-m", "dls.train", *flags, f"--out={out / self.name}", "--resume=auto"]
         return [mpirun(), "-n", str(self.ranks), *program]
-
-
-def mpirun() -> str:
-    """The launcher beside this Python, or in the PATH. UsageError."""
-    beside = Path(sys.executable).parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if not found:
-        raise UsageError("there is no mpirun: pip install mpich")
-    return found
 
 
 def _flag(name: str, value: Any) -> str:

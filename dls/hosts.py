@@ -43,7 +43,7 @@ def check() -> None:
     missing = {TOOLS[tool] for tool in TOOLS if shutil.which(tool) is None}
     if missing:
         raise HostsError(f"programs are missing: apt-get install {' '.join(sorted(missing))}")
-    if "HYDRA" not in subprocess.run([_mpirun(), "--version"], capture_output=True, text=True, check=False).stdout:
+    if "HYDRA" not in subprocess.run([mpirun(), "--version"], capture_output=True, text=True, check=False).stdout:
         raise HostsError("hosts on one machine need MPICH's mpirun: make MPI=mpich")
 
 
@@ -85,7 +85,7 @@ class Hosts:
         """The command that runs `args` on so many ranks, dealt to the hosts in turn; any process of this machine may start it."""
         settings = [f"{name}={value}" for name, value in (ENVIRONMENT | dict(environment or {})).items()]
         launch = ["-launcher", "ssh", "-launcher-exec", str(self._file("enter")), "-localhost", _address(SWITCH)]
-        command = [_mpirun(), *launch, "-f", str(self._file("hostfile")), "-n", str(ranks), *map(str, args)]
+        command = [mpirun(), *launch, "-f", str(self._file("hostfile")), "-n", str(ranks), *map(str, args)]
         return [*self._inside(self._switch), "env", *settings, *command]
 
     def sent_bytes(self, host: int) -> int:
@@ -168,8 +168,8 @@ def _address(last: int) -> str:
     return f"{NETWORK}.{last}"
 
 
-def _mpirun() -> str:
-    """mpirun of this environment, or that on the path."""
+def mpirun() -> str:
+    """mpirun of this environment, or that on the path. HostsError where there is none."""
     beside = Path(sys.executable).parent / "mpirun"
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:

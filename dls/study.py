@@ -19,6 +19,7 @@ from pathlib import Path
 from dls import experiments, study_report
 from dls.config import UsageError
 from dls.experiments import Experiment
+from dls.hosts import HostsError
 
 
 def perform(experiment: Experiment, out: Path) -> int:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             study_report.write(rows, options.report)
         for line in study_report.lines(rows):
             print(line)
-    except UsageError as error:
+    except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dls import checkpoint, trace
-from dls.hosts import Hosts
-from tests.launch import OPEN_MPI, ROOT, _mpirun, wait_until
+from dls.hosts import Hosts, mpirun
+from tests.launch import OPEN_MPI, ROOT, wait_until
 
 RANKS = 3
 STEPS = 600
@@ -294,7 +294,7 @@ def _final_state(out: Path) -> bytes:
 
 
 def _plainly(args: Sequence[str]) -> list[str]:
-    return [_mpirun(), "-n", str(RANKS), sys.executable, *args]
+    return [mpirun(), "-n", str(RANKS), sys.executable, *args]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dls.hosts import mpirun
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
@@ -49,7 +50,7 @@ def start(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[s
     for ranks, args in programs:
         command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
     if programs[0][0]:
-        command = [_mpirun(), *options, *command]
+        command = [mpirun(), *options, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -71,10 +72,3 @@ def wait_until(condition: Callable[[], bool], seconds: float, program: subproces
     while not (holds := condition()) and time.monotonic() < deadline and (program is None or program.poll() is None):
         time.sleep(0.001)
     return holds
-
-
-def _mpirun() -> str:
-    beside = Path(sys.executable).parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    assert found, "the tests need mpirun: pip install mpich"
-    return found
