@@ -20,7 +20,7 @@ METHODS = ("dense", "global-topk --backend numpy", "layerwise-topk --bucket-size
 def test_the_share_of_the_global_choice(ranks: int, tmp_path: Path) -> None:
     done = launch([(ranks, [Path(__file__).with_name("shares.py")])], tmp_path)
     assert done.status == 0, done.err
-    assert sorted(done.out.split()) == sorted(["checked"] * ranks + [str(rank) for rank in range(ranks)])
+    assert all(f"<checked {rank}>" in done.out for rank in range(ranks))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
