@@ -1,6 +1,6 @@
 """On every rank: the share of Global Top-k's choice that each method sends, against a plain sort of the same v, ties and all.
 
-Run it under mpirun; it prints a line a rank when all is well.
+Run it under mpirun; it prints a word a rank when all is well.
 """
 
 from __future__ import annotations
