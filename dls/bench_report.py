@@ -20,12 +20,17 @@ PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
 
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
     """Write the rows and what they were measured on to <command>-<device>.json in the folder; return the file."""
-    device = backends.device(backend)
+    measured_on = about(backend)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{command}-{slug(device['device'])}.json"
-    report = {"command": command, "backend": backend, **device, **_software(), "rows": list(rows)}
+    path = folder / f"{command}-{slug(measured_on['device'])}.json"
+    report = {"command": command, "backend": backend, **measured_on, "rows": list(rows)}
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def about(backend: str) -> dict[str, Any]:
+    """The device on which a backend computes here, and the software."""
+    return {**backends.device(backend), **_software()}
 
 
 def slug(name: str) -> str:

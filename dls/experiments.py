@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dls.hosts import mpirun
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
+WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,30 @@ def load(path: Path) -> list[Experiment]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the experiments in {path}: {error}") from None
-    for key, kind in KEYS.items():
-        if not isinstance(table.get(key), kind):
-            raise UsageError(f"{path} needs {key}, {'a list' if kind is list else 'a ' + kind.__name__}")
-    if odd := table.keys() - KEYS.keys():
-        raise UsageError(f"{path} has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}")
+    _check(table, path)
     experiments = list(_expand(table, path))
     for experiment in experiments:
         if not experiment.config(path.parent).steps:
             raise UsageError(f"{path}: settings need steps, the length of each run")
+    if twice := [name for name, count in Counter(each.name for each in experiments).items() if count > 1]:
+        raise UsageError(f"{path} names {twice[0]} more than once")
     return experiments
+
+
+def _check(table: Mapping[str, Any], file: Path) -> None:
+    """UsageError where a file's keys, names or numbers are not such as a study can use."""
+    for key, kind in KEYS.items():
+        if not isinstance(table.get(key), kind) or isinstance(table[key], bool):
+            raise UsageError(f"{file} needs {key}, {WORDS[kind]}")
+    if odd := table.keys() - KEYS.keys():
+        raise UsageError(f"{file} has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}")
+    if table["ranks"] < 1:
+        raise UsageError(f"{file}: ranks must be 1 or more")
+    for name in (table["workload"], *table["methods"]):
+        if not name.strip(".") or set(name) & set("/\\\0\n`|"):
+            raise UsageError(f"{file}: {name!r} cannot be a folder's name")
+    if own := table["settings"].keys() & {"density", "seed", "out"}:
+        raise UsageError(f"{file}: {', '.join(sorted(own))} cannot stand in settings: each run has its own")
 
 
 def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
@@ -90,7 +106,7 @@ def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
 
 
 def is_complete(experiment: Experiment, out: Path) -> bool:
-    """Whether the run came to its end. UsageError where its folder holds a run with other settings."""
+    """Whether the run came to its end. UsageError where its folder holds a run with other settings or ranks."""
     folder = out / experiment.name
     if not (folder / "config.toml").exists():
         return False
@@ -103,4 +119,6 @@ def is_complete(experiment: Experiment, out: Path) -> bool:
         newest = checkpoint.latest(folder)
     except checkpoint.CheckpointError:
         return False
+    if newest is not None and newest.world_size != experiment.ranks:
+        raise UsageError(f"{folder} was run on {newest.world_size} ranks, not {experiment.ranks}; move it away")
     return newest is not None and newest.step == ours.steps

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from dls import experiments, study_report
+from dls import experiments, study_report, study_results
 from dls.config import UsageError
 from dls.experiments import Experiment
 from dls.hosts import HostsError
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not runs:
             raise UsageError(f"no run's name holds {options.only!r}")
         failed = 0 if options.report_only else run_all(runs, options.out, options.jobs)
-        rows = study_report.collect(runs, options.out)
+        rows = study_results.collect(runs, options.out)
         if options.report:
             study_report.write(rows, options.report)
         for line in study_report.lines(rows):

@@ -61,7 +61,7 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, copy / name)  # with what numba has compiled
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
-    for path in [*(ROOT / "runs").glob("*.*"), *(ROOT / "runs").glob("study/*.toml")]:
+    for path in [*(ROOT / "runs").glob("*.*"), *(ROOT / "runs").glob("study/**/*.toml")]:
         target = copy / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)

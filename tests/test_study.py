@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
+import shlex
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
-from dls import experiments, study, study_report
+from dls import experiments, student, study, study_findings, study_report, study_results
 
 TINY = """
 workload = "tiny"
@@ -49,33 +51,33 @@ TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228,
 
 @pytest.mark.parametrize("freedom", TABLE)
 def test_the_quantile_is_that_of_tables(freedom: int) -> None:
-    assert study_report.t_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4)
+    assert student.t_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4)
 
 
 @pytest.mark.parametrize(("p", "freedom", "t"), [(0.5, 3, 0.0), (0.75, 1, 1.0), (0.95, 4, 2.132), (0.995, 2, 9.925)])
 def test_other_quantiles(p: float, freedom: int, t: float) -> None:
-    assert study_report.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
+    assert student.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
 
 
 @pytest.mark.parametrize(("p", "freedom"), [(0.4, 3), (1.0, 3), (0.9, 0)])
 def test_quantiles_that_are_none(p: float, freedom: int) -> None:
     with pytest.raises(ValueError, match="no quantile"):
-        study_report.t_quantile(p, freedom)
+        student.t_quantile(p, freedom)
 
 
 def test_an_interval_by_hand() -> None:
     """Of 1, 2, 3, 4, 5: mean 3, deviation √2.5, and t of 4 degrees of freedom."""
-    mean, half = study_report.interval([1, 2, 3, 4, 5])
+    mean, half = student.interval([1, 2, 3, 4, 5])
     assert mean == 3
     assert half == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
-    assert study_report.interval([7.0]) == (7.0, math.inf)
+    assert student.interval([7.0]) == (7.0, math.inf)
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     rng = random.Random(3)
     held = 0
     for _ in range(4000):
-        mean, half = study_report.interval([rng.gauss(10, 2) for _ in range(5)])
+        mean, half = student.interval([rng.gauss(10, 2) for _ in range(5)])
         held += abs(mean - 10) <= half
     assert 0.935 <= held / 4000 <= 0.965
 
@@ -90,26 +92,96 @@ def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     ],
 )
 def test_verdicts(values: list[float], words: str) -> None:
-    assert study_report.verdict(values) == words
+    assert study_findings.verdict(values) == words
 
 
-def test_findings_count_cells_with_all_seeds() -> None:
-    def row(method: str, density: float, *accuracy: float) -> study_report.Row:
-        seeds = list(range(len(accuracy)))
-        return {"workload": "w", "method": method, "density": density, "planned": 3, "seeds": seeds, "accuracy": list(accuracy)}
-
-    rows = [row("layerwise-topk", 0.1, 0.5, 0.6, 0.7), row("dls(1)", 0.1, 0.61, 0.7, 0.79)]
-    rows += [row("layerwise-topk", 0.01, 0.5, 0.6, 0.7), row("dls(1)", 0.01, 0.4, 0.7, 0.7)]
-    rows += [row("layerwise-topk", 0.001, 0.5, 0.6, 0.7), row("dls(1)", 0.001, 0.1, 0.2)]  # a seed is missing
-    (line,) = filter(None, study_report.findings(rows))
-    assert line.startswith("**dls(1) against layerwise-topk**: better in 1, worse in 0 of 2 cells")
-    assert line.endswith("+5.00 points on average, from +0.00 (w, 0.01) to +10.00 (w, 0.1).")
+def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **others: Any) -> dict[str, Any]:
+    """A row as `study_results.collect` makes them."""
+    known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
+    figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
+    figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy)}
+    stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
+    settings = stated | {"model": "mlp", "dataset": "digits", "steps": 7}
+    return known | figures | {"seeds": list(accuracy), "settings": settings, "repeat": "r"} | others
 
 
 def test_pairs_are_runs_of_one_seed() -> None:
-    row = {"seeds": [0, 1, 3], "accuracy": [0.9, 0.8, 0.7]}
-    other = {"seeds": [1, 2, 3], "accuracy": [0.75, 0.1, 0.75]}
-    assert study_report.differences(row, other) == pytest.approx([5, -5])
+    own, other = row("a", {0: 0.9, 1: 0.8, 3: 0.7}), row("b", {1: 0.75, 2: 0.1, 3: 0.75})
+    assert study_findings.differences(own, other) == pytest.approx({1: 5, 3: -5})
+
+
+def test_differences_by_hand() -> None:
+    """Of five pairs: 1, 2, 3, 4, 5 points; and at a second density, where seed 4 is missing, minus one point each."""
+    base = {seed: 0.5 for seed in range(5)}
+    rows = [
+        row("dense", {0: 0.9}, None),
+        row("layerwise-topk", base),
+        row("dls(1)", {seed: 0.51 + 0.01 * seed for seed in range(5)}),
+        row("layerwise-topk", base, 0.01),
+        row("dls(1)", {seed: 0.49 for seed in range(4)}, 0.01),
+    ]
+    found = study_findings.comparisons(rows)
+    assert [(each.density, each.method, each.against) for each in found] == [
+        (density, "dls(1)", "layerwise-topk") for density in (0.1, 0.01, None)
+    ]
+    first, second, together = found
+    assert (first.mean, first.verdict) == (pytest.approx(3), "better")
+    assert first.half == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+    assert (second.mean, second.verdict) == (pytest.approx(-1), "worse")
+    assert together.values == pytest.approx((0, 0.5, 1, 1.5))  # the mean of both, for the seeds that both have
+
+
+def test_global_is_compared_with_layerwise_and_no_baseline_with_itself() -> None:
+    rows = [row(name, {0: 0.5, 1: 0.6}) for name in ("global-topk", "layerwise-topk", "dls(1)", "dls(optimal)")]
+    assert {(each.method, each.against) for each in study_findings.comparisons(rows)} == {
+        ("global-topk", "layerwise-topk"),
+        ("dls(1)", "layerwise-topk"),
+        ("dls(1)", "global-topk"),
+        ("dls(optimal)", "layerwise-topk"),
+        ("dls(optimal)", "global-topk"),
+    }
+
+
+@pytest.mark.parametrize(("shift", "words"), [(2, (1, 0)), (-2, (0, 1)), (0, (0, 0))])
+def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None:
+    noise = (0.1, -0.1, 0.05, -0.05, 0)
+    own = {seed: 0.5 + (shift + noise[seed]) / 100 for seed in range(5)}
+    rows = [row(name, {seed: 0.5 for seed in range(5)}) for name in ("layerwise-topk", "global-topk")] + [row("dls(1)", own)]
+    told = {line.partition("**: ")[0]: line for line in study_findings.sentences(study_findings.comparisons(rows))}
+    for baseline in ("layerwise-topk", "global-topk"):
+        better, worse = (" (w, 0.1)" if count else "" for count in words)
+        beginning = f"- **dls(1) against {baseline}**: better in {words[0]}{better}, worse in {words[1]}{worse} of 1 cells"
+        assert told[f"- **dls(1) against {baseline}"].startswith(beginning)
+    width = student.interval(noise)[1]
+    assert f"of up to {max(0, width - shift):.2f} points (w, 0.1)." in told["- **dls(1) against global-topk"]
+    assert "shortfall" not in told["- **dls(1) against layerwise-topk"]
+
+
+def test_findings_count_cells_with_all_seeds() -> None:
+    def three(method: str, density: float, *accuracy: float) -> dict[str, Any]:
+        return row(method, dict(enumerate(accuracy)), density, planned=3)
+
+    rows = [three("layerwise-topk", 0.1, 0.5, 0.6, 0.7), three("dls(1)", 0.1, 0.61, 0.7, 0.79)]
+    rows += [three("layerwise-topk", 0.01, 0.5, 0.6, 0.7), three("dls(1)", 0.01, 0.4, 0.7, 0.7)]
+    rows += [three("layerwise-topk", 0.001, 0.5, 0.6, 0.7), three("dls(1)", 0.001, 0.1, 0.2)]  # a seed is missing
+    line, chance = study_findings.sentences(study_findings.comparisons(rows))
+    assert line.startswith("- **dls(1) against layerwise-topk**: better in 1 (w, 0.1), worse in 0 of 2 cells")
+    assert line.endswith("+5.00 points on average, from +0.00 (w, 0.01) to +10.00 (w, 0.1).")
+    assert "Of these 2 intervals" in chance
+
+
+def test_a_report_of_nothing_and_of_a_part() -> None:
+    text = "\n".join(study_report.lines([row("dense", {}, None)]))
+    assert "0 of 5 planned runs are complete. Verdicts on fewer seeds than planned are interim." in text
+    assert "No comparison has all its seeds yet." in text
+    assert "not run yet" in text
+    rows = [row("layerwise-topk", {0: 0.5}), row("dls(1)", {0: 0.6}, failed={1: "its loss is NaN"})]
+    text = "\n".join(study_report.lines(rows))
+    assert "2 of 10 planned runs are complete." in text
+    assert "- w, dls(1) at density 0.1, seed 1, failed: its loss is NaN" in text
+    assert "1 of 5, 1 failed" in text
+    assert "| 0.1 | dls(1) | layerwise-topk | +10.00 | 1 | too few seeds to tell |" in text
+    assert "not recorded" in text
 
 
 # --- runs ------------------------------------------------------------------------------------
@@ -134,7 +206,8 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
         assert f"`{row['repeat']}`" in (report / "study.md").read_text()
     assert rows["dense", None]["overlap"] == [1, 1]
     (compared,) = found["comparisons"]
-    assert (compared["method"], compared["against"], compared["seeds"]) == ("dls(1)", "layerwise-topk", 2)
+    assert found["device"] and found["packages"]["numpy"]
+    assert (compared["method"], compared["against"], len(compared["values"])) == ("dls(1)", "layerwise-topk", 2)
     own, theirs = rows["dls(1)", 0.1]["accuracy"], rows["layerwise-topk", 0.1]["accuracy"]
     assert compared["mean"] == pytest.approx(100 * (fmean(own) - fmean(theirs)))
     spread = 100 * stdev(rows["dense", None]["accuracy"])
@@ -144,11 +217,11 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
 
 def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = experiments.load(tiny)
-    rows = {row["method"]: row for row in study_report.collect(runs, tmp_path / "out")}
+    rows = {row["method"]: row for row in study_results.collect(runs, tmp_path / "out")}
     assert {row["planned"] for row in rows.values()} == {2}
-    repeat = rows["dls(1)"]["repeat"]
-    assert repeat == f"python -m dls.study {tiny} '--only=tiny/dls(1)-0.1-'"
-    assert study.main([str(tiny), "--only=tiny/dls(1)-0.1-", "--out", str(tmp_path / "out")]) == 0
+    program, *arguments = shlex.split(rows["dls(1)"]["repeat"])
+    assert (program, arguments[:2]) == ("python", ["-m", "dls.study"])
+    assert study.main([*arguments[2:], "--out", str(tmp_path / "out")]) == 0
     assert "2 of 2 planned runs" in capsys.readouterr().out
     assert study.main([str(tiny), "--report-only", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
@@ -174,12 +247,21 @@ def test_other_settings_are_never_reused(tiny: Path, tmp_path: Path, capsys: pyt
     assert "tiny/dense-seed0 was run with --batch-size 4, not 8; move it away" in capsys.readouterr().err
 
 
+def test_other_ranks_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out"), "--only=dense-seed0"]
+    assert study.main([str(tiny), *out]) == 0
+    tiny.write_text(TINY.replace("ranks = 2", "ranks = 1"))
+    assert study.main([str(tiny), *out, "--report-only"]) == 2
+    assert "tiny/dense-seed0 was run on 2 ranks, not 1; move it away" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_text(TINY.replace('method = "dense"', 'method = "dense", lr = 1e38'))
     assert study.main([str(tiny), "--only=seed0", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
     assert "tiny/dense-seed0 failed, see " in printed
     assert "2 of 3 planned runs are complete." in printed
+    assert "- tiny, dense at density 1, seed 0, failed: rank " in printed
 
 
 @pytest.mark.parametrize(
@@ -194,6 +276,17 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: 
         (("ranks = 2", "ranks = 2\nextra = 1"), "no use for extra"),
         (("ranks = 2", "ranks = ["), "cannot read"),
         (("[methods]", "[methods]\nother = 3"), "other"),
+        (("[methods]", "[method]"), "needs methods, a table"),
+        (("[methods]", '[methods]\n"a/b" = { method = "dls" }'), "'a/b' cannot be a folder's name"),
+        (('"tiny"', '"../tiny"'), "'../tiny' cannot be a folder's name"),
+        (('"tiny"', '".."'), "'..' cannot be a folder's name"),
+        (("ranks = 2", "ranks = 0"), "ranks must be 1 or more"),
+        (("ranks = 2", "ranks = true"), "needs ranks, a whole number"),
+        (("seeds = [0, 1]", "seeds = [0, 0]"), "names tiny/dense-seed0 more than once"),
+        (("densities = [0.1]", "densities = [0.1, 0.1]"), "names tiny/layerwise-topk-0.1-seed0 more than once"),
+        (("densities = [0.1]", "densities = [2]"), "--density 2.0 is outside (0, 1]"),
+        (("[settings]", "[settings]\nseed = 3"), "seed cannot stand in settings"),
+        (("[settings]", "[settings]\ndensity = 0.5"), "density cannot stand in settings"),
     ],
 )
 def test_bad_experiments(change: tuple[str, str], words: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,9 +303,18 @@ def test_bad_usage(args: list[str], tiny: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_committed_experiments_can_be_read() -> None:
-    files = sorted((Path(__file__).parent.parent / "runs" / "study").glob("*.toml"))
-    assert len(files) == 3
+    folder = Path(__file__).parent.parent / "runs" / "study"
+    files = sorted(folder.glob("*.toml"))
+    assert [path.name for path in sorted((folder / "tuning").glob("*.toml"))] == [path.name for path in files]
     for path in files:
-        runs = experiments.load(path)
-        assert len({run.name for run in runs}) == len(runs) == 5 * (1 + 3 * 4)
+        runs, tuning = experiments.load(path), experiments.load(folder / "tuning" / path.name)
+        densities = {run.density for run in runs if run.density is not None}
+        assert {0.1, 0.01, 0.001} <= densities
+        assert len(runs) == 5 * (1 + len(densities) * 4)
+        assert not {run.seed for run in runs} & {run.seed for run in tuning}
+        shared = ("model", "dataset", "batch_size", "steps", "momentum")
+        assert {tuple(run.settings[name] for name in shared) for run in (*runs, *tuning)} == {
+            tuple(runs[0].settings[name] for name in shared)
+        }
+        assert runs[0].settings["lr"] in {run.settings["lr"] for run in tuning if run.settings["method"] == "dense"}
 

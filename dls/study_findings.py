@@ -1,0 +1,154 @@
+"""What a study says: differences between methods, seed by seed, with their intervals, and a plain verdict on each.
+
+A difference is that of two runs with the same seed, and so the same weights to begin with and the same mini-batches; its interval
+is Student's over the seeds. All densities of a workload are compared together too, each seed by its mean over them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from dls.student import CONFIDENCE, interval
+from dls.study_results import Row
+
+LAYERWISE, GLOBAL = "layerwise-topk", "global-topk"
+BASELINES = (LAYERWISE, GLOBAL)
+"""Those that the others are compared with: what DLS wants to beat, and what it wants to reach."""
+BETTER, WORSE, NEITHER, FEW = "better", "worse", "no difference to be told from chance", "too few seeds to tell"
+LEAST = 2
+"""Seeds without which there is no interval."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside a baseline, in percentage points of accuracy, seed by seed. density is None for all of them together.
+
+    planned: the seeds that there will be.
+    """
+
+    workload: str
+    density: float | None
+    method: str
+    against: str
+    values: tuple[float, ...]
+    planned: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no seed is missing."""
+        return len(self.values) == self.planned
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return interval(self.values)[0]
+
+    @property
+    def half(self) -> float:
+        """Half the width of its interval; infinite where there are too few seeds."""
+        return interval(self.values)[1]
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        return verdict(self.values)
+
+
+def verdict(values: Sequence[float]) -> str:
+    """What the interval of the differences says."""
+    mean, half = interval(values)
+    if len(values) < LEAST:
+        return FEW
+    return BETTER if mean - half > 0 else WORSE if mean + half < 0 else NEITHER
+
+
+def differences(row: Row, other: Row) -> dict[int, float]:
+    """Accuracy of a row less that of another, in percentage points, for each seed that both have."""
+    theirs = dict(zip(other["seeds"], other["accuracy"], strict=True))
+    return {seed: 100 * (own - theirs[seed]) for seed, own in zip(row["seeds"], row["accuracy"], strict=True) if seed in theirs}
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Of each workload: every method beside each baseline, density by density, then all densities together."""
+    found = []
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        own = [row for row in rows if row["workload"] == workload and row["density"] is not None]
+        cells = {(row["density"], row["method"]): row for row in own}
+        densities, methods = (list(dict.fromkeys(row[name] for row in own)) for name in ("density", "method"))
+        for method, against in _pairs(methods):
+            apart = {
+                density: differences(cells[density, method], cells[density, against])
+                for density in densities
+                if (density, method) in cells and (density, against) in cells
+            }
+            planned = max((row["planned"] for row in own if row["method"] == method), default=0)
+            for density, by_seed in (*apart.items(), *_together(apart)):
+                if by_seed:
+                    found.append(Comparison(workload, density, method, against, tuple(by_seed.values()), planned))
+    return found
+
+
+def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Global beside Layer-wise, that is what there is to win, and the other methods beside both."""
+    others = [method for method in methods if method not in BASELINES]
+    wanted = [(GLOBAL, LAYERWISE), *((method, against) for method in others for against in BASELINES)]
+    return [(method, against) for method, against in wanted if method in methods and against in methods]
+
+
+def _together(apart: Mapping[float, Mapping[int, float]]) -> Iterator[tuple[None, dict[int, float]]]:
+    """The mean over the densities, for each seed that is complete at all of them; nothing where there is one density alone."""
+    if len(apart) > 1:
+        seeds = set.intersection(*(set(by_seed) for by_seed in apart.values()))
+        yield None, {seed: fmean(by_seed[seed] for by_seed in apart.values()) for seed in sorted(seeds)}
+
+
+# --- in words --------------------------------------------------------------------------------
+
+
+def sentences(found: Sequence[Comparison]) -> Iterator[str]:
+    """Whether each method beats Layer-wise, and how close it comes to Global. Where a seed is missing, nothing is said."""
+    whole = [each for each in found if each.is_whole]
+    for method, against in dict.fromkeys((each.method, each.against) for each in whole):
+        own = [each for each in whole if (each.method, each.against) == (method, against)]
+        cells, together = ([each for each in own if (each.density is None) is pooled] for pooled in (False, True))
+        yield f"- **{method} against {against}**: " + " ".join([*_tally(cells), *_together_words(together), *_closeness(cells)])
+    if intervals := sum(each.verdict != FEW for each in whole):
+        yield f"- Of these {intervals} intervals chance alone makes about {(1 - CONFIDENCE) * intervals:.1f} miss the truth."
+    else:
+        yield "No comparison has all its seeds yet."
+
+
+def _tally(cells: Sequence[Comparison]) -> Iterator[str]:
+    """How often it is better or worse, and where; the mean difference, and its ends."""
+    better, worse = ([each for each in cells if each.verdict == word] for word in (BETTER, WORSE))
+    named = [f"{word} in {len(some)}{_names(some)}" for word, some in ((BETTER, better), (WORSE, worse))]
+    least, most = min(cells, key=_mean), max(cells, key=_mean)
+    yield f"{', '.join(named)} of {len(cells)} cells (workload and density) with all seeds, in the others not to be told apart."
+    ends = " to ".join(f"{each.mean:+.2f}{_names([each])}" for each in (least, most))
+    yield f"{fmean(map(_mean, cells)):+.2f} points on average, from {ends}."
+
+
+def _mean(each: Comparison) -> float:
+    return each.mean
+
+
+def _names(cells: Sequence[Comparison]) -> str:
+    return f" ({'; '.join(f'{each.workload}, {each.density:g}' for each in cells)})" if cells else ""
+
+
+def _together_words(together: Sequence[Comparison]) -> Iterator[str]:
+    words = [f"{each.workload} {each.mean:+.2f} ± {each.half:.2f}, {each.verdict}" for each in together if each.half < math.inf]
+    if words:
+        yield f"All densities together: {'; '.join(words)}."
+
+
+def _closeness(cells: Sequence[Comparison]) -> Iterator[str]:
+    """The largest shortfall behind Global that the intervals leave room for; a difference that cannot be told is no equality."""
+    bounded = [each for each in cells if each.half < math.inf]
+    if bounded and cells[0].against == GLOBAL:
+        worst = min(bounded, key=lambda each: each.mean - each.half)
+        short = max(0.0, worst.half - worst.mean)
+        yield f"The intervals leave room for a shortfall behind Global of up to {short:.2f} points{_names([worst])}."

@@ -1,0 +1,80 @@
+"""What the runs of a study reached, from their traces: a row for each workload, density and method."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dls import trace
+from dls.config import UsageError
+from dls.experiments import Experiment, is_complete
+from dls.files import one_line
+
+Row = dict[str, Any]
+FIGURES = ("accuracy", "loss", "ms", "kB", "overlap")
+"""What a row lists, seed by seed."""
+STATED = ("density", "batch_size", "lr", "momentum", "clip_norm", "weight_decay", "model", "dataset", "steps")
+"""Settings that a report states."""
+
+
+def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
+    """A row for each workload, density and method: what its complete runs reached, those planned, and those that failed."""
+    groups: dict[tuple[str, float | None, str], list[Experiment]] = {}
+    for each in experiments:
+        groups.setdefault((each.workload, each.density, each.method), []).append(each)
+    return [_row(runs, out) for runs in groups.values()]
+
+
+def _row(runs: Sequence[Experiment], out: Path) -> Row:
+    first = runs[0]
+    results = {each.seed: found for each in runs if (found := result(each, out)) is not None}
+    row: Row = {"workload": first.workload, "density": first.density, "method": first.method, "planned": len(runs)}
+    row |= {"seeds": sorted(results), "failed": {each.seed: why for each in runs if (why := failure(each, out))}}
+    row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
+    row["commits"] = sorted({found["commit"] for found in results.values()})
+    row["ranks"], row["settings"] = first.ranks, _stated(first, out)
+    row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={first.name.rpartition('seed')[0]}"])
+    return row
+
+
+def _stated(experiment: Experiment, out: Path) -> Row:
+    config = experiment.config(out)
+    return {name: getattr(config, name) for name in STATED}
+
+
+def result(experiment: Experiment, out: Path) -> Row | None:
+    """What a complete run reached; None for one that is not. UsageError where its settings are others.
+
+    accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a rank sent in a step, on
+    average; overlap: the share of Global Top-k's choice that was sent, averaged over ranks and the steps that were looked at,
+    None where none was.
+    """
+    if not is_complete(experiment, out):
+        return None
+    try:
+        found = trace.read(out / experiment.name / "trace.h5")
+    except trace.TraceError as error:
+        raise UsageError(str(error)) from None
+    if not (len(found.evals["step"]) and len(found.steps["step"])):
+        raise UsageError(f"{found.path} lacks the end of its run; move {out / experiment.name} away")
+    share = found.diagnostics["global_share"]
+    return {
+        "accuracy": float(found.evals["accuracy"][-1]),
+        "loss": float(found.evals["loss"][-1]),
+        "ms": 1000 * float(np.median(found.steps["seconds/total"].max(axis=1))),
+        "kB": float(found.steps["payload_bytes"].mean()) / 1000,
+        "overlap": float(share.mean()) if len(share) else None,
+        "commit": str(found.header.attributes.get("commit", "")),
+    }
+
+
+def failure(experiment: Experiment, out: Path) -> str:
+    """Why a run that is not complete failed, in its own first line; empty where it did not."""
+    report = out / experiment.name / "failure.txt"
+    if not report.exists() or is_complete(experiment, out):
+        return ""
+    return one_line(report.read_text(encoding="utf-8", errors="replace").partition("\n")[0]) or "it left no words"
