@@ -43,13 +43,15 @@ def run_all(runs: Sequence[Experiment], out: Path, jobs: int) -> int:
     failed, done = 0, 0
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(perform, experiment, out): experiment for experiment in runs}
-        for future in as_completed(waiting):
-            status, name = future.result(), waiting[future].name
-            if status == os.EX_TEMPFAIL:
-                pool.shutdown(cancel_futures=True)
-                raise UsageError(f"{name} was stopped; the same command goes on")
-            failed, done = failed + bool(status), done + 1
-            print(f"{done} of {len(runs)}: {name}" + (f" failed, see {out / name}.log" if status else ""), flush=True)
+        try:
+            for future in as_completed(waiting):
+                status, name = future.result(), waiting[future].name
+                if status == os.EX_TEMPFAIL:
+                    raise UsageError(f"{name} was stopped; the same command goes on")
+                failed, done = failed + bool(status), done + 1
+                print(f"{done} of {len(runs)}: {name}" + (f" failed, see {out / name}.log" if status else ""), flush=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what waits is not begun; the block waits for what runs
     return failed
 
 

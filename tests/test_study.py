@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shlex
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from dls import experiments, student, study, study_findings, study_report, study_results
+from dls.config import UsageError
 
 TINY = """
 workload = "tiny"
@@ -318,3 +321,21 @@ def test_the_committed_experiments_can_be_read() -> None:
         }
         assert runs[0].settings["lr"] in {run.settings["lr"] for run in tuning if run.settings["method"] == "dense"}
 
+
+
+@pytest.mark.parametrize("end", [os.EX_TEMPFAIL, UsageError("other settings"), KeyboardInterrupt()])
+def test_a_study_that_ends_early_begins_no_other(end: int | BaseException, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def perform(experiment: experiments.Experiment, out: Path) -> int:
+        begun.append(experiment.name)
+        if len(begun) > 1:
+            time.sleep(0.3)
+            return 0
+        if isinstance(end, int):
+            return end
+        raise end
+
+    monkeypatch.setattr(study, "perform", perform)
+    assert study.main([str(tiny)]) == 2
+    assert len(begun) <= 2  # the next one may have begun at the same time
