@@ -228,7 +228,8 @@ def _heat(group: Group, axes: Axes) -> None:
 
     curve, names = group.curve("steps", "k"), group.runs[0].layers["name"]
     values = np.ma.masked_less_equal(curve.mean.T, 0)
-    edges = np.concatenate([curve.step[:1] - 0.5, (curve.step[1:] + curve.step[:-1]) / 2, curve.step[-1:] + 0.5])
+    step = curve.step.astype(np.float64)  # two of a file from anywhere may have no sum as integers
+    edges = np.concatenate([step[:1] - 0.5, (step[1:] + step[:-1]) / 2, step[-1:] + 0.5])
     norm = LogNorm(max(values.min(), values.max() / 1e6), values.max() * (1 + (values.min() == values.max())))
     mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), values, norm=norm, cmap="cividis", rasterized=True)
     bar = axes.figure.colorbar(mesh, ax=axes, label="k (values)")

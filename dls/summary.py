@@ -6,7 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +20,8 @@ from dls.trace import Trace, TraceError
 
 POINTS, MAX_WINDOW, DRAWN = 8, 50, 400
 """Rows of the table over time; most recorded steps that a smoothed value looks back; most points of a curve that is drawn."""
+LARGEST = 1e60
+"""No run records anything as large: squares of float32 values, summed, stay below."""
 
 COMPARED = (  # rows of the comparison
     *("method", "density", "ranks", "steps", "accuracy", "test_loss", "train_loss"),
@@ -79,7 +81,17 @@ class Summary:
 
 def load(path: Path) -> Series:
     """Read a run's folder, or one trace file. TraceError."""
-    return join(path, [trace.read(file) for file in files_of(path)])
+    return join(path, [_plausible(trace.read(file)) for file in files_of(path)])
+
+
+def _plausible(found: Trace) -> Trace:
+    """The trace with NaN, as what was not recorded, where a number of a file from anywhere is infinite or beyond all measure."""
+    return replace(found, steps=_bounded(found.steps), evals=_bounded(found.evals), diagnostics=_bounded(found.diagnostics))
+
+
+def _bounded(columns: Columns) -> Columns:
+    wild = {name: np.abs(column) > LARGEST for name, column in columns.items() if column.dtype.kind == "f"}
+    return {**columns, **{name: np.where(where, np.nan, columns[name]) for name, where in wild.items() if where.any()}}
 
 
 def files_of(path: Path) -> list[Path]:

@@ -252,3 +252,22 @@ def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert inspect.main([str(folder), "--html", str(tmp_path / "x.html")]) == 2
     assert capsys.readouterr() == ("", "dls.inspect: --html needs matplotlib: pip install 'dls[plot]'\n")
     assert not (tmp_path / "x.html").exists()
+
+
+ODD = (-1.0, np.inf, -np.inf, 1e308, 5e-324)
+COUNTS = (-1, 2**62, -(2**63))
+
+
+@pytest.mark.parametrize("value", [*ODD, *COUNTS])
+def test_any_number_can_stand_in_a_trace(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files come from anywhere: each is shown, in every form, without a warning."""
+    names = ("k", "payload_bytes") if isinstance(value, int) else ("loss", "threshold", "residual_norm")
+    table = rows([1, 2, 2**63 - 1], **dict.fromkeys(names, value), seconds={"total": value, "forward": value})
+    folder = write(tmp_path / "a" / "trace.h5", table, [(1, value, value), (2, 0.5, 0.5)])
+    other = write(tmp_path / "b" / "trace.h5", rows([1, 2, 2**63 - 1]), config=config(8))
+    with h5py.File(diagnosed(folder, [1, 2], value) / "trace.h5", "r+") as file:
+        for place, name in enumerate(("begin", "end")):
+            file[f"diagnostics/{name}"][1, place] = value
+    for options in ([], ["--json"], [str(other), "--html", str(tmp_path / "x.html")]):
+        assert inspect.main([str(folder), *options]) == 0
+    assert capsys.readouterr().err == ""
