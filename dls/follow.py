@@ -11,7 +11,7 @@ from rich.live import Live
 
 from dls import trace
 from dls.files import one_line
-from dls.summary import Summary, files_of, labels, load, single_figures, summarise, written
+from dls.summary import Series, Summary, files_of, groups, labels, load, single_figures, summarise, written
 from dls.tables import comparison, over_time, time_of_a_step
 
 EVERY = 1.0
@@ -29,34 +29,34 @@ def follow(paths: Sequence[Path], console: Console) -> None:
         _lines(paths, console)
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        for summaries in _looks(paths):
-            live.update(Group(*_tables(summaries)), refresh=True)
+        for runs in _looks(paths):
+            live.update(Group(*_tables(runs)), refresh=True)
 
 
-def _looks(paths: Sequence[Path]) -> Iterator[list[Summary]]:
+def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
     """The runs as they are, again and again; once more when the last writer is gone."""
     going_on = True
     while going_on:
         began = time.monotonic()
         going_on = any(trace.is_written(file) for path in paths for file in files_of(path))
-        yield [summarise(load(path)) for path in paths]
+        yield [load(path) for path in paths]
         if going_on:
             time.sleep(max(EVERY, 4 * (time.monotonic() - began)))
 
 
-def _tables(summaries: Sequence[Summary]) -> list[RenderableType]:
-    if len(summaries) > 1:
-        return comparison(summaries)
-    (summary,) = summaries
+def _tables(runs: Sequence[Series]) -> list[RenderableType]:
+    if len(runs) > 1:
+        return comparison(groups(runs))
+    summary = summarise(runs[0])
     head = f"{summary.run['path']}: {_line(summary)}"
     return [head, "", *over_time(summary), *time_of_a_step(summary)] if summary.recorded else [head]
 
 
 def _lines(paths: Sequence[Path], console: Console) -> None:
     names, said = labels([str(path) for path in paths]), [""] * len(paths)
-    for summaries in _looks(paths):
-        for i, summary in enumerate(summaries):
-            line = one_line(f"{names[i]}: " * (len(paths) > 1) + _line(summary))
+    for runs in _looks(paths):
+        for i, run in enumerate(runs):
+            line = one_line(f"{names[i]}: " * (len(paths) > 1) + _line(summarise(run)))
             if line != said[i]:
                 console.out(line, highlight=False)
                 said[i] = line

@@ -11,8 +11,8 @@ null is what was not recorded, is undefined, or is infinite; times are in second
     curve     step loss accuracy set_size threshold_ratio global_share: lists over at most 8 points, smoothed means over
               the ranks; set_size is max - min of the layers' thresholds, threshold_ratio max / min; accuracy and
               global_share are the latest so far
-    layers    name kind size; k_ k_rank0_ ratio_, each with first and last: lists over the layers, at the first and
-              the last recorded step; k is the mean over the ranks, ratio is k / size
+    layers    name kind size; k_ k_rank0_ ratio_ threshold_ residual_norm_, each with first and last: lists over the
+              layers, at the first and the last recorded step; means over the ranks, ratio is k / size
     traffic   bytes_per_step dense_bytes_per_step share_of_dense total_bytes dense_total_bytes compression
               uploaded_share, of one rank; totals are over the recorded steps, uploaded_share is the mean of K / n
     timing    steps; seconds and share, by phase and in total: means of a step, without each file's first recorded one
@@ -22,7 +22,7 @@ null is what was not recorded, is undefined, or is infinite; times are in second
 then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any
 viewer of HDF5.
 
-Where no step was recorded, lists, traffic and timing are empty and the layers' k is missing.
+Where no step was recorded, lists, traffic and timing are empty and of the layers only name, kind and size are there.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     if args.follow:
         follow(args.runs, console)
     runs = [load(path) for path in args.runs]
+    together = groups(runs)
     if args.plot:
-        pictures.sheet(groups(runs), args.plot)
+        pictures.sheet(together, args.plot)
     if args.html:
-        page.write(groups(runs), args.html)
-    summaries = [summarise(run) for run in runs]
+        page.write(together, args.html)
     if args.json:
-        console.out(to_json(summaries), highlight=False)
+        console.out(to_json([summarise(run) for run in runs]), highlight=False)
     else:
-        console.print(*(everything(summaries[0]) if len(summaries) == 1 else comparison(summaries)), sep="\n")
+        console.print(*(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n")
     _mention_killed(args.runs)
     return 0
 

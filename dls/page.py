@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape as escaped
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
 from dls import files, pictures
 from dls.pictures import Picture
-from dls.summary import COMPARED, Group, Series, group_figures, written
+from dls.summary import COMPARED, Group, Series, group_figures, written, written_pair
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """
@@ -23,6 +22,7 @@ STYLE = """
 body { max-width: 1500px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #999; overflow-wrap: anywhere; }
+h2 { break-after: avoid; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
@@ -73,7 +73,7 @@ def _table(groups: Sequence[Group]) -> str:
     seeds = [", ".join(written("seed", run.run["seed"]) for run in group.runs) for group in groups]
     heads = "".join(f'<th scope="col">{_text(group.label)}</th>' for group in groups)
     rows = [("seed" if all(len(group.runs) == 1 for group in groups) else "seeds", seeds)]
-    rows += [(name.replace("_", " "), [_cell(name, each.get(name)) for each in figures]) for name in COMPARED]
+    rows += [(name.replace("_", " "), [written_pair(name, each.get(name)) for each in figures]) for name in COMPARED]
     lines = [
         f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
         for name, cells in rows
@@ -86,14 +86,6 @@ def _table(groups: Sequence[Group]) -> str:
     if not any(each.get("loss") is not None for each in figures):
         words = "Nothing recorded yet."
     return f'<div class="scroll">\n{table}\n</div>\n<p>{words}</p>'
-
-
-def _cell(name: str, value: Any) -> str:
-    """A pair is mean and standard deviation."""
-    if not isinstance(value, tuple):
-        return written(name, value)
-    mean, sd = (written(name, number) for number in value)
-    return f"{mean} ± {sd}"
 
 
 def _text(value: str) -> str:

@@ -278,7 +278,7 @@ def _bytes(groups: Sequence[Group], axes: Axes) -> None:
     axes.barh(rows + 0.2, sent, 0.36, color=COLOURS[0], hatch="///", edgecolor="white", lw=0, label="sent")
     axes.set_xscale("log")
     axes.set_xlim(right=max(*dense, *sent) * 6)
-    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     for row, own, whole in zip(rows, sent, dense, strict=True):
         axes.annotate(f" {own / whole:.2%}", (max(own, axes.get_xlim()[0]), row + 0.2), va="center", fontsize=8)
     _name_groups(axes, groups, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,10 +28,11 @@ COMPARED = (  # rows of the comparison
     *("method", "density", "ranks", "steps", "accuracy", "test_loss", "train_loss"),
     *("set_size", "threshold_ratio", "global_share", "bytes_per_step", "share_of_dense", "total_ms", "exposed_ms"),
 )
+SHOWN_ENDS = ("first threshold", "last threshold", "first residual", "last residual")
 FORMATS = (  # how the numbers of that name, or below that head, are written
     dict.fromkeys(("step", "size", "rank 0", "bytes_per_step", "sent", "dense"), ",.0f")
     | dict.fromkeys(("first k", "last k"), ",.1f")
-    | dict.fromkeys(("set_size", "threshold_ratio", "compression"), ".4g")
+    | dict.fromkeys(("set_size", "threshold_ratio", "compression", *SHOWN_ENDS), ".4g")
     | dict.fromkeys(("loss", "train_loss", "test_loss"), ".4f")
     | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "global_share"), ".2%")
     | {"k/n": ".3%", "ms": ".3f", "total_ms": ".3f", "exposed_ms": ".3f", "share": ".1%"}
@@ -211,6 +213,7 @@ def _layers(series: Series) -> dict[str, list[Any]]:
     for end, row in (("first", 0), ("last", -1)) if len(series.steps["k"]) else ():
         layers |= {f"{name}_{end}": series.steps[name][row].tolist() for name in ("k", "k_rank0")}
         layers[f"ratio_{end}"] = (series.steps["k"][row] / sizes).tolist()
+        layers |= {f"{name}_{end}": series.steps[name][row].tolist() for name in ("threshold", "residual_norm")}
     return layers
 
 
@@ -264,6 +267,14 @@ def written(name: str, value: Any) -> str:
     if value is None or value == "" or value != value:
         return "-"
     return "inf" if value == math.inf else format(value, "" if isinstance(value, str) else FORMATS.get(name, ""))
+
+
+def written_pair(name: str, value: Any) -> str:
+    """A figure, or a mean and its standard deviation, as people read it."""
+    if not isinstance(value, tuple):
+        return written(name, value)
+    mean, sd = (written(name, number) for number in value)
+    return f"{mean} ± {sd}"
 
 
 # --- runs that differ only in their seed -----------------------------------------------------
@@ -335,7 +346,8 @@ def _group_label(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common = "".join(letters[0] for letters in alike).rstrip("-_. =") or names[0]
+    common = "".join(letters[0] for letters in alike)
+    common = re.sub(r"[-_. =]+(s(eed)?[-_=]*[0-9]*)?$", "", common) or names[0]
     return f"{common} ({len(names)} seeds)"
 
 
@@ -344,11 +356,17 @@ def _unlike(names: Sequence[str]) -> list[str]:
 
 
 def group_figures(group: Group) -> dict[str, Any]:
-    """By name: mean and standard deviation over the group's runs; what is the same in all, or no number, as it is."""
+    """By name: mean and standard deviation over the group's runs; what is the same in all, or no number, as it is.
+
+    None is what one of them does not have: the mean of the others would be that of another group.
+    """
     found = [single_figures(summarise(run)) for run in group.runs]
     figures: dict[str, Any] = {}
     for name, first in found[0].items():
         values = [each.get(name) for each in found]
+        if None in values:
+            figures[name] = None
+            continue
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         differ = numbers and values != [first] * len(values)
         figures[name] = tuple(float(x) for x in mean_and_sd(np.array(values, dtype=np.float64))) if differ else first

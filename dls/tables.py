@@ -9,7 +9,17 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from dls.summary import COMPARED, Summary, labels, single_figures, written
+from dls.summary import COMPARED, Group, Summary, group_figures, written, written_pair
+
+K_OF_LAYERS = (
+    *(("layer", "name"), ("kind", "kind"), ("size", "size"), ("first k", "k_first"), ("rank 0", "k_rank0_first")),
+    *(("k/n", "ratio_first"), ("last k", "k_last"), ("rank 0", "k_rank0_last"), ("k/n", "ratio_last")),
+)
+ENDS_OF_LAYERS = (
+    *(("layer", "name"), ("first threshold", "threshold_first"), ("last threshold", "threshold_last")),
+    *(("first residual", "residual_norm_first"), ("last residual", "residual_norm_last")),
+)
+"""Heads of the tables of layers, and what of a summary's layers stands below them."""
 
 
 def everything(summary: Summary) -> list[RenderableType]:
@@ -21,8 +31,9 @@ def everything(summary: Summary) -> list[RenderableType]:
         return [*shown, "nothing recorded yet"]
     shown += over_time(summary)
     title = "k of each layer at the first and at the last recorded step: mean over the ranks, rank 0's own, mean k/n"
-    heads = ("layer", "kind", "size", "first k", "rank 0", "k/n", "last k", "rank 0", "k/n")
-    shown += _table(title, [*zip(heads, summary.layers.values(), strict=True)])
+    shown += _table(title, [(head, summary.layers[name]) for head, name in K_OF_LAYERS])
+    title = "Threshold and L2 norm of the residual of each layer at the first and the last recorded step: mean over the ranks"
+    shown += _table(title, [(head, summary.layers[name]) for head, name in ENDS_OF_LAYERS])
     traffic = summary.traffic
     compression = written("compression", traffic["compression"])
     title = f"Bytes that a rank sends, for {traffic['uploaded_share']:.3%} of the values: compression {compression}"
@@ -46,13 +57,15 @@ def time_of_a_step(summary: Summary) -> list[RenderableType]:
     return _table(title, [("phase", [*timing["seconds"]]), ("ms", ms), ("share", [*timing["share"].values()])])
 
 
-def comparison(summaries: Sequence[Summary]) -> list[RenderableType]:
-    """Several runs side by side, one column each."""
+def comparison(groups: Sequence[Group]) -> list[RenderableType]:
+    """Groups side by side, one column each; of several runs mean ± standard deviation."""
     columns: list[tuple[str, Sequence[Any]]] = [("", [name.replace("_", " ") for name in COMPARED])]
-    for label, summary in zip(labels([each.run["path"] for each in summaries]), summaries, strict=True):
-        figures = single_figures(summary)
-        columns.append((label, [written(name, figures.get(name)) for name in COMPARED]))
-    return _table("Set size and threshold ratio are those of the end; bytes and ms of a mean step", columns)
+    for group in groups:
+        figures = group_figures(group)
+        columns.append((group.label, [written_pair(name, figures.get(name)) for name in COMPARED]))
+    title = "Set size and threshold ratio are those of the end; bytes and ms of a mean step"
+    title += "; ± is the standard deviation over the seeds" * any(len(group.runs) > 1 for group in groups)
+    return _table(title, columns)
 
 
 def _table(title: str, columns: Collection[tuple[str, Sequence[Any]]]) -> list[RenderableType]:

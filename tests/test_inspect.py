@@ -131,9 +131,13 @@ def test_k_of_the_layers(run: Path) -> None:
         "k_first": [8.0, 2.0],
         "k_rank0_first": [8, 2],
         "ratio_first": [0.1, 0.1],
+        "threshold_first": [1.5, 4.0],
+        "residual_norm_first": [0.0, 0.0],
         "k_last": [6.5, 3.5],
         "k_rank0_last": [4, 6],
         "ratio_last": [6.5 / 80, 3.5 / 20],
+        "threshold_last": [0.75, 0.875],
+        "residual_norm_last": [0.0, 0.0],
     }
 
 
@@ -267,6 +271,7 @@ def test_tables_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ["best", "accuracy", "87.50%"] in lines
     assert ["1", "3.0000", "75.00%", "2.5", "3"] in lines
     assert ["linear1", "linear", "20", "2.0", "2", "10.000%", "3.5", "6", "17.500%"] in lines
+    assert ["linear1", "4", "0.875", "0", "0"] in lines
     assert ["a", "step", "60", "400"] in lines
     assert ["exposed", "4000.000", "40.0%"] in lines
 

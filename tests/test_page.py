@@ -157,6 +157,29 @@ def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
     assert "0, 1, 2" in cells
 
 
+def test_seeds_are_one_column_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what one of them does not have, the group does not."""
+    folders = [seeded(tmp_path, seed, loss) for seed, loss in enumerate((0.5, 1.0, 2.5))]
+    assert inspect.main([*map(str, folders)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["run", "(3", "seeds)"] in lines
+    assert ["train", "loss", "1.3333", "±", "1.0408"] in lines
+    assert ["density", "0.1"] in lines
+    write(tmp_path / "other" / "trace.h5", rows([1]), config=config(9))
+    (group,) = summary.groups([summary.load(folder) for folder in (folders[0], tmp_path / "other")])
+    figures = summary.group_figures(group)
+    assert (figures["accuracy"], figures["train_loss"]) == (None, pytest.approx((0.75, 0.125**0.5)))
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [("a-0 a-1", "a"), ("a-seed10 a-seed11", "a"), ("a-s1 a-s2", "a"), ("lr0.05a lr0.05b", "lr0.05"), ("a.1 a.2", "a")],
+)
+def test_a_group_is_called_what_its_runs_have_in_common(names: str, label: str, tmp_path: Path) -> None:
+    folders = [write(tmp_path / name / "trace.h5", rows([1]), config=config(seed)) for seed, name in enumerate(names.split())]
+    assert [group.label for group in summary.groups([summary.load(folder) for folder in folders])] == [f"{label} (2 seeds)"]
+
+
 def test_a_curve_has_the_steps_that_all_runs_have(tmp_path: Path) -> None:
     one = summary.load(write(tmp_path / "a" / "trace.h5", rows([1, 2, 4, 6], loss=1.0), config=config(0)))
     two = summary.load(write(tmp_path / "b" / "trace.h5", rows([2, 3, 6, 7], loss=3.0), config=config(1)))
