@@ -1,8 +1,8 @@
 """`python -m dls.study FILE…`: runs every method of an experiment file at every density and seed, and reports what they reached.
 
 Every run is an ordinary `mpirun python -m dls.train --resume=auto`: what was interrupted goes on, what is complete stays, and
-a run that was made with other settings is named, never reused. Seeds come one after the other, each with all methods, so that
-early results already compare.
+a run that was made with other settings, or by code that has changed since, is named, never reused in silence. Seeds come one
+after the other, each with all methods, so that early results already compare.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from dls import experiments, study_report, study_results
+from dls import experiments, study_code, study_report, study_results
 from dls.config import UsageError
 from dls.experiments import Experiment
 from dls.hosts import HostsError
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, help="write study.md, study.json and study.png to this folder")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
     parser.add_argument("--only", default="", help="of the runs those whose name holds this text")
+    parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     return parser
 
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [each for path in options.files for each in experiments.load(path) if options.only in each.name]
         if not runs:
             raise UsageError(f"no run's name holds {options.only!r}")
+        for sentence in study_code.check(runs, options.out, options.any_code or options.report_only):
+            print(sentence, flush=True)
         failed = 0 if options.report_only else run_all(runs, options.out, options.jobs)
         rows = study_results.collect(runs, options.out)
         if options.report:

@@ -7,6 +7,8 @@ import math
 import os
 import random
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from dls import experiments, student, study, study_findings, study_report, study_results
+from dls import experiments, student, study, study_code, study_findings, study_report, study_results
 from dls.config import UsageError
 
+ROOT = Path(__file__).parent.parent
 TINY = """
 workload = "tiny"
 ranks = 2
@@ -339,3 +342,77 @@ def test_a_study_that_ends_early_begins_no_other(end: int | BaseException, tiny:
     monkeypatch.setattr(study, "perform", perform)
     assert study.main([str(tiny)]) == 2
     assert len(begun) <= 2  # the next one may have begun at the same time
+
+
+# --- code ------------------------------------------------------------------------------------
+
+
+def test_all_that_training_loads_counts() -> None:
+    program = "import sys, dls.train; print(*(name for name in sys.modules if name.startswith('dls.')))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    files = study_code.training_files()
+    for name in loaded:
+        path = name.replace(".", "/")
+        assert f"{path}.py" in files or any(path.startswith(folder) for folder in study_code.BY_NAME), name
+    assert "dls/study.py" not in files
+    assert "dls/study_report.py" not in files
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Sources of a training that imports a worker and a step, with a tool and a page beside them."""
+    root = tmp_path / "checkout"
+    for folder in study_code.BY_NAME:
+        (root / folder).mkdir(parents=True)
+        (root / folder / "own.py").write_text("")
+    files = {"dls/train.py": "from dls import worker\n", "dls/worker.py": "def f():\n    import dls.step\n", "dls/step.py": ""}
+    for name, text in (files | {"dls/study.py": "", "reference/README.md": ""}).items():
+        (root / name).write_text(text)
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    return root
+
+
+def _head(root: Path) -> str:
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["dls/train.py", "dls/worker.py", "dls/step.py", "gpu/own.py", "dls/sparsifiers/own.py"])
+def test_what_training_reads_counts_as_changed(name: str, checkout: Path) -> None:
+    assert study_code.changed(_head(checkout), checkout) == []
+    with (checkout / name).open("a") as file:
+        file.write("# other\n")
+    assert study_code.changed(_head(checkout), checkout) == [name]
+
+
+@pytest.mark.parametrize("name", ["dls/study.py", "reference/README.md"])
+def test_what_training_does_not_read_does_not_count(name: str, checkout: Path) -> None:
+    (checkout / name).write_text("# other\n")
+    assert study_code.changed(_head(checkout), checkout) == []
+
+
+def test_code_of_which_nothing_is_known(checkout: Path, tmp_path: Path) -> None:
+    assert study_code.changed("", checkout) is None
+    assert study_code.changed(_head(checkout) + "+", checkout) is None
+    assert study_code.changed("0" * 40, checkout) is None
+    assert study_code.changed("--output=x", checkout) is None
+
+
+def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out"), "--only=seed0"]
+    assert study.main([str(tiny), *out]) == 0
+    monkeypatch.setattr(study_code, "changed", lambda commit, root: ["dls/worker.py", "a", "b", "c", "d"])
+    capsys.readouterr()
+    assert study.main([str(tiny), *out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dls.study: code has changed since runs were made (tiny/dense-seed0 and 2 more: since ")
+    assert "dls/worker.py, a, b and 2 more); move them away, or keep them with --any-code" in line
+    for flag in ("--any-code", "--report-only"):
+        assert study.main([str(tiny), *out, flag]) == 0
+        assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0 and 2 more: since ")
+    monkeypatch.setattr(study_code, "changed", lambda commit, root: None)
+    assert study.main([str(tiny), *out]) == 0
+    assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0 and 2 more: ")

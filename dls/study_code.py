@@ -1,0 +1,101 @@
+"""Whether the runs of a study were made by the code that is there now, as far as training reads it.
+
+A trace names the commit of its run. What differs between that commit and the files as they are counts where `dls.train` could
+have read it: a change of the documentation, or of a tool that looks at runs, makes no other run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dls
+from dls import trace
+from dls.config import UsageError
+from dls.experiments import Experiment
+
+ROOT = Path(dls.__file__).parent.parent
+BY_NAME = ("reference", "gpu", "dls/sparsifiers", "dls/assets")
+"""What is loaded by name, or read: all of it counts."""
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+SHOWN = 3
+"""Changed files that a message names."""
+
+
+def training_files(root: Path = ROOT) -> list[str]:
+    """The modules of dls that `dls.train` imports, directly or by others, and the folders that are loaded by name."""
+    found: dict[str, None] = {"__init__": None}
+    waiting = ["train"]
+    while waiting:
+        name = waiting.pop()
+        path = root / "dls" / f"{name}.py"
+        if name not in found and path.exists():
+            found[name] = None
+            waiting += _imported(path)
+    return [*(f"dls/{name}.py" for name in sorted(found)), *BY_NAME]
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The modules of dls that a file names in its imports, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "dls":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from node.module.split(".")[1:2] if node.module.startswith("dls.") else ()
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dls."))
+
+
+def changed(commit: str, root: Path = ROOT) -> list[str] | None:
+    """The files, of those that training reads, that differ between a commit and now; None where it cannot be told.
+
+    It cannot for a run that was no checkout's, or one with changes of its own (a + after the commit).
+    """
+    if not HASH.fullmatch(commit):  # a trace is anybody's file, and git takes a word that begins with - for an option
+        return None
+    command = ["git", "-C", str(root), "diff", "--name-only", commit, "--", *training_files(root)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return [name for name in done.stdout.splitlines() if not name.endswith(".md")]
+
+
+def commits(runs: Sequence[Experiment], out: Path) -> dict[str, list[str]]:
+    """The commits of the runs that have begun, each with the names of its runs. UsageError where a trace cannot be read."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for path in trace.series(out / run.name):
+            try:
+                commit = str(trace.read(path).header.attributes.get("commit", ""))
+            except trace.TraceError as error:
+                raise UsageError(str(error)) from None
+            found.setdefault(commit, []).append(run.name)
+    return found
+
+
+def notes(runs: Sequence[Experiment], out: Path, root: Path = ROOT) -> tuple[list[str], list[str]]:
+    """Two lists of sentences: runs whose code has changed since, and runs of which that cannot be told."""
+    differ, unknown = [], []
+    for commit, names in commits(runs, out).items():
+        files = changed(commit, root)
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        if files is None:
+            unknown.append(f"{names[0]}{others}: {commit[:12] or 'of no checkout'}{'+' * commit.endswith('+')}")
+        elif files:
+            more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+            differ.append(f"{names[0]}{others}: since {commit[:12]}, {', '.join(files[:SHOWN])}{more}")
+    return differ, unknown
+
+
+def check(runs: Sequence[Experiment], out: Path, any_code: bool) -> list[str]:
+    """Sentences on what cannot be told, or was let pass. UsageError where code has changed since a run, unless any will do."""
+    differ, unknown = notes(runs, out)
+    if differ and not any_code:
+        found = "; ".join(differ)
+        raise UsageError(f"code has changed since runs were made ({found}); move them away, or keep them with --any-code")
+    kept = [f"kept, though code has changed: {each}" for each in differ]
+    return kept + [f"whether code has changed cannot be told: {each}" for each in unknown]
