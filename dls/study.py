@@ -1,58 +1,40 @@
 """`python -m dls.study FILE…`: runs every method of an experiment file at every density and seed, and reports what they reached.
 
 Every run is an ordinary `mpirun python -m dls.train --resume=auto`: what was interrupted goes on, what is complete stays, and
-a run that was made with other settings, or by code that has changed since, is named, never reused in silence. Seeds come one
-after the other, each with all methods, so that early results already compare.
+a run that was made with other settings, or by code that has changed since, is named, never reused in silence. Ctrl-C or SIGTERM
+ends it with a checkpoint. Seeds come one after the other, each with all methods, so that early results already compare.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from dls import experiments, study_code, study_report, study_results
+from dls import experiments, study_code, study_report, study_results, study_runs
 from dls.config import UsageError
 from dls.experiments import Experiment
 from dls.hosts import HostsError
 
 
-def perform(experiment: Experiment, out: Path) -> int:
-    """Run it to its end, what it says going to a file beside its folder. Returns its exit status, 0 where it is complete."""
-    if experiments.is_complete(experiment, out):
-        return 0
-    log = out / f"{experiment.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    with log.open("a", encoding="utf-8") as file:
-        command = experiment.command(out)
-        print(f"$ {shlex.join(command)}", file=file, flush=True)
-        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int:
+    """Run what is not complete and say how each ends. Returns the study's exit status.
 
-
-def run_all(runs: Sequence[Experiment], out: Path, jobs: int) -> int:
-    """Run what is not complete, so many at a time, and say how each ends. Returns how many failed.
-
-    A run that was asked to stop (status 75) stops the study.
+    UsageError, before any run, for a folder whose run was made with other settings.
     """
-    failed, done = 0, 0
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(perform, experiment, out): experiment for experiment in runs}
-        try:
-            for future in as_completed(waiting):
-                status, name = future.result(), waiting[future].name
-                if status == os.EX_TEMPFAIL:
-                    raise UsageError(f"{name} was stopped; the same command goes on")
-                failed, done = failed + bool(status), done + 1
-                print(f"{done} of {len(runs)}: {name}" + (f" failed, see {out / name}.log" if status else ""), flush=True)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # what waits is not begun; the block waits for what runs
-    return failed
+    missing = [each for each in runs if not experiments.is_complete(each, out)]
+    stop, failed, done = study_runs.Stop(), 0, len(runs) - len(missing)
+    print(f"{done} of {len(runs)} runs are complete already", flush=True)
+    with stop.on_signals():
+        for experiment, status in study_runs.run_all(missing, out, jobs, stop):
+            failed, done = failed + bool(status), done + 1
+            words = f" failed, see {out / experiment.name}.log" if status else ""
+            print(f"{done} of {len(runs)}: {experiment.name}{words}", flush=True)
+    if stop.made:
+        print("dls.study: stopped; the same command goes on", file=sys.stderr)
+        return study_runs.STOPPED
+    return 1 if failed else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all runs are complete, 1 some failed, 2 bad usage, or the study was stopped."""
+    """Exit status: 0 all runs are complete, 1 some failed, 2 bad usage, 75 stopped: the same command goes on."""
     options = build_parser().parse_args(argv)
     try:
         if options.jobs < 1:
@@ -79,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"no run's name holds {options.only!r}")
         for sentence in study_code.check(runs, options.out, options.any_code or options.report_only):
             print(sentence, flush=True)
-        failed = 0 if options.report_only else run_all(runs, options.out, options.jobs)
+        status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
         rows = study_results.collect(runs, options.out)
         if options.report:
             study_report.write(rows, options.report)
@@ -88,10 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("dls.study: interrupted; the same command goes on", file=sys.stderr)
-        return 2
-    return 1 if failed else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 
-from dls import experiments, student, study, study_code, study_findings, study_report, study_results
+from dls import experiments, student, study, study_code, study_findings, study_report, study_results, study_runs
 from dls.config import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -238,7 +239,7 @@ def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsy
 def test_what_was_cut_off_goes_on(tiny: Path, tmp_path: Path) -> None:
     (run, *_) = experiments.load(tiny)
     assert not experiments.is_complete(run, tmp_path)
-    assert study.perform(run, tmp_path) == 0
+    assert study_runs.perform(run, tmp_path, study_runs.Stop()) == 0
     assert experiments.is_complete(run, tmp_path)
     manifest = next((tmp_path / run.name).glob("checkpoints/*/manifest.json"))
     manifest.unlink()
@@ -325,23 +326,71 @@ def test_the_committed_experiments_can_be_read() -> None:
         assert runs[0].settings["lr"] in {run.settings["lr"] for run in tuning if run.settings["method"] == "dense"}
 
 
+def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert study.main([str(tiny), *out, "--only=dls(1)-0.1-seed1"]) == 0  # the last of the six
+    before = set((tmp_path / "out").rglob("*"))
+    tiny.write_text(TINY.replace("batch_size = 4", "batch_size = 8"))
+    assert study.main([str(tiny), *out]) == 2
+    assert set((tmp_path / "out").rglob("*")) == before
 
-@pytest.mark.parametrize("end", [os.EX_TEMPFAIL, UsageError("other settings"), KeyboardInterrupt()])
-def test_a_study_that_ends_early_begins_no_other(end: int | BaseException, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
 
-    def perform(experiment: experiments.Experiment, out: Path) -> int:
-        begun.append(experiment.name)
-        if len(begun) > 1:
-            time.sleep(0.3)
-            return 0
-        if isinstance(end, int):
-            return end
-        raise end
+def _perform(tiny: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[int | Exception], started: list[str]) -> list[str]:
+    """The names of the runs that were started, where the first ones end so and the others with 0."""
 
-    monkeypatch.setattr(study, "perform", perform)
-    assert study.main([str(tiny)]) == 2
-    assert len(begun) <= 2  # the next one may have begun at the same time
+    def perform(run: experiments.Experiment, out: Path, stop: study_runs.Stop) -> int:
+        started.append(run.name)
+        end = statuses[len(started) - 1] if len(started) <= len(statuses) else 0
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(study_runs, "perform", perform)
+    list(study_runs.run_all(experiments.load(tiny), Path(), 1, study_runs.Stop()))
+    return started
+
+
+def test_a_run_that_was_stopped_stops_the_study(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(_perform(tiny, monkeypatch, [], [])) == 6
+    assert len(_perform(tiny, monkeypatch, [1, 1], [])) == 6
+    assert len(_perform(tiny, monkeypatch, [0, study_runs.STOPPED], [])) == 2
+
+
+def test_an_error_starts_no_further_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    with pytest.raises(UsageError, match="no space"):
+        _perform(tiny, monkeypatch, [0, UsageError("no space left")], started)
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_study_with_a_checkpoint_and_it_goes_on(number: int, tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("steps = 2", "steps = 100_000").replace("diagnose_every = 1\n", ""))
+    command = [sys.executable, "-m", "dls.study", str(tiny), "--out", str(tmp_path / "out")]
+    log = tmp_path / "out/tiny/dense-seed0.log"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        _wait_until(lambda: log.exists() and "/100000 " in log.read_text())
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (study_runs.STOPPED, "dls.study: stopped; the same command goes on\n")
+    assert [path.name for path in sorted((tmp_path / "out/tiny").iterdir())] == ["dense-seed0", "dense-seed0.log"]
+    (manifest,) = (tmp_path / "out/tiny/dense-seed0/checkpoints").glob("*/manifest.json")
+    reached = int(manifest.parent.name.removeprefix("step-"))
+    assert 0 < reached < 100_000
+    text = tiny.read_text().replace("steps = 100_000", f"steps = {reached + 2}")
+    settings = tmp_path / "out/tiny/dense-seed0/config.toml"
+    settings.write_text(settings.read_text().replace("steps = 100000", f"steps = {reached + 2}"))
+    tiny.write_text(text)
+    assert study.main([str(tiny), "--out", str(tmp_path / "out"), "--only=dense-seed0"]) == 0
+    assert f"from step {reached} on" in log.read_text()
+
+
+def _wait_until(met: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if met():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not come")
 
 
 # --- code ------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""The processes of a study: so many runs at a time, until all are done or somebody asks for an end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from dls import signals
+from dls.config import UsageError
+from dls.experiments import Experiment
+
+STOPPED = os.EX_TEMPFAIL
+"""The status of a run, and of a study, that was asked to stop and can go on."""
+
+
+class Stop:
+    """Whether the study is to end, and the launchers that must hear of it. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal may come while the main thread holds it
+        self._launchers: set[subprocess.Popen[bytes]] = set()
+        self.made = False
+
+    def make(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Start no further run, and ask those that are there for a checkpoint. As a signal's handler too."""
+        with self._lock:
+            self.made = True
+            for launcher in self._launchers:
+                launcher.send_signal(signal.SIGUSR1)  # MPICH's and Open MPI's mpirun both hand it on
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """Run a command to its end, its words added to a file. Returns its exit status, STOPPED where it did not start any more.
+
+        In a session of its own: a terminal's Ctrl-C reaches the study alone, which passes it on once.
+        """
+        with log.open("ab") as file:
+            with self._lock:
+                if self.made:
+                    return STOPPED
+                file.write(f"$ {shlex.join(command)}\n".encode())
+                file.flush()
+                launcher = _launch(command, file)
+                self._launchers.add(launcher)
+            try:
+                return launcher.wait()
+            finally:
+                with self._lock:
+                    self._launchers.discard(launcher)
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM and SIGUSR1 make the request, as long as this lasts."""
+        before = {number: signal.signal(number, self.make) for number in signals.ASKING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _launch(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    nothing, same = subprocess.DEVNULL, subprocess.STDOUT
+    return subprocess.Popen(command, stdin=nothing, stdout=log, stderr=same, env=environment, start_new_session=True)
+
+
+def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
+    """Run it, or go on with it, to its end, what it says going to a file beside its folder. Returns its exit status.
+
+    UsageError where it cannot be started.
+    """
+    log = out / f"{experiment.name}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return stop.run(experiment.command(out), log)
+    except OSError as error:
+        raise UsageError(f"cannot start {experiment.name}: {error}") from None
+
+
+def run_all(runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop) -> Iterator[tuple[Experiment, int]]:
+    """Each run with its exit status, as they end. Those that a stop kept from ending, or from starting, are left out.
+
+    A run that was asked to stop by others stops the study. An error, of a run's start or of the caller, does too.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(_unless_stopped, each, out, stop): each for each in runs}
+        try:
+            for future in as_completed(waiting):
+                if (status := future.result()) != STOPPED:
+                    yield waiting[future], status
+        except BaseException:
+            stop.make()
+            raise
+
+
+def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
+    """In a thread of the pool, which takes the next run at once: whatever ends the study is said here."""
+    if stop.made:
+        return STOPPED
+    try:
+        status = perform(experiment, out, stop)
+    except BaseException:
+        stop.make()
+        raise
+    if status == STOPPED and not stop.made:
+        stop.make()
+    return status
