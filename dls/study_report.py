@@ -53,8 +53,10 @@ def _about(row: Row) -> str:
     """The settings that the runs of a workload share, as the first of them has them."""
     own = row["settings"]
     sizes = f"{row['ranks']} ranks of {own['batch_size']} images, {own['steps']} steps"
+    schedule = "" if own["lr_schedule"] == "constant" else f" ({own['lr_schedule']} schedule)"
     extras = "".join(f", {name.replace('_', ' ')} {own[name]:g}" for name in ("clip_norm", "weight_decay") if own[name])
-    return f"{own['model']} on {own['dataset']}: {sizes}, learning rate {own['lr']:g}, momentum {own['momentum']:g}{extras}."
+    rates = f"learning rate {own['lr']:g}{schedule}, momentum {own['momentum']:g}{extras}"
+    return f"{own['model']} on {own['dataset']}: {sizes}, {rates}."
 
 
 def _results(rows: Sequence[Row]) -> Iterator[str]:

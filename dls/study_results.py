@@ -17,7 +17,7 @@ from dls.files import one_line
 Row = dict[str, Any]
 FIGURES = ("accuracy", "loss", "ms", "kB", "overlap")
 """What a row lists, seed by seed."""
-STATED = ("density", "batch_size", "lr", "momentum", "clip_norm", "weight_decay", "model", "dataset", "steps")
+STATED = ("density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm", "weight_decay", "model", "dataset", "steps")
 """Settings that a report states."""
 
 

@@ -107,7 +107,7 @@ def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **
     known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
     figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
     figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy)}
-    stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
+    stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "lr_schedule": "cosine", "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
     settings = stated | {"model": "mlp", "dataset": "digits", "steps": 7}
     return known | figures | {"seeds": list(accuracy), "settings": settings, "repeat": "r"} | others
 
@@ -319,7 +319,7 @@ def test_the_committed_experiments_can_be_read() -> None:
         assert {0.1, 0.01, 0.001} <= densities
         assert len(runs) == 5 * (1 + len(densities) * 4)
         assert not {run.seed for run in runs} & {run.seed for run in tuning}
-        shared = ("model", "dataset", "batch_size", "steps", "momentum")
+        shared = ("model", "dataset", "batch_size", "steps", "momentum", "lr_schedule")
         assert {tuple(run.settings[name] for name in shared) for run in (*runs, *tuning)} == {
             tuple(runs[0].settings[name] for name in shared)
         }
