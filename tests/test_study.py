@@ -107,7 +107,8 @@ def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **
     known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
     figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
     figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy)}
-    stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "lr_schedule": "cosine", "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
+    stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
+    stated |= {"lr_schedule": "cosine"}
     settings = stated | {"model": "mlp", "dataset": "digits", "steps": 7}
     return known | figures | {"seeds": list(accuracy), "settings": settings, "repeat": "r"} | others
 
