@@ -8,8 +8,9 @@ ends it with a checkpoint. Seeds come one after the other, each with all methods
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dls import experiments, study_code, study_report, study_results, study_runs
@@ -35,6 +36,14 @@ def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int
         print("dls.study: stopped; the same command goes on", file=sys.stderr)
         return study_runs.STOPPED
     return 1 if failed else 0
+
+
+def _show(lines: Iterable[str]) -> None:
+    """Print them, as far as whoever reads them wants to: `| head` closes its end early."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there at the end
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = study_results.collect(runs, options.out)
         if options.report:
             study_report.write(rows, options.report)
-        for line in study_report.lines(rows):
-            print(line)
+        _show(study_report.lines(rows))
     except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2

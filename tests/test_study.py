@@ -466,3 +466,12 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
     monkeypatch.setattr(study_code, "changed", lambda commit, root: None)
     assert study.main([str(tiny), *out]) == 0
     assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0 and 2 more: ")
+
+
+def test_a_reader_may_leave_early(tiny: Path) -> None:
+    """As `| head` does."""
+    command = [sys.executable, "-m", "dls.study", str(tiny), "--report-only"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (0, "")
