@@ -16,7 +16,9 @@ null is what was not recorded, is undefined, or is infinite; times are in second
     traffic   bytes_per_step dense_bytes_per_step share_of_dense total_bytes dense_total_bytes compression
               uploaded_share, of one rank; totals are over the recorded steps, uploaded_share is the mean of K / n
     timing    steps; seconds and share, by phase and in total: means of a step, without each file's first recorded one
-              if there are more; `exposed` is waiting for the network, `other` what no phase covers
+              if there are more; `exposed` is waiting for the network, `other` what no phase covers; hidden_share: of the
+              time that messages were under way, the share in which the rank did not wait, mean over the ranks and
+              the recorded steps that --diagnose-every looked at
 
 `--html` writes a page, `--plot` its pictures alone, both of all runs together. `--follow` shows runs as they go on, and
 then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import trace
+from dls import timeline, trace
 from dls.trace import Trace, TraceError
 
 POINTS, MAX_WINDOW, DRAWN = 8, 50, 400
@@ -26,7 +26,8 @@ LARGEST = 1e60
 
 COMPARED = (  # rows of the comparison
     *("method", "density", "ranks", "steps", "accuracy", "test_loss", "train_loss"),
-    *("set_size", "threshold_ratio", "global_share", "bytes_per_step", "share_of_dense", "total_ms", "exposed_ms"),
+    *("set_size", "threshold_ratio", "global_share", "bytes_per_step", "share_of_dense"),
+    *("total_ms", "exposed_ms", "hidden_share"),
 )
 SHOWN_ENDS = ("first threshold", "last threshold", "first residual", "last residual")
 FORMATS = (  # how the numbers of that name, or below that head, are written
@@ -34,7 +35,7 @@ FORMATS = (  # how the numbers of that name, or below that head, are written
     | dict.fromkeys(("first k", "last k"), ",.1f")
     | dict.fromkeys(("set_size", "threshold_ratio", "compression", *SHOWN_ENDS), ".4g")
     | dict.fromkeys(("loss", "train_loss", "test_loss"), ".4f")
-    | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "global_share"), ".2%")
+    | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "global_share", "hidden_share"), ".2%")
     | {"k/n": ".3%", "ms": ".3f", "total_ms": ".3f", "exposed_ms": ".3f", "share": ".1%"}
 )
 
@@ -47,7 +48,7 @@ class Series:
 
     run: see the module's text; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
     steps: step, loss, payload_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T], k, k_rank0, threshold,
-    residual_norm [T, L]; diagnostics: step, global_share [D]; closest: the last step that was looked at closely.
+    residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D]; closest: the last step that was looked at closely.
     """
 
     run: Mapping[str, Any]
@@ -115,12 +116,37 @@ def join(path: Path, traces: Sequence[Trace]) -> Series:
     evals = _joined([part.evals for part in parts], ends)
     shares = [{name: part.diagnostics[name] for name in ("step", "global_share")} for part in parts]
     shares = [share | {"global_share": share["global_share"].mean(axis=1)} for share in shares]
+    shares = [share | {"hidden_share": hidden_share(part).mean(axis=1)} for share, part in zip(shares, parts, strict=True)]
     return Series(_about(path, parts, steps["step"]), layers, steps, evals, _joined(shares, ends), _closest(parts))
 
 
 def _closest(parts: Sequence[Trace]) -> Closest | None:
     looked = [part.diagnostics for part in parts if len(part.diagnostics["step"])]
     return Closest(*(looked[-1][name][-1] for name in ("step", "begin", "end"))) if looked else None
+
+
+def hidden_share(part: Trace) -> NDArray[np.float64]:
+    """Of the time that a rank's messages were under way, the share in which it did not stand waiting: [D, P].
+
+    NaN where a step that was looked at was not recorded as well, or sent nothing.
+    """
+    exchange, looked = timeline.PHASES.index("exchange"), part.diagnostics
+    under_way = _covered(*(looked[name][..., exchange] for name in ("begin", "end")))
+    recorded, steps = np.isin(looked["step"], part.steps["step"]), part.steps["step"]
+    waited = np.full(under_way.shape, np.nan)
+    waited[recorded] = part.steps["seconds/exposed"][np.searchsorted(steps, looked["step"][recorded])]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(under_way > 0, np.clip(1 - waited / under_way, 0, 1), np.nan)
+
+
+def _covered(begin: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much time the intervals of the last axis cover together; NaN is none."""
+    order = begin.argsort(axis=-1)  # NaN last
+    begin, end = (np.take_along_axis(each, order, axis=-1) for each in (begin, end))
+    before = np.roll(np.fmax.accumulate(end, axis=-1), 1, axis=-1)
+    before[..., 0] = -np.inf
+    covered: NDArray[np.float64] = np.nansum(np.maximum(end - np.fmax(begin, before), 0), axis=-1)
+    return covered
 
 
 def _first_step(part: Trace) -> float:
@@ -177,7 +203,7 @@ def summarise(series: Series) -> Summary:
     curve |= {name: smooth(steps[name], at).tolist() for name in ("set_size", "threshold_ratio")}
     curve |= {"global_share": _latest(series.diagnostics, "global_share", curve["step"])}
     final = {"train_loss": curve["loss"][-1] if recorded else None, **_last_and_best(series.evals)}
-    traffic, timing = (_traffic(series), _timing(steps)) if recorded else ({}, {})
+    traffic, timing = (_traffic(series), _timing(series)) if recorded else ({}, {})
     return Summary(series.run, recorded, window_of(recorded), final, curve, _layers(series), traffic, timing)
 
 
@@ -231,13 +257,16 @@ def _traffic(series: Series) -> dict[str, float]:
     }
 
 
-def _timing(steps: Columns) -> dict[str, Any]:
-    warm = steps["warm"]
+def _timing(series: Series) -> dict[str, Any]:
+    steps, warm = series.steps, series.steps["warm"]
+    hidden = series.diagnostics["hidden_share"]
+    hidden = hidden[~np.isnan(hidden)]
     seconds = {name: float(steps[f"seconds/{name}"][warm].mean()) for name in trace.SECONDS}
     total = seconds.pop("total")
     seconds |= {"other": total - sum(seconds.values()), "total": total}
     share = {name: value / total if total else math.nan for name, value in seconds.items()}
-    return {"steps": int(warm.sum()), "seconds": seconds, "share": share}
+    known = {"hidden_share": float(hidden.mean()) if len(hidden) else None}
+    return {"steps": int(warm.sum()), "seconds": seconds, "share": share, **known}
 
 
 def to_json(summaries: Sequence[Summary]) -> str:
@@ -257,7 +286,8 @@ def single_figures(summary: Summary) -> dict[str, Any]:
     """By name, what has one value; of the lists over time their last."""
     last = {name: values[-1] for name, values in summary.curve.items() if values}
     ms = {f"{name}_ms": 1e3 * seconds for name, seconds in summary.timing.get("seconds", {}).items()}
-    return {**last, **summary.run, **summary.final, **summary.traffic, **ms}
+    hidden = {"hidden_share": summary.timing.get("hidden_share")}
+    return {**last, **summary.run, **summary.final, **summary.traffic, **ms, **hidden}
 
 
 def written(name: str, value: Any) -> str:

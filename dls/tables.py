@@ -53,6 +53,8 @@ def time_of_a_step(summary: Summary) -> list[RenderableType]:
     """By phase."""
     timing = summary.timing
     title = f"Time of a step: mean over the ranks and {timing['steps']} recorded; exposed is waiting for the network"
+    if timing["hidden_share"] is not None:
+        title += f"; {written('hidden_share', timing['hidden_share'])} of the exchange went on while the rank worked"
     ms = [1e3 * seconds for seconds in timing["seconds"].values()]
     return _table(title, [("phase", [*timing["seconds"]]), ("ms", ms), ("share", [*timing["share"].values()])])
 

@@ -269,6 +269,22 @@ def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
     assert latest == {1: None, 2: None, 3: None, 4: 0.625, 6: 0.625, 7: 0.625, 8: 0.5, 9: 0.5}
 
 
+def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
+    """Two ranks, two layers: intervals that overlap, lie in one another, or are apart; by hand."""
+    exchange = timeline.PHASES.index("exchange")
+    folder = diagnosed(write(tmp_path / "trace.h5", rows([1, 2, 3], seconds={"exposed": [[4.0, 4.0]] * 3})), [2, 3, 5], 0.5)
+    times = {
+        "begin": [[[1, 3], [2, 9]], [[1, 2], [np.nan, 1]], [[1, 1], [1, 1]]],
+        "end": [[[6, 9], [8, 11]], [[9, 4], [np.nan, 2]], [[2, 2], [2, 2]]],
+    }
+    with h5py.File(folder / "trace.h5", "r+") as file:
+        for name, values in times.items():
+            file[f"diagnostics/{name}"][..., exchange] = values
+    found = summary.hidden_share(trace.read(folder / "trace.h5"))
+    np.testing.assert_array_equal(found, [[0.5, 0.5], [0.5, 0.0], [np.nan, np.nan]])  # waited 4 of 8, 8; 8, 1; not recorded
+    assert summary.summarise(summary.load(folder)).timing["hidden_share"] == 0.375
+
+
 def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = seeded(tmp_path, 0, 0.5)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
