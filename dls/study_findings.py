@@ -71,6 +71,16 @@ def differences(row: Row, other: Row) -> dict[int, float]:
     return {seed: 100 * (own - theirs[seed]) for seed, own in zip(row["seeds"], row["accuracy"], strict=True) if seed in theirs}
 
 
+def split(row: Row, other: Row) -> list[float]:
+    """How far a row gives the layers the k that another does: the share of K that lies alike, for each seed that both have.
+
+    Of means over the run: it asks about the split between the layers, not about which values were sent.
+    """
+    theirs = dict(zip(other["seeds"], other["k"], strict=True))
+    both = [(own, theirs[seed]) for seed, own in zip(row["seeds"], row["k"], strict=True) if seed in theirs]
+    return [sum(map(min, own, their)) / sum(their) for own, their in both]
+
+
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     """Of each workload: every method beside each baseline, density by density, then all densities together."""
     found = []

@@ -12,15 +12,17 @@ from typing import Any
 from dls import bench_report, study_chart
 from dls.config import UsageError
 from dls.student import CONFIDENCE
-from dls.study_findings import Comparison, comparisons, sentences
+from dls.study_findings import GLOBAL, Comparison, comparisons, sentences, split
 from dls.study_results import Row
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its
-{CONFIDENCE:.0%} interval by Student's t over the seeds; "all" is the mean over the densities, seed by seed. Overlap is the share
-of Global Top-k's choice that was also sent, averaged over ranks and the steps that were looked at. kB are what a rank gives to
-MPI in a step. ms are the median step of the slowest rank, on one machine that all ranks share, with fewer cores than ranks and
-other work beside them: rows were measured at different hours, and their times rank nothing.
+{CONFIDENCE:.0%} interval by Student's t over the seeds; "all" is the mean over the densities, seed by seed. Overlap is the
+share of Global Top-k's choice that was also sent, averaged over ranks and the steps that were looked at; that choice is from
+the run's own accumulated gradient, in which what a method neglects grows. Split is the share of K that the layers get as in
+Global Top-k's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a step. ms are the
+median step of the slowest rank, on one machine that all ranks share, with fewer cores than ranks and other work beside them:
+rows were measured at different hours, and their times rank nothing.
 """.strip()
 
 
@@ -60,25 +62,28 @@ def _about(row: Row) -> str:
 
 
 def _results(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| density | method | test accuracy, % | test loss | overlap | ms a step | kB a step | seeds | repeat |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| density | method | test accuracy, % | test loss | overlap | split | ms a step | kB a step | seeds | repeat |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    chosen = {row["density"]: row for row in rows if row["method"] == GLOBAL}
     for row in rows:
         seeds = f"{len(row['seeds'])} of {row['planned']}" + (f", {len(row['failed'])} failed" if row["failed"] else "")
-        yield _line(_density(row), row["method"], *_figures(row), seeds, f"`{row['repeat']}`")
+        yield _line(_density(row), row["method"], *_figures(row, chosen.get(row["density"])), seeds, f"`{row['repeat']}`")
 
 
 def _density(row: Row) -> str:
     return f"{row['settings']['density']:g}"
 
 
-def _figures(row: Row) -> list[str]:
-    """Accuracy, loss, overlap, time and bytes, as far as there are any."""
+def _figures(row: Row, chosen: Row | None) -> list[str]:
+    """Accuracy, loss, overlap, split, time and bytes, as far as there are any. chosen: what Global Top-k did there."""
     if not row["seeds"]:
-        return ["none" if row["failed"] else "not run yet", "", "", "", ""]
+        return ["none" if row["failed"] else "not run yet", "", "", "", "", ""]
     spread = f" ± {100 * stdev(row['accuracy']):.2f}" if len(row["seeds"]) > 1 else ""
     seen = [share for share in row["overlap"] if share is not None]
     overlap = f"{fmean(seen):.3f}" if seen else "not recorded"
-    figures = [f"{fmean(row['loss']):.3f}", overlap, f"{fmean(row['ms']):.1f}", f"{fmean(row['kB']):.2f}"]
+    alike = split(row, chosen) if chosen else []
+    figures = [f"{fmean(row['loss']):.3f}", overlap, f"{fmean(alike):.3f}" if alike else "-"]
+    figures += [f"{fmean(row['ms']):.1f}", f"{fmean(row['kB']):.2f}"]
     return [f"{100 * fmean(row['accuracy']):.2f}{spread}", *figures]
 
 

@@ -15,7 +15,7 @@ from dls.experiments import Experiment, is_complete
 from dls.files import one_line
 
 Row = dict[str, Any]
-FIGURES = ("accuracy", "loss", "ms", "kB", "overlap")
+FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "k")
 """What a row lists, seed by seed."""
 STATED = ("density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm", "weight_decay", "model", "dataset", "steps")
 """Settings that a report states."""
@@ -51,7 +51,7 @@ def result(experiment: Experiment, out: Path) -> Row | None:
 
     accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a rank sent in a step, on
     average; overlap: the share of Global Top-k's choice that was sent, averaged over ranks and the steps that were looked at,
-    None where none was.
+    None where none was; k: what each layer sent in a step, averaged over ranks and steps.
     """
     if not is_complete(experiment, out):
         return None
@@ -68,6 +68,7 @@ def result(experiment: Experiment, out: Path) -> Row | None:
         "ms": 1000 * float(np.median(found.steps["seconds/total"].max(axis=1))),
         "kB": float(found.steps["payload_bytes"].mean()) / 1000,
         "overlap": float(share.mean()) if len(share) else None,
+        "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
         "commit": str(found.header.attributes.get("commit", "")),
     }
 

@@ -106,7 +106,7 @@ def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **
     """A row as `study_results.collect` makes them."""
     known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
     figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
-    figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy)}
+    figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy), "k": [[3.0, 1.0]] * len(accuracy)}
     stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
     stated |= {"lr_schedule": "cosine"}
     settings = stated | {"model": "mlp", "dataset": "digits", "steps": 7}
@@ -116,6 +116,13 @@ def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **
 def test_pairs_are_runs_of_one_seed() -> None:
     own, other = row("a", {0: 0.9, 1: 0.8, 3: 0.7}), row("b", {1: 0.75, 2: 0.1, 3: 0.75})
     assert study_findings.differences(own, other) == pytest.approx({1: 5, 3: -5})
+
+
+def test_the_split_by_hand() -> None:
+    """Of K = 4: three in the first layer beside one, then all beside none; seed 2 has no pair."""
+    own = row("a", {0: 0.9, 1: 0.8, 2: 0.7}, k=[[3.0, 1.0], [4.0, 0.0], [2.0, 2.0]])
+    other = row("b", {1: 0.9, 0: 0.8}, k=[[0.0, 4.0], [1.0, 3.0]])
+    assert study_findings.split(own, other) == [0.5, 0.0]
 
 
 def test_differences_by_hand() -> None:
