@@ -83,10 +83,10 @@ def is_elsewhere(command: str) -> bool:
 def save_programs(text: str, checkout: Path) -> list[str]:
     """The page's Python: a method goes where the page says, the others are returned, to be run."""
     blocks = FENCE.findall(text)
-    for block in blocks:
-        if "class Method" in block:
-            (checkout / "dls" / "sparsifiers" / "equal_topk.py").write_text(block, encoding="utf-8")
-    return [block for block in blocks if "class Method" not in block]
+    methods = [block for block in blocks if "class Method" in block]
+    for place, block in zip(re.findall(r"[Ss]ave it as\s+`(dls/sparsifiers/\w+\.py)`:", text), methods, strict=True):
+        (checkout / place).write_text(block, encoding="utf-8")
+    return [block for block in blocks if block not in methods]
 
 
 def check_extras(command: str) -> None:

@@ -50,9 +50,10 @@ class Method(LayerwiseTopk):
         """Move k between the layers and tell the other ranks."""
         if step % self.setup.config.dls_every:
             return
-        self._announced = self._tell(self._next_k())
+        self._announced = self._tell(self.next_k())
 
-    def _next_k(self) -> Counts:
+    def next_k(self) -> Counts:
+        """k of the next step (L), from this step's v; `select` is over, what was sent is still in it."""
         v = [self.v(part) for part in self.parts]
         steps = self.setup.config.dls_steps
         algorithm2 = self.setup.backend.adjustment
