@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dls import backends, bench, bench_report, bench_selection
-from dls.bench_selection import Selector, workloads
+from dls import backends
+from dls.bench import __main__ as bench
+from dls.bench import report as bench_report
+from dls.bench import selection
+from dls.bench.selection import Selector, workloads
 from gpu import device
 from reference import ops
 
@@ -25,7 +28,7 @@ COLUMNS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_selection, "WARM_UP", 1)
+    monkeypatch.setattr(selection, "WARM_UP", 1)
 
 
 def measure(folder: Path, *args: str) -> list[dict[str, Any]]:
@@ -70,7 +73,7 @@ def test_the_pipeline_in_torch_keeps_the_same_residual() -> None:
     torch = pytest.importorskip("torch")
     (work,) = workloads(["5000"], [0.01])
     residual, selector = torch.zeros(work.n), Selector(backends.load("numpy"), work)
-    pipeline = bench_selection.torch_pipeline(torch, work, residual)
+    pipeline = selection.torch_pipeline(torch, work, residual)
     for step in range(3):
         assert pipeline.turn(work.gradient(step)) > 0
         selector.step(work.gradient(step))
@@ -89,7 +92,7 @@ def test_the_floor_of_a_gpu_moves_the_bytes_of_an_accumulation() -> None:
         zeros = staticmethod(lambda n: np.zeros(n, np.float32).view(Copied))
         to_host = staticmethod(np.asarray)
 
-    floor = bench_selection.floor(backends.Backend("cupy", Ops, *[Ops] * 3), 1000)  # type: ignore[arg-type]
+    floor = selection.floor(backends.Backend("cupy", Ops, *[Ops] * 3), 1000)  # type: ignore[arg-type]
     floor.turn(np.zeros(1000, np.float32))
     assert moved == [12_000] * floor.steps
 

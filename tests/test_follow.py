@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dls import follow, inspect, trace
+from dls import trace
+from dls.inspect import __main__ as inspect
+from dls.inspect import follow
 from tests.launch import finish, start, wait_until
 from tests.test_inspect import header, rows, write
 

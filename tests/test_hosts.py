@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dls import bench, hosts, trace
+from dls import hosts, trace
+from dls.bench import __main__ as bench
 from dls.hosts import Hosts, HostsError
 from tests.launch import ROOT, wait_until
 from tests.mpi.test_bits import loaded

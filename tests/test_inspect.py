@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import inspect, trace
-from dls.summary import Summary, labels, load, smooth, summarise, to_json
+from dls import trace
+from dls.inspect import __main__ as inspect
+from dls.inspect.summary import Summary, labels, load, smooth, summarise, to_json
 from tests.launch import Finished, launch
 
 CONFIG = """

@@ -14,7 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import inspect, page, pictures, summary, timeline, trace
+from dls import timeline, trace
+from dls.inspect import __main__ as inspect
+from dls.inspect import page, pictures, summary
 from tests.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from dls import experiments, student, study, study_code, study_findings, study_report, study_results, study_runs
 from dls.config import UsageError
+from dls.study import __main__ as study
+from dls.study import experiments, findings, processes, provenance, results, student
+from dls.study import report as study_report
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -99,11 +101,11 @@ def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     ],
 )
 def test_verdicts(values: list[float], words: str) -> None:
-    assert study_findings.verdict(values) == words
+    assert findings.verdict(values) == words
 
 
 def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **others: Any) -> dict[str, Any]:
-    """A row as `study_results.collect` makes them."""
+    """A row as `results.collect` makes them."""
     known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
     figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
     figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy), "k": [[3.0, 1.0]] * len(accuracy)}
@@ -115,14 +117,14 @@ def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **
 
 def test_pairs_are_runs_of_one_seed() -> None:
     own, other = row("a", {0: 0.9, 1: 0.8, 3: 0.7}), row("b", {1: 0.75, 2: 0.1, 3: 0.75})
-    assert study_findings.differences(own, other) == pytest.approx({1: 5, 3: -5})
+    assert findings.differences(own, other) == pytest.approx({1: 5, 3: -5})
 
 
 def test_the_split_by_hand() -> None:
     """Of K = 4: three in the first layer beside one, then all beside none; seed 2 has no pair."""
     own = row("a", {0: 0.9, 1: 0.8, 2: 0.7}, k=[[3.0, 1.0], [4.0, 0.0], [2.0, 2.0]])
     other = row("b", {1: 0.9, 0: 0.8}, k=[[0.0, 4.0], [1.0, 3.0]])
-    assert study_findings.split(own, other) == [0.5, 0.0]
+    assert findings.split(own, other) == [0.5, 0.0]
 
 
 def test_differences_by_hand() -> None:
@@ -135,7 +137,7 @@ def test_differences_by_hand() -> None:
         row("layerwise-topk", base, 0.01),
         row("dls(1)", {seed: 0.49 for seed in range(4)}, 0.01),
     ]
-    found = study_findings.comparisons(rows)
+    found = findings.comparisons(rows)
     assert [(each.density, each.method, each.against) for each in found] == [
         (density, "dls(1)", "layerwise-topk") for density in (0.1, 0.01, None)
     ]
@@ -148,7 +150,7 @@ def test_differences_by_hand() -> None:
 
 def test_global_is_compared_with_layerwise_and_no_baseline_with_itself() -> None:
     rows = [row(name, {0: 0.5, 1: 0.6}) for name in ("global-topk", "layerwise-topk", "dls(1)", "dls(optimal)")]
-    assert {(each.method, each.against) for each in study_findings.comparisons(rows)} == {
+    assert {(each.method, each.against) for each in findings.comparisons(rows)} == {
         ("global-topk", "layerwise-topk"),
         ("dls(1)", "layerwise-topk"),
         ("dls(1)", "global-topk"),
@@ -162,7 +164,7 @@ def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None
     noise = (0.1, -0.1, 0.05, -0.05, 0)
     own = {seed: 0.5 + (shift + noise[seed]) / 100 for seed in range(5)}
     rows = [row(name, {seed: 0.5 for seed in range(5)}) for name in ("layerwise-topk", "global-topk")] + [row("dls(1)", own)]
-    told = {line.partition("**: ")[0]: line for line in study_findings.sentences(study_findings.comparisons(rows))}
+    told = {line.partition("**: ")[0]: line for line in findings.sentences(findings.comparisons(rows))}
     for baseline in ("layerwise-topk", "global-topk"):
         better, worse = (" (w, 0.1)" if count else "" for count in words)
         beginning = f"- **dls(1) against {baseline}**: better in {words[0]}{better}, worse in {words[1]}{worse} of 1 cells"
@@ -179,7 +181,7 @@ def test_findings_count_cells_with_all_seeds() -> None:
     rows = [three("layerwise-topk", 0.1, 0.5, 0.6, 0.7), three("dls(1)", 0.1, 0.61, 0.7, 0.79)]
     rows += [three("layerwise-topk", 0.01, 0.5, 0.6, 0.7), three("dls(1)", 0.01, 0.4, 0.7, 0.7)]
     rows += [three("layerwise-topk", 0.001, 0.5, 0.6, 0.7), three("dls(1)", 0.001, 0.1, 0.2)]  # a seed is missing
-    line, chance = study_findings.sentences(study_findings.comparisons(rows))
+    line, chance = findings.sentences(findings.comparisons(rows))
     assert line.startswith("- **dls(1) against layerwise-topk**: better in 1 (w, 0.1), worse in 0 of 2 cells")
     assert line.endswith("+5.00 points on average, from +0.00 (w, 0.01) to +10.00 (w, 0.1).")
     assert "Of these 2 intervals" in chance
@@ -232,7 +234,7 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
 
 def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = experiments.load(tiny)
-    rows = {row["method"]: row for row in study_results.collect(runs, tmp_path / "out")}
+    rows = {row["method"]: row for row in results.collect(runs, tmp_path / "out")}
     assert {row["planned"] for row in rows.values()} == {2}
     program, *arguments = shlex.split(rows["dls(1)"]["repeat"])
     assert (program, arguments[:2]) == ("python", ["-m", "dls.study"])
@@ -247,7 +249,7 @@ def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsy
 def test_what_was_cut_off_goes_on(tiny: Path, tmp_path: Path) -> None:
     (run, *_) = experiments.load(tiny)
     assert not experiments.is_complete(run, tmp_path)
-    assert study_runs.perform(run, tmp_path, study_runs.Stop()) == 0
+    assert processes.perform(run, tmp_path, processes.Stop()) == 0
     assert experiments.is_complete(run, tmp_path)
     manifest = next((tmp_path / run.name).glob("checkpoints/*/manifest.json"))
     manifest.unlink()
@@ -317,21 +319,26 @@ def test_bad_usage(args: list[str], tiny: Path, capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_committed_experiments_can_be_read() -> None:
-    folder = Path(__file__).parent.parent / "runs" / "study"
-    files = sorted(folder.glob("*.toml"))
-    assert [path.name for path in sorted((folder / "tuning").glob("*.toml"))] == [path.name for path in files]
-    for path in files:
-        runs, tuning = experiments.load(path), experiments.load(folder / "tuning" / path.name)
-        densities = {run.density for run in runs if run.density is not None}
-        assert {0.1, 0.01, 0.001} <= densities
-        assert len(runs) == 5 * (1 + len(densities) * 4)
-        assert not {run.seed for run in runs} & {run.seed for run in tuning}
-        shared = ("model", "dataset", "batch_size", "steps", "momentum", "lr_schedule")
-        assert {tuple(run.settings[name] for name in shared) for run in (*runs, *tuning)} == {
-            tuple(runs[0].settings[name] for name in shared)
-        }
-        assert runs[0].settings["lr"] in {run.settings["lr"] for run in tuning if run.settings["method"] == "dense"}
+STUDY = ROOT / "runs" / "study"
+
+
+@pytest.mark.parametrize("name", ["1-digits-mlp.toml", "2-fashion-lenet.toml", "3-fashion-cnn.toml"])
+def test_the_committed_experiments_are_whole_and_tuned(name: str) -> None:
+    runs, tuning = experiments.load(STUDY / name), experiments.load(STUDY / "tuning" / name)
+    densities = {run.density for run in runs if run.density is not None}
+    assert {0.1, 0.01, 0.001} <= densities
+    assert len(runs) == 5 * (1 + len(densities) * 4)
+    assert not {run.seed for run in runs} & {run.seed for run in tuning}
+    shared = ("model", "dataset", "batch_size", "steps", "momentum", "lr_schedule")
+    assert len({tuple(run.settings[name] for name in shared) for run in (*runs, *tuning)}) == 1
+    assert runs[0].settings["lr"] in {run.settings["lr"] for run in tuning if run.settings["method"] == "dense"}
+
+
+def test_more_seeds_are_of_the_same_runs() -> None:
+    more, first = experiments.load(STUDY / "4-fashion-lenet-more.toml"), experiments.load(STUDY / "2-fashion-lenet.toml")
+    assert not {run.seed for run in more} & {run.seed for run in first}
+    of = {(run.method, run.density): dict(run.settings) | {"seed": None} for run in first}
+    assert all(dict(run.settings) | {"seed": None} == of[run.method, run.density] for run in more)
 
 
 def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Path) -> None:
@@ -346,22 +353,22 @@ def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Pat
 def _perform(tiny: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[int | Exception], started: list[str]) -> list[str]:
     """The names of the runs that were started, where the first ones end so and the others with 0."""
 
-    def perform(run: experiments.Experiment, out: Path, stop: study_runs.Stop) -> int:
+    def perform(run: experiments.Experiment, out: Path, stop: processes.Stop) -> int:
         started.append(run.name)
         end = statuses[len(started) - 1] if len(started) <= len(statuses) else 0
         if isinstance(end, Exception):
             raise end
         return end
 
-    monkeypatch.setattr(study_runs, "perform", perform)
-    list(study_runs.run_all(experiments.load(tiny), Path(), 1, study_runs.Stop()))
+    monkeypatch.setattr(processes, "perform", perform)
+    list(processes.run_all(experiments.load(tiny), Path(), 1, processes.Stop()))
     return started
 
 
 def test_a_run_that_was_stopped_stops_the_study(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(_perform(tiny, monkeypatch, [], [])) == 6
     assert len(_perform(tiny, monkeypatch, [1, 1], [])) == 6
-    assert len(_perform(tiny, monkeypatch, [0, study_runs.STOPPED], [])) == 2
+    assert len(_perform(tiny, monkeypatch, [0, processes.STOPPED], [])) == 2
 
 
 def test_an_error_starts_no_further_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +387,7 @@ def test_a_signal_ends_the_study_with_a_checkpoint_and_it_goes_on(number: int, t
         _wait_until(lambda: log.exists() and "/100000 " in log.read_text())
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (study_runs.STOPPED, "dls.study: stopped; the same command goes on\n")
+    assert (process.returncode, errors) == (processes.STOPPED, "dls.study: stopped; the same command goes on\n")
     assert [path.name for path in sorted((tmp_path / "out/tiny").iterdir())] == ["dense-seed0", "dense-seed0.log"]
     (manifest,) = (tmp_path / "out/tiny/dense-seed0/checkpoints").glob("*/manifest.json")
     reached = int(manifest.parent.name.removeprefix("step-"))
@@ -407,23 +414,24 @@ def _wait_until(met: Callable[[], bool]) -> None:
 def test_all_that_training_loads_counts() -> None:
     program = "import sys, dls.train; print(*(name for name in sys.modules if name.startswith('dls.')))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
-    files = study_code.training_files()
+    files = provenance.training_files()
     for name in loaded:
         path = name.replace(".", "/")
-        assert f"{path}.py" in files or any(path.startswith(folder) for folder in study_code.BY_NAME), name
-    assert "dls/study.py" not in files
-    assert "dls/study_report.py" not in files
+        assert f"{path}.py" in files or any(path.startswith(folder) for folder in provenance.BY_NAME), name
+    assert {"dls", "dls/study", "dls/inspect"}.isdisjoint(files)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Sources of a training that imports a worker and a step, with a tool and a page beside them."""
+    """Sources of a training that imports a worker, which imports a package, with a tool and a page beside them."""
     root = tmp_path / "checkout"
-    for folder in study_code.BY_NAME:
+    for folder in provenance.BY_NAME:
         (root / folder).mkdir(parents=True)
         (root / folder / "own.py").write_text("")
-    files = {"dls/train.py": "from dls import worker\n", "dls/worker.py": "def f():\n    import dls.step\n", "dls/step.py": ""}
-    for name, text in (files | {"dls/study.py": "", "reference/README.md": ""}).items():
+    files = {"dls/train.py": "from dls import worker\n", "dls/worker.py": "def f():\n    import dls.step\n"}
+    files |= {"dls/step/__init__.py": "", "dls/step/part.py": "from dls.other import x\n", "dls/other.py": ""}
+    for name, text in (files | {"dls/study.py": "", "dls/inspect/page.py": "", "reference/README.md": ""}).items():
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(root), *command], check=True)
@@ -435,25 +443,25 @@ def _head(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["dls/train.py", "dls/worker.py", "dls/step.py", "gpu/own.py", "dls/sparsifiers/own.py"])
+@pytest.mark.parametrize("name", ["dls/train.py", "dls/step/part.py", "dls/other.py", "gpu/own.py", "dls/sparsifiers/own.py"])
 def test_what_training_reads_counts_as_changed(name: str, checkout: Path) -> None:
-    assert study_code.changed(_head(checkout), checkout) == []
+    assert provenance.changed(_head(checkout), checkout) == []
     with (checkout / name).open("a") as file:
         file.write("# other\n")
-    assert study_code.changed(_head(checkout), checkout) == [name]
+    assert provenance.changed(_head(checkout), checkout) == [name]
 
 
-@pytest.mark.parametrize("name", ["dls/study.py", "reference/README.md"])
+@pytest.mark.parametrize("name", ["dls/study.py", "dls/inspect/page.py", "reference/README.md"])
 def test_what_training_does_not_read_does_not_count(name: str, checkout: Path) -> None:
     (checkout / name).write_text("# other\n")
-    assert study_code.changed(_head(checkout), checkout) == []
+    assert provenance.changed(_head(checkout), checkout) == []
 
 
 def test_code_of_which_nothing_is_known(checkout: Path, tmp_path: Path) -> None:
-    assert study_code.changed("", checkout) is None
-    assert study_code.changed(_head(checkout) + "+", checkout) is None
-    assert study_code.changed("0" * 40, checkout) is None
-    assert study_code.changed("--output=x", checkout) is None
+    assert provenance.changed("", checkout) is None
+    assert provenance.changed(_head(checkout) + "+", checkout) is None
+    assert provenance.changed("0" * 40, checkout) is None
+    assert provenance.changed("--output=x", checkout) is None
 
 
 def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
@@ -461,7 +469,7 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
 ) -> None:
     out = ["--out", str(tmp_path / "out"), "--only=seed0"]
     assert study.main([str(tiny), *out]) == 0
-    monkeypatch.setattr(study_code, "changed", lambda commit, root: ["dls/worker.py", "a", "b", "c", "d"])
+    monkeypatch.setattr(provenance, "changed", lambda commit, root: ["dls/worker.py", "a", "b", "c", "d"])
     capsys.readouterr()
     assert study.main([str(tiny), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -470,7 +478,7 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
     for flag in ("--any-code", "--report-only"):
         assert study.main([str(tiny), *out, flag]) == 0
         assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0 and 2 more: since ")
-    monkeypatch.setattr(study_code, "changed", lambda commit, root: None)
+    monkeypatch.setattr(provenance, "changed", lambda commit, root: None)
     assert study.main([str(tiny), *out]) == 0
     assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0 and 2 more: ")
 

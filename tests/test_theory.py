@@ -15,10 +15,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dls import data, models, theory, theory_networks, theory_properties, theory_report, theory_variance
+from dls import data, models
 from dls.config import UsageError
-from dls.theory_networks import LINEAR, Chain, Stage
-from dls.theory_variance import FORMS, Plan
+from dls.theory import __main__ as theory
+from dls.theory import networks, properties
+from dls.theory import report as theory_report
+from dls.theory import variance as theory_variance
+from dls.theory.networks import LINEAR, Chain, Stage
+from dls.theory.variance import FORMS, Plan
 from reference import adjustment, methods, nn, ops, variance
 from reference.cluster import Cluster
 from tests.strategies import INT, QUICK, SLOW, layers_and_k, vectors
@@ -86,7 +90,7 @@ def test_white_signals_follow_the_linear_form(relu: bool, widths: list[int]) -> 
 
 
 def test_equal_layers_on_images_have_ratios_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(theory_networks.CHAINS, "stack", Chain((Stage(256, LINEAR),) * 5))
+    monkeypatch.setitem(networks.CHAINS, "stack", Chain((Stage(256, LINEAR),) * 5))
     rows = [row for row in theory_variance.measure("stack", plan(seeds=4)) if "last" not in row["where"]]
     assert len(rows) == 4
     for row in rows:
@@ -107,7 +111,7 @@ def test_a_pair_has_what_its_seeds_gave() -> None:
 
 def test_training_is_plain_sgd_and_measured_on_the_batches_to_come() -> None:
     settings = plan(steps=(0, 2))
-    model, batches = theory_networks.build("mlp", DIGITS, 1), data.Batches(DIGITS, 1, 16, 0, 1)
+    model, batches = networks.build("mlp", DIGITS, 1), data.Batches(DIGITS, 1, 16, 0, 1)
     for step in range(2):
         theory_variance.differentiate(model, *batches.batch(step))
         model.parameters -= np.float32(settings.lr) * model.gradients
@@ -130,7 +134,7 @@ def test_what_diverges_is_left_out_and_named() -> None:
 
 
 def where(name: str) -> list[tuple[str, ...]]:
-    return [pair.where for pair in theory_networks.pairs(name, theory_networks.build(name, DIGITS, 0))]
+    return [pair.where for pair in networks.pairs(name, networks.build(name, DIGITS, 0))]
 
 
 def test_what_stands_between_neighbours() -> None:
@@ -143,11 +147,11 @@ def test_what_stands_between_neighbours() -> None:
     assert where("mlp") == [("first",), ("last",)]
 
 
-@pytest.mark.parametrize("name", [*theory_networks.CHAINS, "mlp", "lenet", "cnn"])
+@pytest.mark.parametrize("name", [*networks.CHAINS, "mlp", "lenet", "cnn"])
 def test_pairs_are_neighbours(name: str) -> None:
-    model = theory_networks.build(name, DIGITS, 0)
+    model = networks.build(name, DIGITS, 0)
     weights = [layer for layer in model.layers if layer.kind != "batch_norm"]
-    pairs = theory_networks.pairs(name, model)
+    pairs = networks.pairs(name, model)
     assert [(pair.previous, pair.layer) for pair in pairs] == list(pairwise(weights))
     assert all(pair.layer.channels_in == pair.previous.outputs for pair in pairs)
 
@@ -155,15 +159,15 @@ def test_pairs_are_neighbours(name: str) -> None:
 def test_raw_images_are_the_pixels_at_a_mean_square_of_one() -> None:
     pixels = DIGITS.train_images
     normalised = DIGITS.normalise(pixels)
-    assert theory_networks.prepare("equal", DIGITS, normalised) is normalised
-    raw = theory_networks.prepare("equal/raw", DIGITS, normalised)
+    assert networks.prepare("equal", DIGITS, normalised) is normalised
+    raw = networks.prepare("equal/raw", DIGITS, normalised)
     assert raw.dtype == np.float32 and np.square(raw, dtype=np.float64).mean() == pytest.approx(1, rel=1e-3)
     assert raw == pytest.approx(pixels * (raw.max() / pixels.max()), abs=1e-5)
 
 
 def test_only_chains_have_neighbours() -> None:
     with pytest.raises(UsageError, match="shortcuts"):
-        theory_networks.build("resnet20", DIGITS, 0)
+        networks.build("resnet20", DIGITS, 0)
 
 
 # ------------------------------------------------------------------ predicting
@@ -171,8 +175,8 @@ def test_only_chains_have_neighbours() -> None:
 
 def test_predictions_are_the_references() -> None:
     """Of a linear layer behind a flatten, too: its inputs for the paper's forms, its channels for the corrected one."""
-    model = theory_networks.build("kernels", DIGITS, 0)
-    *_, last = theory_networks.pairs("kernels", model)
+    model = networks.build("kernels", DIGITS, 0)
+    *_, last = networks.pairs("kernels", model)
     c, d, k = last.layer.inputs, last.layer.outputs, last.previous.kernel
     assert c == 32 * 16 * 16 and last.layer.channels_in == 32
     predicted = theory_variance.predict(last)
@@ -247,7 +251,7 @@ def test_overlap_is_that_of_the_chosen_entries(case: tuple[list[np.ndarray], np.
     assume(k.sum())
     wanted = {(layer, int(i)) for layer, (index, _) in enumerate(methods.global_topk(v, int(k.sum()))) for i in index}
     share = len(chosen(v, k) & wanted) / len(wanted)
-    assert theory_properties.overlap(k, adjustment.optimal_adjustment(v, k)) == pytest.approx(share)
+    assert properties.overlap(k, adjustment.optimal_adjustment(v, k)) == pytest.approx(share)
 
 
 @SLOW
@@ -256,14 +260,14 @@ def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -
     """Property 1: the set size never grows. Property 2: no pair keeps more than half. What is settled stays so."""
     v, k = case
     assume(k.sum())
-    row = theory_properties.judge(theory_properties.adjust_fixed(v, k, 60))
+    row = properties.judge(properties.adjust_fixed(v, k, 60))
     assert row["grew"] == 0
     assert row["largest pair factor"] is None or row["largest pair factor"] <= 0.5
     assert len(row["set size"]) == len(row["overlap"]) == len(row["pair factor"]) + 1 == row["adjustments"] + 1
     t = adjustment.fresh_thresholds(v, k)
     settled = None
     for _ in range(80):
-        if settled is None and theory_properties.is_settled(v, k, t):
+        if settled is None and properties.is_settled(v, k, t):
             settled = k
         k, t = adjustment.one_step_adjustment(v, k, t)
         assert settled is None or k.tolist() == settled.tolist()
@@ -285,7 +289,7 @@ def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -
 )
 def test_what_is_settled_by_hand(other: list[float], t: list[float], settled: bool) -> None:
     v = [np.array([3.0, -1.0], np.float32), np.array(other, np.float32)]
-    assert theory_properties.is_settled(v, np.array([1, 1]), np.array(t)) is settled
+    assert properties.is_settled(v, np.array([1, 1]), np.array(t)) is settled
 
 
 @SLOW
@@ -296,7 +300,7 @@ def test_repeated_adjustments_reach_global_topk(count: int, seed: int, density: 
     v = [(rng.standard_normal(n) * rng.exponential()).astype(np.float32) for n in rng.integers(20, 200, count)]
     sizes = [layer.size for layer in v]
     k = methods.split_budget(max(1, round(density * sum(sizes))), sizes)
-    row = theory_properties.judge(theory_properties.adjust_fixed(v, k, 2000))
+    row = properties.judge(properties.adjust_fixed(v, k, 2000))
     largest = np.sort(np.abs(np.concatenate(v)))[::-1][: k.sum()]
     t = adjustment.fresh_thresholds(v, k)
     for number, share in enumerate(row["overlap"]):
@@ -304,7 +308,7 @@ def test_repeated_adjustments_reach_global_topk(count: int, seed: int, density: 
         common = np.isin(np.abs(own), largest).sum() / k.sum()
         assert share == pytest.approx(common)
         assert row["set size"][number] == adjustment.set_size(t)
-        assert theory_properties.is_settled(v, k, t) == (number == row["adjustments"])  # it stops there, and not before
+        assert properties.is_settled(v, k, t) == (number == row["adjustments"])  # it stops there, and not before
         k, t = adjustment.one_step_adjustment(v, k, t)
     assert row["equal from"] is not None and row["equal first"] <= row["equal from"] <= row["adjustments"]
     assert row["overlap"][row["equal from"] :] == [1.0] * (row["adjustments"] + 1 - row["equal from"])
@@ -317,15 +321,15 @@ def test_two_layers_halve_the_set_size(one: np.ndarray, other: np.ndarray, draw:
     v = [one, other]
     k = np.array([draw.draw(st.integers(0, layer.size)) for layer in v], dtype=INT)
     assume(k.sum())
-    row = theory_properties.adjust_fixed(v, k, 30)
+    row = properties.adjust_fixed(v, k, 30)
     rounding = np.spacing(max(ops.kth_largest(layer, 1) for layer in v))
     for before, after in pairwise(row["set size"]):
         assert after <= before / 2 + rounding
 
 
 def test_recording_does_not_change_the_run() -> None:
-    recorder = theory_properties.record("mlp", plan(), 0.01, 4)
-    model, batches = theory_networks.build("mlp", DIGITS, 0), data.Batches(DIGITS, 0, 16, 0, 1)
+    recorder = properties.record("mlp", plan(), 0.01, 4)
+    model, batches = networks.build("mlp", DIGITS, 0), data.Batches(DIGITS, 0, 16, 0, 1)
     cluster = Cluster([model], methods.Dls(1), recorder.uniform)
     for step in range(4):
         before = cluster.k[0]
@@ -335,8 +339,8 @@ def test_recording_does_not_change_the_run() -> None:
         layers = [v[start:stop] for start, stop in pairwise(model.offsets)]
         row = recorder.rows[step]
         optimal = adjustment.optimal_adjustment(layers, before)
-        assert row["overlap"] == theory_properties.overlap(before, optimal)
-        assert row["overlap after"] == theory_properties.overlap(cluster.k[0], optimal)
+        assert row["overlap"] == properties.overlap(before, optimal)
+        assert row["overlap after"] == properties.overlap(cluster.k[0], optimal)
         assert row["set size"] == adjustment.set_size(adjustment.fresh_thresholds(layers, before))
         if step + 1 in recorder.kept:
             assert np.concatenate(recorder.kept[step + 1]).tobytes() == v.tobytes()

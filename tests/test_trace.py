@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import inspect, trace
+from dls import trace
+from dls.inspect import __main__ as inspect
 
 RANKS, LAYERS = 2, 3
 

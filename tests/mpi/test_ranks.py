@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import checkpoint, summary, trace
+from dls import checkpoint, trace
 from dls.data import Batches, Position, load
+from dls.inspect import summary
 from reference import ranks
 from tests.conftest import lines
 from tests.launch import launch

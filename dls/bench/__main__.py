@@ -1,8 +1,4 @@
-"""`python -m dls.bench`: what selection, adjustment, layers, exchange and whole steps cost here, everything side by side.
-
-A command measures rows and prints them as one table. To add one, write a function that yields rows (column to value) and name it
-in COMMANDS. `step` and `exchange` measure the ranks that mpirun starts, and rank 0 speaks for all.
-"""
+"""The command line: what is asked for, and in which order it is done."""
 
 from __future__ import annotations
 
@@ -14,14 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from dls import backends, bench_model, bench_network, bench_report, bench_selection, models
-from dls.bench_selection import NETWORKS, Row
+from dls import backends, models
+from dls.bench import model, network, report, selection
+from dls.bench.selection import NETWORKS, Row
 from dls.config import UsageError
 from dls.hosts import HostsError, bits_per_second
 
@@ -34,53 +27,53 @@ T = TypeVar("T")
 # The commands ---------------------------------------------------------------------------------------------------------------
 
 
-def select(options: argparse.Namespace) -> Iterator[Row]:
+def _select(options: argparse.Namespace) -> Iterator[Row]:
     """Time of one step's selection as a multiple of the floor: one pass of `residual += gradient`, or as long a copy on a GPU."""
     backend = backends.load(options.backend)
-    return bench_selection.select(backend, options.sizes, options.densities, options.threads, options.steps)
+    return selection.select(backend, options.sizes, options.densities, options.threads, options.steps)
 
 
-def adjust(options: argparse.Namespace) -> Iterator[Row]:
+def _adjust(options: argparse.Namespace) -> Iterator[Row]:
     """Time that DLS(1)'s adjustment adds to one step, as a share of Layer-wise Top-k's selection."""
     backend = backends.load(options.backend)
-    return bench_selection.adjust(backend, options.sizes, options.densities, options.threads, options.steps)
+    return selection.adjust(backend, options.sizes, options.densities, options.threads, options.steps)
 
 
-def model(options: argparse.Namespace) -> Iterator[Row]:
+def _model(options: argparse.Namespace) -> Iterator[Row]:
     """Time of a training step's forward and backward pass, beside PyTorch's with the same threads where that is installed."""
-    return bench_model.measure(options.models, options.batch, options.threads, options.steps)
+    return model.measure(options.models, options.batch, options.threads, options.steps)
 
 
-def exchange(options: argparse.Namespace) -> Iterator[Row]:
+def _exchange(options: argparse.Namespace) -> Iterator[Row]:
     """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same bytes and its dense Allreduce."""
-    from dls import bench_exchange  # here, as it starts MPI, which the processes of other measurements can do without
+    from dls.bench import exchange  # here, as it starts MPI, which the processes of other measurements can do without
 
     backend = backends.load(options.backend, options.comm.rank_on_node)
-    return bench_exchange.measure(options.comm, backend, options.sizes, options.densities, options.steps)
+    return exchange.measure(options.comm, backend, options.sizes, options.densities, options.steps)
 
 
-def step(options: argparse.Namespace) -> Iterator[Row]:
+def _step(options: argparse.Namespace) -> Iterator[Row]:
     """A whole training step with each method, under mpirun: time, communication that was waited for, and bytes of a rank."""
-    from dls import bench_step
+    from dls.bench import step
 
     settings = {"density": options.density, "batch_size": options.batch, "threads": options.threads, "backend": options.backend}
-    return bench_step.measure(options.comm, options.networks, options.methods, settings, options.steps)
+    return step.measure(options.comm, options.networks, options.methods, settings, options.steps)
 
 
-def network(options: argparse.Namespace) -> Iterator[Row]:
+def _network(options: argparse.Namespace) -> Iterator[Row]:
     """The same over networks of limited rate, on hosts that this machine plays itself (needs root)."""
     lists = {"networks": options.networks, "methods": options.methods}
     single = ("density", "batch", "threads", "backend", "steps")
     step_options = [f"--{name}={','.join(items)}" for name, items in lists.items()]
     step_options += [f"--{name}={getattr(options, name)}" for name in single]
-    return bench_network.measure(options.rates, options.hosts, step_options)
+    return network.measure(options.rates, options.hosts, step_options)
 
 
 def _network_summary(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """How DLS stands to its targets, and the chart."""
-    show("DLS and its targets; a missed one is named", list(bench_network.judge(rows)))
+    report.show("DLS and its targets; a missed one is named", list(network.judge(rows)))
     if options.chart:
-        bench_network.draw(rows, options.chart)
+        network.draw(rows, options.chart)
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ def _size(text: str) -> str:
     return text
 
 
-def _model(text: str) -> str:
+def _model_name(text: str) -> str:
     if text not in models.names():
         raise ValueError
     return text
@@ -148,25 +141,25 @@ def _positive(text: str) -> int:
 
 
 def _rate(text: str) -> str:
-    if text != bench_network.UNLIMITED:
+    if text != network.UNLIMITED:
         bits_per_second(text)
     return text
 
 
 def _contender(text: str) -> str:
-    from dls import bench_step
+    from dls.bench import step
 
     try:
-        bench_step.contender(text)
+        step.contender(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
 def _bench_network(text: str) -> str:
-    from dls import bench_step
+    from dls.bench import step
 
-    if text not in bench_step.NETWORKS:
+    if text not in step.NETWORKS:
         raise ValueError
     return text
 
@@ -187,7 +180,7 @@ def _selection_options(*default: str) -> Callable[[argparse.ArgumentParser], Non
 def _model_options(sub: argparse.ArgumentParser) -> None:
     names = f"models: {', '.join(models.names())}"
     default = ["lenet", "vgg16", "resnet20"]
-    sub.add_argument("--models", type=_list_of(_model, names), default=default, metavar="NAME,…", help=names)
+    sub.add_argument("--models", type=_list_of(_model_name, names), default=default, metavar="NAME,…", help=names)
     sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a step (default 32)")
     _add_threads(sub)
 
@@ -214,7 +207,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
 
 def _network_options(sub: argparse.ArgumentParser) -> None:
     _step_options(sub)
-    rates, default = "rates of all links, as tc writes them, or unlimited", ["100mbit", "1gbit", bench_network.UNLIMITED]
+    rates, default = "rates of all links, as tc writes them, or unlimited", ["100mbit", "1gbit", network.UNLIMITED]
     sub.add_argument("--rates", type=_list_of(_rate, rates), default=default, metavar="RATE,…", help=rates)
     hosts = "numbers of hosts, one rank on each"
     sub.add_argument("--hosts", type=_list_of(_positive, hosts), default=[2, 4], metavar="N,…", help=hosts)
@@ -237,12 +230,12 @@ def _add_threads(sub: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "select": Command(select, _selection_options("1000000", "25600000", "vgg16", "resnet20")),
-    "adjust": Command(adjust, _selection_options("vgg16")),
-    "model": Command(model, _model_options),
-    "exchange": Command(exchange, _exchange_options, ranks=True),
-    "step": Command(step, _step_options, ranks=True),
-    "network": Command(network, _network_options, _network_summary),
+    "select": Command(_select, _selection_options("1000000", "25600000", "vgg16", "resnet20")),
+    "adjust": Command(_adjust, _selection_options("vgg16")),
+    "model": Command(_model, _model_options),
+    "exchange": Command(_exchange, _exchange_options, ranks=True),
+    "step": Command(_step, _step_options, ranks=True),
+    "network": Command(_network, _network_options, _network_summary),
 }
 
 
@@ -259,24 +252,6 @@ def build_parser() -> argparse.ArgumentParser:
         words = "write the rows, and on what they were measured, to a file there that is named after the device"
         sub.add_argument("--report", type=Path, metavar="FOLDER", help=words)
     return parser
-
-
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Print the rows as one table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    for column in columns:
-        table.add_column("\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    wide = Console(width=1000)
-    Console(width=wide.measure(table).maximum).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str) and value.isdigit():
-        return f"{int(value):,}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -300,10 +275,10 @@ def _measure(options: argparse.Namespace) -> Sequence[Row]:
 def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Print the table and whatever follows it; write the report."""
     command = COMMANDS[options.command]
-    show((command.rows.__doc__ or "").strip(), rows)
+    report.show((command.rows.__doc__ or "").strip(), rows)
     command.summary(options, rows)
     if options.report:
-        print(f"written to {bench_report.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
+        print(f"written to {report.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
 
 
 def _ranks(command: str) -> Comm | None:

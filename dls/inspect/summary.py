@@ -46,7 +46,7 @@ Columns = Mapping[str, NDArray[Any]]
 class Series:
     """A run's traces joined, T recorded steps, ranks reduced to their mean.
 
-    run: see the module's text; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
+    run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
     steps: step, loss, payload_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T], k, k_rank0, threshold,
     residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D]; closest: the last step that was looked at closely.
     """
@@ -70,7 +70,7 @@ class Closest:
 
 @dataclass(frozen=True)
 class Summary:
-    """All there is to say about a run; the module's text names the keys."""
+    """All there is to say about a run; dls.inspect names the keys."""
 
     run: Mapping[str, Any]
     recorded: int
@@ -270,7 +270,7 @@ def _timing(series: Series) -> dict[str, Any]:
 
 
 def to_json(summaries: Sequence[Summary]) -> str:
-    """One JSON object, as the module's text describes it; null for the numbers that JSON does not have."""
+    """One JSON object, as dls.inspect describes it; null for the numbers that JSON does not have."""
     text = json.dumps({"runs": [asdict(each) for each in summaries]}, default=str)
     return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2, allow_nan=False)
 

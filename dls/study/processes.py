@@ -16,7 +16,7 @@ from typing import IO
 
 from dls import signals
 from dls.config import UsageError
-from dls.experiments import Experiment
+from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL
 """The status of a run, and of a study, that was asked to stop and can go on."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from dls import trace
 from dls.config import UsageError
-from dls.experiments import Experiment, is_complete
 from dls.files import one_line
+from dls.study.experiments import Experiment, is_complete
 
 Row = dict[str, Any]
 FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "k")
@@ -31,9 +31,10 @@ def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 
 def _row(runs: Sequence[Experiment], out: Path) -> Row:
     first = runs[0]
-    results = {each.seed: found for each in runs if (found := result(each, out)) is not None}
+    results = {each.seed: result(each, out) for each in runs if is_complete(each, out)}
+    failures = {each.seed: failure(each, out) for each in runs if each.seed not in results}
     row: Row = {"workload": first.workload, "density": first.density, "method": first.method, "planned": len(runs)}
-    row |= {"seeds": sorted(results), "failed": {each.seed: why for each in runs if (why := failure(each, out))}}
+    row |= {"seeds": sorted(results), "failed": {seed: why for seed, why in failures.items() if why}}
     row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
     row["commits"] = sorted({found["commit"] for found in results.values()})
     row["ranks"], row["settings"] = first.ranks, _stated(first, out)
@@ -46,15 +47,13 @@ def _stated(experiment: Experiment, out: Path) -> Row:
     return {name: getattr(config, name) for name in STATED}
 
 
-def result(experiment: Experiment, out: Path) -> Row | None:
-    """What a complete run reached; None for one that is not. UsageError where its settings are others.
+def result(experiment: Experiment, out: Path) -> Row:
+    """What a complete run reached. UsageError where its trace lacks that.
 
     accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a rank sent in a step, on
     average; overlap: the share of Global Top-k's choice that was sent, averaged over ranks and the steps that were looked at,
     None where none was; k: what each layer sent in a step, averaged over ranks and steps.
     """
-    if not is_complete(experiment, out):
-        return None
     try:
         found = trace.read(out / experiment.name / "trace.h5")
     except trace.TraceError as error:
@@ -76,6 +75,6 @@ def result(experiment: Experiment, out: Path) -> Row | None:
 def failure(experiment: Experiment, out: Path) -> str:
     """Why a run that is not complete failed, in its own first line; empty where it did not."""
     report = out / experiment.name / "failure.txt"
-    if not report.exists() or is_complete(experiment, out):
+    if not report.exists():
         return ""
     return one_line(report.read_text(encoding="utf-8", errors="replace").partition("\n")[0]) or "it left no words"

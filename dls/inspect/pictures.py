@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import timeline
-from dls.summary import Closest, Curve, Group, summarise
+from dls.inspect.summary import Closest, Curve, Group, summarise
 from dls.trace import TraceError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 import dls
 from dls import trace
 from dls.config import UsageError
-from dls.experiments import Experiment
+from dls.study.experiments import Experiment
 
 ROOT = Path(dls.__file__).parent.parent
 BY_NAME = ("reference", "gpu", "dls/sparsifiers", "dls/assets")
@@ -26,16 +26,19 @@ SHOWN = 3
 
 
 def training_files(root: Path = ROOT) -> list[str]:
-    """The modules of dls that `dls.train` imports, directly or by others, and the folders that are loaded by name."""
-    found: dict[str, None] = {"__init__": None}
-    waiting = ["train"]
+    """What of dls `dls.train` imports, directly or by others, packages as a whole, and the folders that are loaded by name."""
+    found, waiting = {"dls/__init__.py"}, {"train"}
     while waiting:
         name = waiting.pop()
-        path = root / "dls" / f"{name}.py"
-        if name not in found and path.exists():
-            found[name] = None
-            waiting += _imported(path)
-    return [*(f"dls/{name}.py" for name in sorted(found)), *BY_NAME]
+        paths = [path for path in (f"dls/{name}.py", f"dls/{name}") if (root / path).exists() and path not in found]
+        found.update(paths)
+        waiting.update(other for path in paths for source in _sources(root / path) for other in _imported(source))
+    return sorted(found.union(BY_NAME))
+
+
+def _sources(path: Path) -> Sequence[Path]:
+    """The file, or those of a package."""
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 def _imported(path: Path) -> Iterator[str]:

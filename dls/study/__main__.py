@@ -1,9 +1,4 @@
-"""`python -m dls.study FILE…`: runs every method of an experiment file at every density and seed, and reports what they reached.
-
-Every run is an ordinary `mpirun python -m dls.train --resume=auto`: what was interrupted goes on, what is complete stays, and
-a run that was made with other settings, or by code that has changed since, is named, never reused in silence. Ctrl-C or SIGTERM
-ends it with a checkpoint. Seeds come one after the other, each with all methods, so that early results already compare.
-"""
+"""The command line: what is asked for, and in which order it is done."""
 
 from __future__ import annotations
 
@@ -13,10 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dls import experiments, study_code, study_report, study_results, study_runs
 from dls.config import UsageError
-from dls.experiments import Experiment
 from dls.hosts import HostsError
+from dls.study import experiments, processes, provenance, report, results
+from dls.study.experiments import Experiment
 
 
 def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int:
@@ -25,16 +20,16 @@ def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int
     UsageError, before any run, for a folder whose run was made with other settings.
     """
     missing = [each for each in runs if not experiments.is_complete(each, out)]
-    stop, failed, done = study_runs.Stop(), 0, len(runs) - len(missing)
+    stop, failed, done = processes.Stop(), 0, len(runs) - len(missing)
     print(f"{done} of {len(runs)} runs are complete already", flush=True)
     with stop.on_signals():
-        for experiment, status in study_runs.run_all(missing, out, jobs, stop):
+        for experiment, status in processes.run_all(missing, out, jobs, stop):
             failed, done = failed + bool(status), done + 1
             words = f" failed, see {out / experiment.name}.log" if status else ""
             print(f"{done} of {len(runs)}: {experiment.name}{words}", flush=True)
     if stop.made:
         print("dls.study: stopped; the same command goes on", file=sys.stderr)
-        return study_runs.STOPPED
+        return processes.STOPPED
     return 1 if failed else 0
 
 
@@ -68,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [each for path in options.files for each in experiments.load(path) if options.only in each.name]
         if not runs:
             raise UsageError(f"no run's name holds {options.only!r}")
-        for sentence in study_code.check(runs, options.out, options.any_code or options.report_only):
+        for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
             print(sentence, flush=True)
         status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
-        rows = study_results.collect(runs, options.out)
+        rows = results.collect(runs, options.out)
         if options.report:
-            study_report.write(rows, options.report)
-        _show(study_report.lines(rows))
+            report.write(rows, options.report)
+        _show(report.lines(rows))
     except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2

@@ -11,8 +11,8 @@ from rich.live import Live
 
 from dls import trace
 from dls.files import one_line
-from dls.summary import Series, Summary, files_of, groups, labels, load, single_figures, summarise, written
-from dls.tables import comparison, over_time, time_of_a_step
+from dls.inspect.summary import Series, Summary, files_of, groups, labels, load, single_figures, summarise, written
+from dls.inspect.tables import comparison, over_time, time_of_a_step
 
 EVERY = 1.0
 """Seconds between two looks; more where a look takes long."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dls import theory_networks
 from dls.data import Batches
-from dls.theory_variance import Plan
+from dls.theory import networks
+from dls.theory.variance import Plan
 from reference import adjustment, methods, ops
 from reference.adjustment import Counts, Thresholds
 from reference.cluster import Cluster
@@ -139,14 +139,14 @@ class Recorder:
 
 def record(name: str, plan: Plan, density: float, steps: int) -> Recorder:
     """Train the network of seed 0 for so many steps with DLS(1), one worker, plain SGD; the first and last v are kept."""
-    model = theory_networks.build(name, plan.dataset, 0)
+    model = networks.build(name, plan.dataset, 0)
     uniform = methods.split_budget(methods.budget(model.parameters.size, density), np.diff(model.offsets).tolist())
     recorder = Recorder(uniform, frozenset({1, steps}))
     cluster = Cluster([model], recorder, uniform)
     batches = Batches(plan.dataset, 0, plan.batch_size, 0, 1)
     for step in range(steps):
         images, labels = batches.batch(step)
-        cluster.step([(theory_networks.prepare(name, plan.dataset, images), labels)], plan.lr)
+        cluster.step([(networks.prepare(name, plan.dataset, images), labels)], plan.lr)
     return recorder
 
 

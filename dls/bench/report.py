@@ -1,4 +1,4 @@
-"""The file that a measurement leaves: its rows, and on what they were measured."""
+"""What a measurement leaves: its rows as a table, and as a file that says on what they were measured."""
 
 from __future__ import annotations
 
@@ -11,11 +11,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 import dls
 from dls import backends
 
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
 """Those on which a time may depend."""
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows as one table."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
+        table.add_column("\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    wide = Console(width=1000)
+    Console(width=wide.measure(table).maximum).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str) and value.isdigit():
+        return f"{int(value):,}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:

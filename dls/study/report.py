@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls import bench_report, study_chart
+from dls.bench import report as bench_report
 from dls.config import UsageError
-from dls.student import CONFIDENCE
-from dls.study_findings import GLOBAL, Comparison, comparisons, sentences, split
-from dls.study_results import Row
+from dls.study import chart
+from dls.study.findings import GLOBAL, Comparison, comparisons, sentences, split
+from dls.study.results import Row
+from dls.study.student import CONFIDENCE
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its
@@ -115,7 +116,7 @@ def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods re
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "study.md").write_text("\n".join([title, "", *lines(rows)]) + "\n", encoding="utf-8")
         (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        study_chart.draw(rows, folder / "study.png")
+        chart.draw(rows, folder / "study.png")
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from None
 

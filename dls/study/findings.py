@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from dls.student import CONFIDENCE, interval
-from dls.study_results import Row
+from dls.study.results import Row
+from dls.study.student import CONFIDENCE, interval
 
 LAYERWISE, GLOBAL = "layerwise-topk", "global-topk"
 BASELINES = (LAYERWISE, GLOBAL)

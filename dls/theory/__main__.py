@@ -1,10 +1,4 @@
-"""`python -m dls.theory`: the paper's Eq. 8, Eq. 9, Property 1 and Property 2 against real networks.
-
-The gradient variance of neighbouring layers, at initialisation and during training, is set beside what Eq. 8, Eq. 9 and the
-corrected form (docs/algorithm.md, section 5) predict; Algorithm 2 is repeated on the gradients of a run until its choice is that
-of Global Top-k.
-One process, one thread, the numpy reference; the same options give the same figures on the same machine.
-"""
+"""The command line: what is asked for, and in which order it is done."""
 
 from __future__ import annotations
 
@@ -17,15 +11,17 @@ from typing import NoReturn, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import bench_report, data, theory_networks, theory_properties, theory_report, theory_variance
+from dls import data, theory
+from dls.bench import report as bench_report
 from dls.config import UsageError
 from dls.files import one_line
-from dls.theory_variance import Plan, Row
+from dls.theory import networks, properties, report, variance
+from dls.theory.variance import Plan, Row
 from reference import methods
 
 T = TypeVar("T")
 
-NETWORKS = [*theory_networks.CHAINS, "equal/raw", "mlp", "cnn", "vgg16"]
+NETWORKS = [*networks.CHAINS, "equal/raw", "mlp", "cnn", "vgg16"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +61,7 @@ _RATE = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
 
 def _network(text: str) -> str:
     try:
-        theory_networks.check(text)
+        networks.check(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -73,9 +69,9 @@ def _network(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
-    parser = _Parser(prog="python -m dls.theory", description=(__doc__ or "").split("\n\n")[1], allow_abbrev=False)
+    parser = _Parser(prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1], allow_abbrev=False)
     add = parser.add_argument
-    words = f"networks whose variances are measured, of {', '.join(theory_networks.names())}; {theory_networks.RAW} behind one: "
+    words = f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW} behind one: "
     words += "images from 0 up instead of centred ones (default: all chains, mlp, cnn, vgg16)"
     add("--models", type=_list_of(_network), default=NETWORKS, metavar="NAME,…", help=words)
     add("--seeds", type=_POSITIVE, default=4, metavar="N", help="networks of other weights, per name (default %(default)s)")
@@ -113,23 +109,23 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     ratios = []
     for name in options.models:
         _progress(f"variances of {name}")
-        for row in theory_variance.measure(name, plan):
+        for row in variance.measure(name, plan):
             ratios.append(row)
             yield row
-    yield from theory_variance.summarise(ratios)
+    yield from variance.summarise(ratios)
     for name in options.property_models:
         for density in options.densities:
             _progress(f"adjustments of {name}, density {density:g}")
-            yield from theory_properties.measure(name, plan, density, options.record, options.adjustments)
+            yield from properties.measure(name, plan, density, options.record, options.adjustments)
 
 
 def _check(options: argparse.Namespace, plan: Plan) -> None:
     """ValueError, before any measuring, for what cannot be built or has no budget."""
     data.Batches(plan.dataset, 0, plan.batch_size, 0, 1)
     for name in options.models:
-        theory_networks.build(name, plan.dataset, 0)
+        networks.build(name, plan.dataset, 0)
     for name in options.property_models:
-        size = theory_networks.build(name, plan.dataset, 0).parameters.size
+        size = networks.build(name, plan.dataset, 0).parameters.size
         for density in options.densities:
             methods.budget(size, density)
 
@@ -147,15 +143,15 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
     if options.plot:
-        theory_report.check_plot(options.plot)
+        report.check_plot(options.plot)
 
 
 def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    theory_report.print_all(rows)
+    report.print_all(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if options.plot:
-        theory_report.draw(rows, options.plot)
+        report.draw(rows, options.plot)
     if options.report:
         print(f"written to {bench_report.write(options.report, 'theory', 'numpy', rows)}")
 

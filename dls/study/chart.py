@@ -8,8 +8,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dls.config import UsageError
-from dls.pictures import COLOURS, MARKERS, MISSING
-from dls.study_results import Row
+from dls.inspect.pictures import COLOURS, MARKERS, MISSING
+from dls.study.results import Row
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import tomli_w
 
-from dls import files, pictures
-from dls.pictures import Picture
-from dls.summary import COMPARED, Group, Series, group_figures, written, written_pair
+from dls import files
+from dls.inspect import pictures
+from dls.inspect.pictures import Picture
+from dls.inspect.summary import COMPARED, Group, Series, group_figures, written, written_pair
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dls.bench import show
+from dls.bench.report import show
 from dls.config import UsageError
-from dls.pictures import COLOURS, MISSING
-from dls.theory_properties import HALF
-from dls.theory_variance import FORMS, INNER, Row
+from dls.inspect.pictures import COLOURS, MISSING
+from dls.theory.properties import HALF
+from dls.theory.variance import FORMS, INNER, Row
 
 MARKERS = dict(zip(FORMS, "sDox", strict=True))
 """One per form, so that the picture can be read without its colours."""

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import theory_networks
 from dls.config import Config
 from dls.data import Batches, Dataset, ImagesF32, Labels
 from dls.models import Model
 from dls.optim import Sgd
-from dls.theory_networks import Pair
+from dls.theory import networks
+from dls.theory.networks import Pair
 from reference import nn, ops, variance
 
 Row = dict[str, Any]
@@ -87,13 +87,13 @@ def measure_seed(name: str, plan: Plan, seed: int) -> tuple[NDArray[np.float64],
 
     It is measured on the mini-batches that would come next. Where training diverged both are NaN or infinite.
     """
-    model = theory_networks.build(name, plan.dataset, seed)
+    model = networks.build(name, plan.dataset, seed)
     optimizer = Sgd(model.parameters, ops.zeros(model.parameters.size), Config(momentum=0.0), ops)
     batches = Batches(plan.dataset, seed, plan.batch_size, 0, 1)
 
     def batch(step: int) -> tuple[ImagesF32, Labels]:
         images, labels = batches.batch(step)
-        return theory_networks.prepare(name, plan.dataset, images), labels
+        return networks.prepare(name, plan.dataset, images), labels
 
     measured = []
     with np.errstate(over="ignore", invalid="ignore"):
@@ -113,7 +113,7 @@ def measure(name: str, plan: Plan) -> Iterator[Row]:
     log2 over the seeds (None of one seed), `loss` the mean in nats, then each of FORMS. `measured` is None where a layer has
     no gradient or its training diverged, and `loss` in the latter case.
     """
-    pairs = theory_networks.pairs(name, theory_networks.build(name, plan.dataset, 0))
+    pairs = networks.pairs(name, networks.build(name, plan.dataset, 0))
     seeds = [measure_seed(name, plan, seed) for seed in range(plan.seeds)]
     losses = np.mean([loss for _, loss in seeds], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
