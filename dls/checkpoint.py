@@ -21,8 +21,8 @@ import h5py
 from numpy.typing import NDArray
 
 from dls import files, hdf5
+from dls.batches import Position
 from dls.comm import Comm
-from dls.data import Position
 
 FORMAT = "dls-checkpoint/2"
 MANIFEST, SHARED = "manifest.json", "shared.h5"

@@ -17,10 +17,12 @@ from threadpoolctl import threadpool_limits
 import dls
 from dls import backends, checkpoint, config, data, files, models, sparsifiers, trace
 from dls.backends import Backend
+from dls.batches import Batches
 from dls.checkpoint import Checkpoint
 from dls.comm import Comm
 from dls.config import CommandLine, Config, UsageError
-from dls.data import Batches, Dataset
+from dls.data import Dataset
+from dls.image_files import DataError
 from dls.models import Model
 from dls.optim import Sgd
 from dls.sparsifiers import Setup, Sparsifier
@@ -138,7 +140,7 @@ def _as_usage_error(make: Callable[[], T]) -> T:
     """What the libraries of this program refuse is the user's to mend."""
     try:
         return make()
-    except (data.DataError, backends.BackendMissing, checkpoint.CheckpointError, trace.TraceError) as error:
+    except (DataError, backends.BackendMissing, checkpoint.CheckpointError, trace.TraceError) as error:
         raise UsageError(str(error)) from None
     except MemoryError as error:
         raise UsageError(f"model and data do not fit into memory: {error}") from None

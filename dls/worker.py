@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.backends import Backend
+from dls.batches import Batches, test_shard
 from dls.comm import Comm
 from dls.config import Config
-from dls.data import Batches, Dataset, test_shard
+from dls.data import Dataset
 from dls.models import Model
 from dls.optim import Sgd
 from dls.skipping import Skipping

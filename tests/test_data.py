@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dls import data
-from dls.data import IDX_FILES, Batches, DataError, Dataset
+from dls import batches, data, image_files
+from dls.batches import Batches
+from dls.data import Dataset
+from dls.image_files import IDX_FILES, DataError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES
 RNG = np.random.default_rng(0)
@@ -183,7 +185,7 @@ def test_idx_files_come_back_as_written(
 ) -> None:
     contents = idx_contents()
     write_idx(tmp_path if place == "folder" else tmp_path / name, contents, packed)
-    monkeypatch.setattr(data, "SYSTEM_DIR", tmp_path)
+    monkeypatch.setattr(image_files, "SYSTEM_DIR", tmp_path)
     dataset = data.load(name, None if place == "system" else tmp_path)
     assert (dataset.name, dataset.input_shape, dataset.classes) == (name, (1, 5, 4), 10)
     assert np.array_equal(dataset.train_images[:, 0], contents[TRAIN_IMAGES])
@@ -207,7 +209,7 @@ def test_missing_idx_files_are_named_with_the_places_and_what_to_do(
 ) -> None:
     with refused(TRAIN_IMAGES, f"{tmp_path / 'mnist'} or {tmp_path}"):
         data.load("mnist", tmp_path)
-    monkeypatch.setattr(data, "SYSTEM_DIR", tmp_path / "none")
+    monkeypatch.setattr(image_files, "SYSTEM_DIR", tmp_path / "none")
     with refused("apt-get install dataset-fashion-mnist", tmp_path / "none"):
         data.load("fashion-mnist")
 
@@ -278,11 +280,11 @@ def test_no_more_of_a_gzip_file_is_unpacked_than_its_header_claims(
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(idx_bytes(np.zeros(9, np.uint8)) + bytes(10**7)))
     with refused(path):
-        data._read_idx(path, dimensions=1)
+        image_files._read_idx(path, dimensions=1)
     assert asked == [8, 10]
-    monkeypatch.setattr(data, "MAX_BYTES", 8)
+    monkeypatch.setattr(image_files, "MAX_BYTES", 8)
     with refused("at most 8"):
-        data._read_idx(path, dimensions=1)
+        image_files._read_idx(path, dimensions=1)
 
 
 def test_every_flip_and_cut_of_an_idx_header_loads_or_is_refused(tmp_path: Path) -> None:
@@ -295,7 +297,7 @@ def test_every_flip_and_cut_of_an_idx_header_loads_or_is_refused(tmp_path: Path)
     for spoiled in flips + cuts:
         path.write_bytes(spoiled)
         with refused(path):
-            data._read_idx(path, dimensions=3)
+            image_files._read_idx(path, dimensions=3)
 
 
 @given(packed=st.booleans(), where=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
@@ -309,7 +311,7 @@ def test_any_flipped_byte_loads_or_is_refused(
     path = tmp_path_factory.mktemp("flip") / ("images.gz" if packed else "images")
     path.write_bytes(spoiled)
     try:
-        images = data._read_idx(path, dimensions=3)
+        images = image_files._read_idx(path, dimensions=3)
     except DataError as error:
         assert str(path) in str(error)
     else:
@@ -317,7 +319,7 @@ def test_any_flipped_byte_loads_or_is_refused(
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    for read in (lambda: data._read_idx(tmp_path, 3), lambda: data._read_cifar(tmp_path, (10,))):
+    for read in (lambda: image_files._read_idx(tmp_path, 3), lambda: image_files.read_cifar(tmp_path, (10,))):
         with refused(tmp_path):
             read()
 
@@ -425,11 +427,11 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(augment: bool, step
 
 def test_a_batch_is_its_part_of_the_global_indices() -> None:
     dataset = synthetic()
-    batches = Batches(dataset, seed=5, batch_size=4, rank=1, ranks=3)
-    assert batches.global_batch == 12 and batches.steps_per_epoch == 4
+    own = Batches(dataset, seed=5, batch_size=4, rank=1, ranks=3)
+    assert own.global_batch == 12 and own.steps_per_epoch == 4
     for step in (9, 0, 9):  # epoch 2, 0, 2: any order, any number of times
-        chosen = data.global_indices(50, 5, step // 4, step % 4, 12)[4:8]
-        images, labels = batches.batch(step)
+        chosen = batches.global_indices(50, 5, step // 4, step % 4, 12)[4:8]
+        images, labels = own.batch(step)
         assert np.array_equal(images, dataset.normalise(dataset.train_images[chosen]))
         assert np.array_equal(labels, dataset.train_labels[chosen])
 
@@ -440,26 +442,26 @@ def test_an_epoch_visits_each_image_at_most_once_and_drops_only_the_rest(
 ) -> None:
     if size > n:
         with refused("--batch-size"):
-            data.steps_per_epoch(n, size)
+            batches.steps_per_epoch(n, size)
         return
-    steps = data.steps_per_epoch(n, size)
-    parts = [data.global_indices(n, seed, 3, i, size) for i in range(steps)]
+    steps = batches.steps_per_epoch(n, size)
+    parts = [batches.global_indices(n, seed, 3, i, size) for i in range(steps)]
     visited = np.concatenate(parts)
     assert visited.dtype == np.int64 and all(part.shape == (size,) for part in parts)
     assert len(set(visited)) == len(visited) == n - n % size
     assert set(visited) <= set(range(n))
     with pytest.raises(DataError):
-        data.global_indices(n, seed, 3, steps, size)
+        batches.global_indices(n, seed, 3, steps, size)
 
 
 def test_epochs_seeds_and_nothing_else_change_the_order() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return list(data.global_indices(50, seed, epoch, 0, 50))
+        return list(batches.global_indices(50, seed, epoch, 0, 50))
 
     orders = [order(seed, epoch) for seed in (0, 1, 2**32, 2**32 + 1) for epoch in range(4)]
     assert len({tuple(o) for o in orders}) == len(orders)
     assert order(0, 0) == orders[0]
-    two_halves = [*data.global_indices(50, 0, 0, 0, 25), *data.global_indices(50, 0, 0, 1, 25)]
+    two_halves = [*batches.global_indices(50, 0, 0, 0, 25), *batches.global_indices(50, 0, 0, 1, 25)]
     assert two_halves == orders[0]
 
 
@@ -478,7 +480,7 @@ def test_impossible_batches_are_refused() -> None:
     ("height", "width", "pad"), [(32, 32, 4), (28, 28, 3), (8, 8, 1), (7, 64, 0), (224, 224, 4)]
 )
 def test_crop_padding(height: int, width: int, pad: int) -> None:
-    assert data.crop_padding(height, width) == pad
+    assert batches.crop_padding(height, width) == pad
 
 
 @given(
@@ -493,7 +495,7 @@ def test_augmentation_is_crop_of_the_padded_image_then_mirror(
     images = RNG.integers(1, 256, (len(shifts), 2, height, width), dtype=np.uint8)
     flips = np.array([flip ^ (i % 2 == 1) for i in range(len(shifts))], dtype=np.bool_)
     moves = np.array(shifts, dtype=np.int64).reshape(-1, 2).T
-    result = data.augment_images(images, moves, flips)
+    result = batches.augment_images(images, moves, flips)
     assert result.dtype == np.uint8 and result.shape == images.shape
     for image, (down, right), mirrored, got in zip(images, shifts, flips, result, strict=True):
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
@@ -512,23 +514,23 @@ def test_augmentation_differs_from_step_to_step_and_seed_to_seed() -> None:
 
 
 def test_augmentation_flips_half_and_shifts_up_to_the_padding() -> None:
-    rng = data._generator(0, data._AUGMENT, 0, 0)
-    shifts, flips = data._draw_augmentation(rng, 2000, synthetic(shape=(1, 8, 8)))
+    rng = data.generator(0, data.AUGMENT, 0, 0)
+    shifts, flips = batches._draw_augmentation(rng, 2000, synthetic(shape=(1, 8, 8)))
     assert 0.45 < flips.mean() < 0.55
     assert [set(axis) for axis in shifts.tolist()] == [{-1, 0, 1}] * 2
 
 
 def test_digits_are_never_mirrored() -> None:
     digits = data.load("digits")
-    rng = data._generator(0, data._AUGMENT, 0, 0)
-    assert not data._draw_augmentation(rng, 1000, digits)[1].any()
+    rng = data.generator(0, data.AUGMENT, 0, 0)
+    assert not batches._draw_augmentation(rng, 1000, digits)[1].any()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 12, 13])
 @pytest.mark.parametrize("batch", [1, 5, 100])
 def test_the_ranks_shards_are_the_test_set_in_order(ranks: int, batch: int) -> None:
     dataset = synthetic()
-    shards = [list(data.test_shard(dataset, p, ranks, batch)) for p in range(ranks)]
+    shards = [list(batches.test_shard(dataset, p, ranks, batch)) for p in range(ranks)]
     items = [item for shard in shards for item in shard]
     assert all(0 < len(labels) == len(images) <= batch for images, labels in items)
     counts = [sum(len(labels) for _, labels in shard) for shard in shards]

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dls import checkpoint, config, files
+from dls.batches import Position
 from dls.comm import Comm
 from dls.config import UsageError
-from dls.data import Position
 from tests.launch import ROOT
 from tests.strategies import QUICK
 

@@ -10,6 +10,7 @@ from cupy.cuda import nvrtc
 
 from dls import backends, checkpoint, config, data, models, sparsifiers, startup
 from dls.backends import Backend
+from dls.batches import Batches
 from dls.comm import Comm
 from dls.models import Model
 from dls.sparsifiers import Setup
@@ -37,7 +38,7 @@ def recorded() -> tuple[Model, list[np.ndarray]]:
     """A network's layers and the gradients of its first steps, without updates between."""
     dataset = data.load("digits")
     model = models.build("lenet", dataset.input_shape, dataset.classes, 0, nn)
-    batches = data.Batches(dataset, 0, 8, 0, 1)
+    batches = Batches(dataset, 0, 8, 0, 1)
     gradients = []
     for step in range(STEPS):
         images, labels = batches.batch(step)

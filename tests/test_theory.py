@@ -16,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dls import data, models
+from dls.batches import Batches
 from dls.config import UsageError
 from dls.theory import __main__ as theory
 from dls.theory import networks, properties
@@ -59,7 +60,7 @@ def white_variances(model: models.Model, images: int, seed: int) -> np.ndarray:
 def test_the_variance_of_one_linear_layer_by_hand() -> None:
     """∂f/∂W = mean over the batch of (softmax(W x) − onehot) xᵀ; biases are left out."""
     model = stack(64, [10], relu=False, seed=3)
-    images, labels = data.Batches(DIGITS, 0, 16, 0, 1).batch(0)
+    images, labels = Batches(DIGITS, 0, 16, 0, 1).batch(0)
     x = images.reshape(16, 64, 1, 1)
     theory_variance.differentiate(model, x, labels)
     w = model.parameters[:640].reshape(10, 64).astype(np.float64)
@@ -111,7 +112,7 @@ def test_a_pair_has_what_its_seeds_gave() -> None:
 
 def test_training_is_plain_sgd_and_measured_on_the_batches_to_come() -> None:
     settings = plan(steps=(0, 2))
-    model, batches = networks.build("mlp", DIGITS, 1), data.Batches(DIGITS, 1, 16, 0, 1)
+    model, batches = networks.build("mlp", DIGITS, 1), Batches(DIGITS, 1, 16, 0, 1)
     for step in range(2):
         theory_variance.differentiate(model, *batches.batch(step))
         model.parameters -= np.float32(settings.lr) * model.gradients
@@ -329,7 +330,7 @@ def test_two_layers_halve_the_set_size(one: np.ndarray, other: np.ndarray, draw:
 
 def test_recording_does_not_change_the_run() -> None:
     recorder = properties.record("mlp", plan(), 0.01, 4)
-    model, batches = networks.build("mlp", DIGITS, 0), data.Batches(DIGITS, 0, 16, 0, 1)
+    model, batches = networks.build("mlp", DIGITS, 0), Batches(DIGITS, 0, 16, 0, 1)
     cluster = Cluster([model], methods.Dls(1), recorder.uniform)
     for step in range(4):
         before = cluster.k[0]

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 from threadpoolctl import threadpool_limits
 
 from dls import data, theory
+from dls.batches import Batches
 from dls.bench import report as bench_report
 from dls.config import UsageError
 from dls.files import one_line
@@ -121,7 +122,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 
 def _check(options: argparse.Namespace, plan: Plan) -> None:
     """ValueError, before any measuring, for what cannot be built or has no budget."""
-    data.Batches(plan.dataset, 0, plan.batch_size, 0, 1)
+    Batches(plan.dataset, 0, plan.batch_size, 0, 1)
     for name in options.models:
         networks.build(name, plan.dataset, 0)
     for name in options.property_models:

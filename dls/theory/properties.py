@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dls.data import Batches
+from dls.batches import Batches
 from dls.theory import networks
 from dls.theory.variance import Plan
 from reference import adjustment, methods, ops

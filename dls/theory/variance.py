@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.batches import Batches
 from dls.config import Config
-from dls.data import Batches, Dataset, ImagesF32, Labels
+from dls.data import Dataset, ImagesF32
+from dls.image_files import Labels
 from dls.models import Model
 from dls.optim import Sgd
 from dls.theory import networks

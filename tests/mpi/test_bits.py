@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dls import checkpoint, config, data, models, optim
+from dls.batches import Batches
 from reference import cluster, methods, nn, variance
 from tests.launch import launch
 
@@ -67,7 +68,7 @@ def reference_run(
         clip_norm=c.clip_norm,
         value_dtype=c.value_dtype,
     )
-    batches = [data.Batches(dataset, c.seed, c.batch_size, rank, ranks) for rank in range(ranks)]
+    batches = [Batches(dataset, c.seed, c.batch_size, rank, ranks) for rank in range(ranks)]
     for step in range(steps):
         if step + 1 in skipped:
             workers.step_count += 1

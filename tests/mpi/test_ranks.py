@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dls import checkpoint, trace
-from dls.data import Batches, Position, load
+from dls.batches import Batches, Position
+from dls.data import load
 from dls.inspect import summary
 from reference import ranks
 from tests.conftest import lines

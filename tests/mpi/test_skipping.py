@@ -17,8 +17,8 @@ SPOILT = """
 import shlex, sys
 import numpy as np
 from mpi4py import MPI
-from dls import data, models, train, worker
-step, batch, backward = worker.Worker.step, data.Batches.batch, models.Model.backward
+from dls import batches, models, train, worker
+step, batch, backward = worker.Worker.step, batches.Batches.batch, models.Model.backward
 now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
 def counted(self, batches, number, *rest, **named):
     global now
@@ -32,7 +32,7 @@ def spoilt_backward(self, dlogits, on_gradient):
         if now == 5 and layer == 0 and last: self.gradients[3] = np.inf
         on_gradient(layer)
     backward(self, dlogits, spoil)
-worker.Worker.step, data.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
+worker.Worker.step, batches.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
 for line in sys.argv[1:]:
     assert train.main(shlex.split(line)) == 0
 """

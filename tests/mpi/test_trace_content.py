@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dls import checkpoint, config, data, models, trace
+from dls.batches import Batches
 from reference import adjustment, cluster, methods, nn
 from tests.launch import launch
 from tests.mpi.test_bits import loaded
@@ -85,7 +86,7 @@ def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) 
     sizes = [layer.size for layer in replicas[0].layers]
     watching = Watching(method)
     workers = cluster.Cluster(replicas, watching, methods.split_budget(round(0.03 * sum(sizes)), sizes), mu=c.momentum)
-    batches = [data.Batches(dataset, 0, c.batch_size, rank, ranks) for rank in range(ranks)]
+    batches = [Batches(dataset, 0, c.batch_size, rank, ranks) for rank in range(ranks)]
     for step in range(5):
         losses = workers.step([own.batch(step) for own in batches], c.lr)
         assert recorded.steps["loss"][step].tolist() == losses
