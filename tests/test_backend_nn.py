@@ -17,7 +17,7 @@ import pytest
 
 from dls import backends, models
 from dls.backends import Backend
-from gpu import cupy_nn, device, numba_nn
+from gpu import cupy_nn, device, numba_nn, numba_work
 from reference import nn as reference
 from tests.test_backends import NEED_GPU
 
@@ -57,8 +57,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 def use_threads(patch: pytest.MonkeyPatch, threads: int) -> None:
     """So many threads for numba, on a machine of any size, and work for all of them."""
-    patch.setattr(numba_nn, "_thread_count", lambda: threads)
-    patch.setattr(numba_nn, "_GRAIN", 1)
+    patch.setattr(numba_work, "_thread_count", lambda: threads)
+    patch.setattr(numba_work, "_GRAIN", 1)
 
 
 @pytest.fixture(params=[np.float32, np.float64])
@@ -344,4 +344,4 @@ def test_an_error_in_a_helping_thread_reaches_the_caller(monkeypatch: pytest.Mon
         raise RuntimeError("broken part")
 
     with pytest.raises(RuntimeError, match="broken part"):
-        numba_nn._team.run(work, 8)
+        numba_work.team.run(work, 8)
