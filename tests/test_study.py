@@ -19,7 +19,7 @@ import pytest
 
 from dls.config import UsageError
 from dls.study import __main__ as study
-from dls.study import experiments, findings, processes, provenance, results, student
+from dls.study import experiments, findings, processes, provenance, results
 from dls.study import report as study_report
 
 ROOT = Path(__file__).parent.parent
@@ -59,34 +59,25 @@ TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228,
 
 
 @pytest.mark.parametrize("freedom", TABLE)
-def test_the_quantile_is_that_of_tables(freedom: int) -> None:
-    assert student.t_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4)
-
-
-@pytest.mark.parametrize(("p", "freedom", "t"), [(0.5, 3, 0.0), (0.75, 1, 1.0), (0.95, 4, 2.132), (0.995, 2, 9.925)])
-def test_other_quantiles(p: float, freedom: int, t: float) -> None:
-    assert student.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
-
-
-@pytest.mark.parametrize(("p", "freedom"), [(0.4, 3), (1.0, 3), (0.9, 0)])
-def test_quantiles_that_are_none(p: float, freedom: int) -> None:
-    with pytest.raises(ValueError, match="no quantile"):
-        student.t_quantile(p, freedom)
+def test_the_width_is_that_of_tables(freedom: int) -> None:
+    values = [float(i) for i in range(freedom + 1)]
+    half = findings.interval(values)[1]
+    assert half / (stdev(values) / math.sqrt(len(values))) == pytest.approx(TABLE[freedom], abs=6e-4)
 
 
 def test_an_interval_by_hand() -> None:
     """Of 1, 2, 3, 4, 5: mean 3, deviation √2.5, and t of 4 degrees of freedom."""
-    mean, half = student.interval([1, 2, 3, 4, 5])
+    mean, half = findings.interval([1, 2, 3, 4, 5])
     assert mean == 3
     assert half == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
-    assert student.interval([7.0]) == (7.0, math.inf)
+    assert findings.interval([7.0]) == (7.0, math.inf)
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     rng = random.Random(3)
     held = 0
     for _ in range(4000):
-        mean, half = student.interval([rng.gauss(10, 2) for _ in range(5)])
+        mean, half = findings.interval([rng.gauss(10, 2) for _ in range(5)])
         held += abs(mean - 10) <= half
     assert 0.935 <= held / 4000 <= 0.965
 
@@ -169,7 +160,7 @@ def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None
         better, worse = (" (w, 0.1)" if count else "" for count in words)
         beginning = f"- **dls(1) against {baseline}**: better in {words[0]}{better}, worse in {words[1]}{worse} of 1 cells"
         assert told[f"- **dls(1) against {baseline}"].startswith(beginning)
-    width = student.interval(noise)[1]
+    width = findings.interval(noise)[1]
     assert f"of up to {max(0, width - shift):.2f} points (w, 0.1)." in told["- **dls(1) against global-topk"]
     assert "shortfall" not in told["- **dls(1) against layerwise-topk"]
 
@@ -317,6 +308,15 @@ def test_bad_experiments(change: tuple[str, str], words: str, tiny: Path, capsys
 def test_bad_usage(args: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([*args, *([] if "missing.toml" in args else [str(tiny)])]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("library", ["scipy", "matplotlib"])
+def test_a_missing_library_shows_before_the_runs(library: str, tiny: Path, tmp_path: Path) -> None:
+    program = f"import sys; sys.modules['{library}'] = None; from dls.study.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, str(tiny), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, f"dls.study: the report needs {library}: pip install 'dls[study]'\n")
+    assert not (tmp_path / "out").exists()
 
 
 STUDY = ROOT / "runs" / "study"

@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from dls.config import UsageError
 from dls.hosts import HostsError
-from dls.study import experiments, processes, provenance, report, results
+from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
 
 
@@ -56,24 +58,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs are complete, 1 some failed, 2 bad usage, 75 stopped: the same command goes on."""
-    options = build_parser().parse_args(argv)
     try:
-        if options.jobs < 1:
-            raise UsageError("--jobs must be 1 or more")
-        runs = [each for path in options.files for each in experiments.load(path) if options.only in each.name]
-        if not runs:
-            raise UsageError(f"no run's name holds {options.only!r}")
-        for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
-            print(sentence, flush=True)
-        status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
-        rows = results.collect(runs, options.out)
-        if options.report:
-            report.write(rows, options.report)
-        _show(report.lines(rows))
+        return _do(build_parser().parse_args(argv))
     except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2
+
+
+def _do(options: argparse.Namespace) -> int:
+    report = _reporter()
+    if options.jobs < 1:
+        raise UsageError("--jobs must be 1 or more")
+    runs = [each for path in options.files for each in experiments.load(path) if options.only in each.name]
+    if not runs:
+        raise UsageError(f"no run's name holds {options.only!r}")
+    for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
+        print(sentence, flush=True)
+    status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
+    rows = results.collect(runs, options.out)
+    if options.report:
+        report.write(rows, options.report)
+    _show(report.lines(rows))
     return status
+
+
+def _reporter() -> ModuleType:
+    """dls.study.report. UsageError, before hours of runs, where a library that it needs is missing."""
+    try:
+        return import_module("dls.study.report")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise UsageError(f"the report needs {missing}: pip install 'dls[study]'") from None
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls.config import UsageError
-from dls.inspect.pictures import COLOURS, MARKERS, MISSING
+from matplotlib.figure import Figure
+
+from dls.inspect.pictures import COLOURS, MARKERS
 from dls.study.results import Row
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Means over the seeds, bars are standard deviations. UsageError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(f"the chart {MISSING}") from None
+    """Means over the seeds, bars are standard deviations."""
     workloads = list(dict.fromkeys(row["workload"] for row in rows if row["seeds"]))
     figure = Figure(figsize=(5 * max(1, len(workloads)), 4), layout="constrained")
     for place, workload in enumerate(workloads, start=1):

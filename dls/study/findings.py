@@ -9,17 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
+
+from scipy.special import stdtrit
 
 from dls.study.results import Row
-from dls.study.student import CONFIDENCE, interval
 
+CONFIDENCE = 0.95
 LAYERWISE, GLOBAL = "layerwise-topk", "global-topk"
 BASELINES = (LAYERWISE, GLOBAL)
 """Those that the others are compared with: what DLS wants to beat, and what it wants to reach."""
 BETTER, WORSE, NEITHER, FEW = "better", "worse", "no difference to be told from chance", "too few seeds to tell"
 LEAST = 2
 """Seeds without which there is no interval."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of the confidence interval of a sample; the width is infinite where there are fewer than two."""
+    if len(values) < 2:
+        return fmean(values), math.inf
+    return fmean(values), float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)

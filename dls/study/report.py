@@ -12,9 +12,8 @@ from typing import Any
 from dls.bench import report as bench_report
 from dls.config import UsageError
 from dls.study import chart
-from dls.study.findings import GLOBAL, Comparison, comparisons, sentences, split
+from dls.study.findings import CONFIDENCE, GLOBAL, Comparison, comparisons, sentences, split
 from dls.study.results import Row
-from dls.study.student import CONFIDENCE
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its
@@ -110,7 +109,7 @@ def _origin(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods reach") -> None:
-    """study.md, study.json and study.png. UsageError where matplotlib is missing or the folder cannot be written."""
+    """study.md, study.json and study.png. UsageError where the folder cannot be written."""
     report = {"rows": list(rows), "comparisons": [_plain(each) for each in comparisons(rows)], **bench_report.about("numba")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
