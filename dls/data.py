@@ -4,7 +4,7 @@ Images stay uint8, [N, C, H, W]; a batch becomes float32 when it is drawn (`dls.
 randomness is a pure function of (seed, purpose, epoch, index), so a checkpoint has no random state
 to keep.
 
-A new data set is one function, marked with `@_dataset("its-name")`.
+A new data set is one function, marked with `@register("its-name")`, here or in a program of one's own.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """What a loader may use of the arguments of `load`."""
 
     data_dir: Path | None
@@ -88,18 +88,18 @@ class _Request:
     seed: int
 
 
-_Loader = Callable[[_Request], Dataset]
-_LOADERS: dict[str, _Loader] = {}
+Loader = Callable[[Request], Dataset]
+_LOADERS: dict[str, Loader] = {}
 
 
-def _dataset(name: str) -> Callable[[_Loader], _Loader]:
-    """Register the decorated loader under `name`."""
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Offer a function under a name; `assemble` makes what it returns."""
 
-    def register(loader: _Loader) -> _Loader:
+    def add(loader: Loader) -> Loader:
         _LOADERS[name] = loader
         return loader
 
-    return register
+    return add
 
 
 def names() -> tuple[str, ...]:
@@ -124,12 +124,12 @@ def load(
     """
     if name not in _LOADERS:
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}")
-    request = _Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
+    request = Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
     return _LOADERS[name](request)
 
 
-@_dataset("digits")
-def _digits(_: _Request) -> Dataset:
+@register("digits")
+def _digits(_: Request) -> Dataset:
     """UCI handwritten digits, shipped with the program; its split is described in assets/."""
     path = ASSETS_DIR / "digits.npz"
     try:
@@ -141,37 +141,37 @@ def _digits(_: _Request) -> Dataset:
             test = arrays["test_images"], arrays["test_labels"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); install the program again") from error
-    return _assemble("digits", train, test, classes=10, mirror=False)
+    return assemble("digits", train, test, classes=10, mirror=False)
 
 
-@_dataset("mnist")
-def _mnist(request: _Request) -> Dataset:
+@register("mnist")
+def _mnist(request: Request) -> Dataset:
     """MNIST, Y. LeCun, C. Cortes, C. Burges; four IDX files."""
     advice = f"give --data-dir a folder with MNIST's four IDX files ({', '.join(IDX_FILES)})"
     train, test = read_idx_folder("mnist", request.data_dir, advice)
-    return _assemble("mnist", train, test, classes=10, mirror=False)
+    return assemble("mnist", train, test, classes=10, mirror=False)
 
 
-@_dataset("fashion-mnist")
-def _fashion_mnist(request: _Request) -> Dataset:
+@register("fashion-mnist")
+def _fashion_mnist(request: Request) -> Dataset:
     """Fashion-MNIST, H. Xiao, K. Rasul, R. Vollgraf, 2017; four IDX files."""
     advice = "apt-get install dataset-fashion-mnist, or give --data-dir its four IDX files' folder"
     train, test = read_idx_folder("fashion-mnist", request.data_dir, advice)
-    return _assemble("fashion-mnist", train, test, classes=10)
+    return assemble("fashion-mnist", train, test, classes=10)
 
 
-@_dataset("cifar10")
-def _cifar10(request: _Request) -> Dataset:
+@register("cifar10")
+def _cifar10(request: Request) -> Dataset:
     """CIFAR-10, A. Krizhevsky, 2009; the binary version: label byte, 3072 pixel bytes."""
     files = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
     folders = "cifar-10-batches-bin", "cifar-10-batches-py"
     folder = cifar_folder("cifar10", request.data_dir, folders, files)
     splits = [read_cifar(folder / file, label_classes=(10,)) for file in files]
-    return _assemble("cifar10", join(splits[:-1]), splits[-1], classes=10)
+    return assemble("cifar10", join(splits[:-1]), splits[-1], classes=10)
 
 
-@_dataset("cifar100")
-def _cifar100(request: _Request) -> Dataset:
+@register("cifar100")
+def _cifar100(request: Request) -> Dataset:
     """CIFAR-100, A. Krizhevsky, 2009; the binary version: coarse and fine label byte, 3072 pixels.
 
     The labels are the fine ones.
@@ -180,11 +180,11 @@ def _cifar100(request: _Request) -> Dataset:
     folder = cifar_folder("cifar100", request.data_dir, folders, ["train.bin", "test.bin"])
     train = read_cifar(folder / "train.bin", label_classes=(20, 100))
     test = read_cifar(folder / "test.bin", label_classes=(20, 100))
-    return _assemble("cifar100", train, test, classes=100)
+    return assemble("cifar100", train, test, classes=100)
 
 
-@_dataset("synthetic")
-def _synthetic(request: _Request) -> Dataset:
+@register("synthetic")
+def _synthetic(request: Request) -> Dataset:
     """Noise around one random image for each class, for measuring; a quarter more for testing."""
     if len(request.shape) != 3 or min(*request.shape, request.classes, request.size) < 1:
         raise DataError(
@@ -199,17 +199,34 @@ def _synthetic(request: _Request) -> Dataset:
     images += centres[labels]  # at most 191 + 63, so uint8 never wraps
     train = images[:train_size], labels[:train_size]
     test = images[train_size:], labels[train_size:]
-    return _assemble("synthetic", train, test, request.classes)
+    return assemble("synthetic", train, test, request.classes)
 
 
-def _assemble(
+def assemble(
     name: str, train: Split, test: Split, classes: int, *, mirror: bool = True
 ) -> Dataset:
-    """Make the Dataset: measure mean and std, and write-protect the arrays."""
-    for array in (*train, *test):
-        array.setflags(write=False)
+    """Make the Dataset of (images, labels), as it has them: measure mean and std, and write-protect the arrays.
+
+    DataError where they are not what a Dataset holds.
+    """
+    for images, labels in (train, test):
+        _check(name, images, labels, classes)
+        images.setflags(write=False)
+        labels.setflags(write=False)
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(f"{name}: images for training and for testing differ in shape")
     mean, std = _channel_statistics(train[0])
     return Dataset(name, *train, *test, classes, mean, std, mirror)
+
+
+def _check(name: str, images: ImagesU8, labels: Labels, classes: int) -> None:
+    """DataError unless these are uint8 [N, C, H, W] and int64 [N] below classes."""
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise DataError(f"{name}: images are {images.dtype} {[*images.shape]}, not uint8 [N, C, H, W]")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(f"{name}: labels are {labels.dtype} {[*labels.shape]}, not int64 [{len(images)}]")
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"{name}: labels go from {labels.min()} to {labels.max()}, of {classes} classes")
 
 
 def _channel_statistics(images: ImagesU8) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -538,3 +538,44 @@ def test_the_ranks_shards_are_the_test_set_in_order(ranks: int, batch: int) -> N
     images = np.concatenate([images for images, _ in items])
     assert np.array_equal(images, dataset.normalise(dataset.test_images))
     assert np.array_equal(np.concatenate([labels for _, labels in items]), dataset.test_labels)
+
+
+# --- data sets of one's own ------------------------------------------------------------------
+
+
+def whole(count: int = 4, **changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels that a data set may hold, but for the changes."""
+    split = {"images": np.zeros((count, 1, 2, 2), np.uint8), "labels": np.zeros(count, np.int64)} | changes
+    return split["images"], split["labels"]
+
+
+def test_a_registered_data_set_is_one_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_LOADERS", dict(data._LOADERS))
+    data.register("own")(lambda request: data.assemble("own", whole(request.size), whole(), classes=1))
+    assert "own" in data.names()
+    assert data.load("own", synthetic_size=7).train_images.shape == (7, 1, 2, 2)
+    assert not data.load("own").train_labels.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": np.zeros((4, 1, 2, 2), np.float32)}, "images are float32"),
+        ({"images": np.zeros((4, 2, 2), np.uint8)}, r"images are uint8 \[4, 2, 2\]"),
+        ({"images": np.zeros((0, 1, 2, 2), np.uint8)}, "images are uint8"),
+        ({"labels": np.zeros(4, np.int32)}, "labels are int32"),
+        ({"labels": np.zeros(3, np.int64)}, r"labels are int64 \[3\]"),
+        ({"labels": np.array([0, 1, 2, 3])}, "labels go from 0 to 3"),
+        ({"labels": np.array([0, -1, 0, 0])}, "labels go from -1 to 0"),
+    ],
+)
+@pytest.mark.parametrize("place", ["train", "test"])
+def test_what_is_no_data_set_is_refused(place: str, changes: dict[str, np.ndarray], words: str) -> None:
+    splits = {"train": whole(), "test": whole()} | {place: whole(**changes)}
+    with pytest.raises(DataError, match=f"own: {words}"):
+        data.assemble("own", **splits, classes=3)
+
+
+def test_images_of_two_shapes_are_refused() -> None:
+    with pytest.raises(DataError, match="differ in shape"):
+        data.assemble("own", whole(), whole(images=np.zeros((4, 1, 2, 3), np.uint8)), classes=3)

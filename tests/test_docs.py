@@ -19,6 +19,7 @@ from tests.launch import OPEN_MPI, ROOT
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.py)`:\s+```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
     r"dls\.train(?!.*--steps)": "--epochs 1",
     r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
@@ -81,12 +82,11 @@ def is_elsewhere(command: str) -> bool:
 
 
 def save_programs(text: str, checkout: Path) -> list[str]:
-    """The page's Python: a method goes where the page says, the others are returned, to be run."""
-    blocks = FENCE.findall(text)
-    methods = [block for block in blocks if "class Method" in block]
-    for place, block in zip(re.findall(r"[Ss]ave it as\s+`(dls/sparsifiers/\w+\.py)`:", text), methods, strict=True):
-        (checkout / place).write_text(block, encoding="utf-8")
-    return [block for block in blocks if block not in methods]
+    """The page's Python: what the page wants saved goes where it says, the others are returned, to be run."""
+    saved = SAVED.findall(text)
+    for place, program in saved:
+        (checkout / place).write_text(program, encoding="utf-8")
+    return [block for block in FENCE.findall(text) if block not in [program for _, program in saved]]
 
 
 def check_extras(command: str) -> None:
@@ -112,6 +112,7 @@ def test_every_command_of_the_page_runs(page: str, checkout: Path) -> None:
 def test_the_commands_are_found() -> None:
     """So that the test above cannot pass by finding none."""
     assert len(list(commands((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")))) >= 10
+    assert len(SAVED.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))) == 2
     assert sum(len(list(commands((ROOT / page).read_text(encoding="utf-8")))) for page in PAGES) >= 30
 
 
