@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -14,8 +13,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-import dls
-from dls import backends, checkpoint, config, data, files, models, sparsifiers, trace
+from dls import backends, checkpoint, config, data, files, models, sources, sparsifiers, trace
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -184,7 +182,8 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
 
 
 def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:
-    return {"code version": code_version(), "checkpoint": (found.step, dict(found.hashes)) if found else None} | asdict(settings)
+    checkpoint_of = (found.step, dict(found.hashes)) if found else None
+    return {"code version": sources.version(), "checkpoint": checkpoint_of} | asdict(settings)
 
 
 def weights_hash(run: Run) -> bytes:
@@ -193,30 +192,6 @@ def weights_hash(run: Run) -> bytes:
     digest = hashlib.sha256(to_host(run.model.parameters).data)
     digest.update(to_host(run.optimizer.momentum).data)
     return digest.digest()
-
-
-def code_version() -> str:
-    """The program's version and a hash of its sources, the same wherever the same code runs."""
-    root = Path(dls.__file__).parent.parent
-    digest = hashlib.sha256()
-    for package in ("dls", "reference", "gpu"):
-        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".cu")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return f"{dls.__version__}+{digest.hexdigest()[:12]}"
-
-
-def commit() -> str:
-    """The git commit of the sources, with a + where they differ from it; empty where they are no checkout."""
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(dls.__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "train.py")
-        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no", ".."))
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:

@@ -490,8 +490,14 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
     if old.header.ranks != header.ranks:
         _rewrite(old, step, old.header).close()
         return Writer(out / f"trace-{step:08d}.h5", header)
-    started = {name: old.header.attributes[name] for name in ("started",) if name in old.header.attributes}
-    return _rewrite(old, step, Header({**header.attributes, **started}, header.layers))
+    return _rewrite(old, step, Header({**header.attributes, **_inherited(old.header, header)}, header.layers))
+
+
+def _inherited(old: Header, new: Header) -> dict[str, Any]:
+    """What a trace that goes on keeps of its beginning: when it started, and every commit that wrote to it, in order."""
+    kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
+    commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
+    return kept | {"commit": " ".join(dict.fromkeys(commits))}
 
 
 def repair(path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import NoReturn
 import numpy as np
 
 import dls
-from dls import checkpoint, config, startup, trace
+from dls import checkpoint, config, sources, startup, trace
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, RankLost
 from dls.config import CommandLine, UsageError
@@ -195,7 +195,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
-        "commit": startup.commit() if comm.rank == 0 else "",
+        "commit": sources.commit() if comm.rank == 0 else "",
         "world_size": comm.size,
         "backend": run.backend.name,
         "seed": run.config.seed,

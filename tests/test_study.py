@@ -15,8 +15,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import h5py
 import pytest
 
+from dls import sources
 from dls.config import UsageError
 from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results
@@ -443,7 +445,10 @@ def _head(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["dls/train.py", "dls/step/part.py", "dls/other.py", "gpu/own.py", "dls/sparsifiers/own.py"])
+READ = ("dls/train.py", "dls/step/part.py", "dls/other.py", "gpu/own.py", "dls/sparsifiers/own.py")
+
+
+@pytest.mark.parametrize("name", [*READ, "dls/sparsifiers/new.py"])
 def test_what_training_reads_counts_as_changed(name: str, checkout: Path) -> None:
     assert provenance.changed(_head(checkout), checkout) == []
     with (checkout / name).open("a") as file:
@@ -460,8 +465,38 @@ def test_what_training_does_not_read_does_not_count(name: str, checkout: Path) -
 def test_code_of_which_nothing_is_known(checkout: Path, tmp_path: Path) -> None:
     assert provenance.changed("", checkout) is None
     assert provenance.changed(_head(checkout) + "+", checkout) is None
+    assert provenance.changed(_head(checkout) + "+0123456789ab", checkout) is None
     assert provenance.changed("0" * 40, checkout) is None
     assert provenance.changed("--output=x", checkout) is None
+
+
+def test_code_that_is_no_commits_is_known_by_its_hash(checkout: Path) -> None:
+    (checkout / "dls/sparsifiers/new.py").write_text("one")
+    commit = sources.commit(checkout)
+    assert commit.startswith(_head(checkout) + "+")
+    assert provenance.changed(commit, checkout) == []
+    (checkout / "dls/sparsifiers/new.py").write_text("two")
+    assert provenance.changed(commit, checkout) is None
+
+
+def test_every_commit_of_a_run_that_was_gone_on_with_counts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, *_ = experiments.load(tiny)
+    assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
+    with h5py.File(tmp_path / run.name / "trace.h5", "a") as file:
+        file.attrs["commit"] = "one two+hash"
+    assert provenance.commits([run], tmp_path) == {"one": [run.name], "two+hash": [run.name]}
+    assert results.result(run, tmp_path)["commits"] == ["one", "two+hash"]
+
+
+def test_a_damaged_trace_of_a_run_that_starts_afresh_is_no_matter(tiny: Path, tmp_path: Path) -> None:
+    run, *_ = experiments.load(tiny)
+    (tmp_path / run.name).mkdir(parents=True)
+    (tmp_path / run.name / "trace.h5").write_bytes(b"")
+    assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}", "--report-only"]) == 0
+    assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
+    assert experiments.is_complete(run, tmp_path)
 
 
 def test_changed_code_is_named_before_anything_runs_unless_any_will_do(

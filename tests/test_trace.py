@@ -355,3 +355,14 @@ def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatc
         fcntl.flock(lock, fcntl.LOCK_SH)
         with pytest.raises(trace.TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
             trace.read(path)
+
+
+def test_a_trace_names_every_commit_that_wrote_to_it(tmp_path: Path) -> None:
+    for first, commit in enumerate(["a", "a", "b+1", "a"], start=1):
+        own = trace.Header({**header().attributes, "commit": commit}, header().layers)
+        writer = trace.go_on(tmp_path, first - 1, own)
+        writer.steps(rows(first, 1))
+        writer.close()
+    found = trace.read(tmp_path / "trace.h5")
+    assert found.header.attributes["commit"] == "a b+1"
+    assert list(found.steps["step"]) == [1, 2, 3, 4]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dls
-from dls import backends
+from dls import backends, sources
 
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
 """Those on which a time may depend."""
@@ -61,11 +61,9 @@ def slug(name: str) -> str:
 
 
 def _software() -> dict[str, Any]:
-    from dls.startup import commit  # here, as it starts MPI, which the processes of other measurements can do without
-
     return {
         "dls": dls.__version__,
-        "commit": commit(),
+        "commit": sources.commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -1,7 +1,8 @@
 """Whether the runs of a study were made by the code that is there now, as far as training reads it.
 
-A trace names the commit of its run. What differs between that commit and the files as they are counts where `dls.train` could
-have read it: a change of the documentation, or of a tool that looks at runs, makes no other run.
+A trace names the commit of its run, or several where a resume brought another. What differs between a commit and the files as
+they are counts where `dls.train` could have read it: a change of the documentation, or of a tool that looks at runs, makes no
+other run. Where the files were no commit's, the trace has a hash of them: the one of the files as they are, or it tells nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import dls
-from dls import trace
+from dls import sources, trace
 from dls.config import UsageError
 from dls.study.experiments import Experiment
 
-ROOT = Path(dls.__file__).parent.parent
 BY_NAME = ("reference", "gpu", "dls/sparsifiers", "dls/assets")
 """What is loaded by name, or read: all of it counts."""
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -25,7 +24,7 @@ SHOWN = 3
 """Changed files that a message names."""
 
 
-def training_files(root: Path = ROOT) -> list[str]:
+def training_files(root: Path = sources.ROOT) -> list[str]:
     """What of dls `dls.train` imports, directly or by others, packages as a whole, and the folders that are loaded by name."""
     found, waiting = {"dls/__init__.py"}, {"train"}
     while waiting:
@@ -52,45 +51,62 @@ def _imported(path: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dls."))
 
 
-def changed(commit: str, root: Path = ROOT) -> list[str] | None:
-    """The files, of those that training reads, that differ between a commit and now; None where it cannot be told.
+def changed(commit: str, root: Path = sources.ROOT) -> list[str] | None:
+    """The files, of those that training reads, that differ between a commit and now, new ones too; None where it cannot be told.
 
-    It cannot for a run that was no checkout's, or one with changes of its own (a + after the commit).
+    commit: what `sources.commit` said.
     """
+    if commit.endswith(f"+{sources.fingerprint(root)}"):
+        return []
     if not HASH.fullmatch(commit):  # a trace is anybody's file, and git takes a word that begins with - for an option
         return None
-    command = ["git", "-C", str(root), "diff", "--name-only", commit, "--", *training_files(root)]
+    files = training_files(root)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        differ = _git(root, "diff", "--name-only", commit, "--", *files)
+        new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *files)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return [name for name in done.stdout.splitlines() if not name.endswith(".md")]
+    return [name for name in (*differ, *new) if not name.endswith(".md")]
+
+
+def _git(root: Path, *args: str) -> list[str]:
+    return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def commits(runs: Sequence[Experiment], out: Path) -> dict[str, list[str]]:
-    """The commits of the runs that have begun, each with the names of its runs. UsageError where a trace cannot be read."""
-    found: dict[str, list[str]] = {}
+    """The commits of the runs that have begun, each with the names of its runs. UsageError where a trace cannot be read.
+
+    A run without a checkpoint starts afresh, whatever else is there.
+    """
+    found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for path in trace.series(out / run.name):
+        for path in trace.series(out / run.name) if (out / run.name / "checkpoints").exists() else ():
             try:
-                commit = str(trace.read(path).header.attributes.get("commit", ""))
+                text = str(trace.read(path).header.attributes.get("commit", ""))
             except trace.TraceError as error:
                 raise UsageError(str(error)) from None
-            found.setdefault(commit, []).append(run.name)
-    return found
+            for commit in text.split() or [""]:
+                found.setdefault(commit, {})[run.name] = None
+    return {commit: [*names] for commit, names in found.items()}
 
 
-def notes(runs: Sequence[Experiment], out: Path, root: Path = ROOT) -> tuple[list[str], list[str]]:
+def short(commit: str) -> str:
+    """A commit as people read it: twelve digits, and a + where the files differed from it."""
+    head, changed, _ = commit.partition("+")
+    return (head[:12] or "no checkout") + "+" * bool(changed and head)
+
+
+def notes(runs: Sequence[Experiment], out: Path, root: Path = sources.ROOT) -> tuple[list[str], list[str]]:
     """Two lists of sentences: runs whose code has changed since, and runs of which that cannot be told."""
     differ, unknown = [], []
     for commit, names in commits(runs, out).items():
         files = changed(commit, root)
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         if files is None:
-            unknown.append(f"{names[0]}{others}: {commit[:12] or 'of no checkout'}{'+' * commit.endswith('+')}")
+            unknown.append(f"{names[0]}{others}: of {short(commit)}")
         elif files:
             more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-            differ.append(f"{names[0]}{others}: since {commit[:12]}, {', '.join(files[:SHOWN])}{more}")
+            differ.append(f"{names[0]}{others}: since {short(commit)}, {', '.join(files[:SHOWN])}{more}")
     return differ, unknown
 
 

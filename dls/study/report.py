@@ -11,7 +11,7 @@ from typing import Any
 
 from dls.bench import report as bench_report
 from dls.config import UsageError
-from dls.study import chart
+from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, GLOBAL, Comparison, comparisons, sentences, split
 from dls.study.results import Row
 
@@ -104,7 +104,7 @@ def _origin(rows: Sequence[Row]) -> Iterator[str]:
     """Which states of the code the runs are of."""
     commits = sorted({commit for row in rows for commit in row["commits"]})
     if commits:
-        states = ", ".join(commit[:12] + "+" * commit.endswith("+") if commit else "unknown" for commit in commits)
+        states = ", ".join(map(provenance.short, commits))
         yield from ("", f"The runs are of {len(commits)} state{'s' * (len(commits) > 1)} of the code: {states}.")
 
 

@@ -36,7 +36,7 @@ def _row(runs: Sequence[Experiment], out: Path) -> Row:
     row: Row = {"workload": first.workload, "density": first.density, "method": first.method, "planned": len(runs)}
     row |= {"seeds": sorted(results), "failed": {seed: why for seed, why in failures.items() if why}}
     row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
-    row["commits"] = sorted({found["commit"] for found in results.values()})
+    row["commits"] = sorted({commit for found in results.values() for commit in found["commits"]})
     row["ranks"], row["settings"] = first.ranks, _stated(first, out)
     row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={first.name.rpartition('seed')[0]}"])
     return row
@@ -68,7 +68,7 @@ def result(experiment: Experiment, out: Path) -> Row:
         "kB": float(found.steps["payload_bytes"].mean()) / 1000,
         "overlap": float(share.mean()) if len(share) else None,
         "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
-        "commit": str(found.header.attributes.get("commit", "")),
+        "commits": str(found.header.attributes.get("commit", "")).split() or [""],
     }
 
 
