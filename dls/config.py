@@ -285,14 +285,20 @@ class CommandLine:
     help: bool
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command line that takes no abbreviations, and whose errors are UsageError."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
+        """UsageError, in place of an end of the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    parser = _Parser(prog="python -m dls.train", add_help=False, allow_abbrev=False, description="Train a model on MPI ranks.")
+    parser = Parser(prog="python -m dls.train", add_help=False, description="Train a model on MPI ranks.")
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(

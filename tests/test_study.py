@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -100,6 +103,7 @@ def test_verdicts(values: list[float], words: str) -> None:
 def row(method: str, accuracy: dict[int, float], density: float | None = 0.1, **others: Any) -> dict[str, Any]:
     """A row as `results.collect` makes them."""
     known = {"workload": "w", "method": method, "density": density, "planned": 5, "failed": {}, "commits": ["c"], "ranks": 4}
+    known |= {"places": ["numpy on h"]}
     figures = {"accuracy": list(accuracy.values()), "loss": [1.0] * len(accuracy), "ms": [1.0] * len(accuracy)}
     figures |= {"kB": [1.0] * len(accuracy), "overlap": [None] * len(accuracy), "k": [[3.0, 1.0]] * len(accuracy)}
     stated = {"density": density or 1, "batch_size": 1, "lr": 0.1, "momentum": 0.9, "clip_norm": 0, "weight_decay": 0}
@@ -180,17 +184,59 @@ def test_findings_count_cells_with_all_seeds() -> None:
     assert "Of these 2 intervals" in chance
 
 
+def test_a_method_that_fails_does_not_look_better_for_it() -> None:
+    """At 0.001 it failed on two of five seeds, and lost on the others."""
+    base, first = {seed: 0.5 for seed in range(5)}, {0: 0.51, 1: 0.52, 2: 0.53, 3: 0.52, 4: 0.51}
+    rows = [row("layerwise-topk", base), row("dls(1)", first), row("layerwise-topk", base, 0.001)]
+    rows += [row("dls(1)", {0: 0.1, 1: 0.1, 2: 0.1}, 0.001, failed={3: "NaN", 4: "NaN"})]
+    line, _ = findings.sentences(findings.comparisons(rows))
+    assert "better in 1 (w, 0.1), worse in 0 of 1 cells" in line
+    assert line.endswith("Not counted, as runs failed: w, 0.001: 2 of 5 seeds.")
+    rows[-1] = row("dls(1)", {}, 0.001, failed=dict.fromkeys(range(5), "NaN"))
+    (line, _), text = findings.sentences(findings.comparisons(rows)), "\n".join(study_report.lines(rows))
+    assert line.endswith("Not counted, as runs failed: w, 0.001: 5 of 5 seeds.")
+    assert "| 0.001 | dls(1) | layerwise-topk | none | 0 of 5, 5 failed | too few seeds to tell |" in text
+
+
+@pytest.mark.parametrize(
+    ("planned", "accuracy", "words"),
+    [
+        (1, {0: 0.5}, "One seed of each tells nothing of what chance does."),
+        (2, {0: 0.5}, "No comparison has all its seeds."),
+        (2, {0: 0.5, 1: 0.6}, "- Of these 1 intervals chance alone makes about 0.1 miss the truth."),
+    ],
+)
+def test_the_last_word_says_why_there_is_no_other(planned: int, accuracy: dict[int, float], words: str) -> None:
+    rows = [row(name, accuracy, planned=planned) for name in ("layerwise-topk", "dls(1)")]
+    assert list(findings.sentences(findings.comparisons(rows)))[-1] == words
+
+
+def test_settings_in_which_rows_differ_have_all_their_values() -> None:
+    rows = [row("a", {0: 0.5}), row("b", {0: 0.5})]
+    rows[1]["settings"] = rows[1]["settings"] | {"lr": 0.2, "clip_norm": 3}
+    text = "\n".join(study_report.lines(rows))
+    settings = "4 ranks of 1 images, 7 steps, learning rate 0.1 or 0.2 (cosine schedule), momentum 0.9, clip norm 0 or 3"
+    assert f"{settings}; numpy on h." in text
+
+
+def test_the_report_is_json_and_names_are_no_formulas(tmp_path: Path) -> None:
+    rows = [row("a$^$", {0: 0.5}, workload="$_$"), row("b", {0: 0.1}, loss=[math.nan]), row("c", {0: 0.1}, None, workload="x")]
+    study_report.write(rows, tmp_path)
+    found = json.loads((tmp_path / "study.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert [each["loss"] for each in found["rows"]] == [[1], [None], [1]]
+
+
 def test_a_report_of_nothing_and_of_a_part() -> None:
     text = "\n".join(study_report.lines([row("dense", {}, None)]))
     assert "0 of 5 planned runs are complete. Verdicts on fewer seeds than planned are interim." in text
-    assert "No comparison has all its seeds yet." in text
+    assert "Nothing stands beside layerwise-topk or global-topk at a density that both have." in text
     assert "not run yet" in text
     rows = [row("layerwise-topk", {0: 0.5}), row("dls(1)", {0: 0.6}, failed={1: "its loss is NaN"})]
     text = "\n".join(study_report.lines(rows))
     assert "2 of 10 planned runs are complete." in text
     assert "- w, dls(1) at density 0.1, seed 1, failed: its loss is NaN" in text
     assert "1 of 5, 1 failed" in text
-    assert "| 0.1 | dls(1) | layerwise-topk | +10.00 | 1 | too few seeds to tell |" in text
+    assert "| 0.1 | dls(1) | layerwise-topk | +10.00 | 1 of 5, 1 failed | too few seeds to tell |" in text
     assert "not recorded" in text
 
 
@@ -216,7 +262,7 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
         assert f"`{row['repeat']}`" in (report / "study.md").read_text()
     assert rows["dense", None]["overlap"] == [1, 1]
     (compared,) = found["comparisons"]
-    assert found["device"] and found["packages"]["numpy"]
+    assert found["reported_by"]["packages"]["numpy"] and rows["dense", None]["places"] == [f"numpy on {platform.node()}"]
     assert (compared["method"], compared["against"], len(compared["values"])) == ("dls(1)", "layerwise-topk", 2)
     own, theirs = rows["dls(1)", 0.1]["accuracy"], rows["layerwise-topk", 0.1]["accuracy"]
     assert compared["mean"] == pytest.approx(100 * (fmean(own) - fmean(theirs)))
@@ -226,7 +272,7 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
 
 
 def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = experiments.load(tiny)
+    runs = experiments.load([tiny])
     rows = {row["method"]: row for row in results.collect(runs, tmp_path / "out")}
     assert {row["planned"] for row in rows.values()} == {2}
     program, *arguments = shlex.split(rows["dls(1)"]["repeat"])
@@ -239,8 +285,36 @@ def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsy
     assert "not run yet" in printed
 
 
+def test_the_command_in_a_row_repeats_no_other(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("seeds = [0, 1]", "seeds = [1, 10]") + 'dense-seed = { method = "dense", density = 1 }\n')
+    runs = experiments.load([tiny])
+    for found in results.collect(runs, tmp_path):
+        pattern = shlex.split(found["repeat"])[-1].removeprefix("--only=")
+        names = {each.cell for each in runs if fnmatchcase(each.name, pattern)}
+        assert names == {("tiny", found["density"], found["method"])}
+
+
+def test_two_files_share_no_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study.main([str(tiny), str(tiny)]) == 2
+    assert capsys.readouterr().err == f"dls.study: {tiny}: tiny/dense-seed0 is named more than once\n"
+
+
+def test_a_trace_that_is_not_that_of_the_end_is_refused(tiny: Path, tmp_path: Path) -> None:
+    run, *_ = experiments.load([tiny])
+    assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
+    path = tmp_path / run.name / "trace.h5"
+    shutil.copy(path, path.with_name("trace-00000001.h5"))
+    with pytest.raises(UsageError, match="several numbers of ranks"):
+        results.result(run, tmp_path)
+    path.with_name("trace-00000001.h5").unlink()
+    with h5py.File(path, "a") as file:
+        file["evals/step"][-1] = 1
+    with pytest.raises(UsageError, match="lacks the end of its trace"):
+        results.result(run, tmp_path)
+
+
 def test_what_was_cut_off_goes_on(tiny: Path, tmp_path: Path) -> None:
-    (run, *_) = experiments.load(tiny)
+    (run, *_) = experiments.load([tiny])
     assert not experiments.is_complete(run, tmp_path)
     assert processes.perform(run, tmp_path, processes.Stop()) == 0
     assert experiments.is_complete(run, tmp_path)
@@ -250,7 +324,7 @@ def test_what_was_cut_off_goes_on(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_other_settings_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["--out", str(tmp_path / "out"), "--only=dense-seed0"]
+    out = ["--out", str(tmp_path / "out"), "--only=*/dense-seed0"]
     assert study.main([str(tiny), *out]) == 0
     tiny.write_text(TINY.replace("batch_size = 4", "batch_size = 8"))
     assert study.main([str(tiny), *out]) == 2
@@ -258,7 +332,7 @@ def test_other_settings_are_never_reused(tiny: Path, tmp_path: Path, capsys: pyt
 
 
 def test_other_ranks_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["--out", str(tmp_path / "out"), "--only=dense-seed0"]
+    out = ["--out", str(tmp_path / "out"), "--only=*/dense-seed0"]
     assert study.main([str(tiny), *out]) == 0
     tiny.write_text(TINY.replace("ranks = 2", "ranks = 1"))
     assert study.main([str(tiny), *out, "--report-only"]) == 2
@@ -267,10 +341,10 @@ def test_other_ranks_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest
 
 def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_text(TINY.replace('method = "dense"', 'method = "dense", lr = 1e38'))
-    assert study.main([str(tiny), "--only=seed0", "--out", str(tmp_path / "out")]) == 1
+    assert study.main([str(tiny), "--only=*seed0", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
     assert "tiny/dense-seed0 failed, see " in printed
-    assert "2 of 3 planned runs are complete." in printed
+    assert "2 of 6 planned runs are complete." in printed  # of the rows that were asked for
     assert "- tiny, dense at density 1, seed 0, failed: rank " in printed
 
 
@@ -292,11 +366,17 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: 
         (('"tiny"', '".."'), "'..' cannot be a folder's name"),
         (("ranks = 2", "ranks = 0"), "ranks must be 1 or more"),
         (("ranks = 2", "ranks = true"), "needs ranks, a whole number"),
-        (("seeds = [0, 1]", "seeds = [0, 0]"), "names tiny/dense-seed0 more than once"),
-        (("densities = [0.1]", "densities = [0.1, 0.1]"), "names tiny/layerwise-topk-0.1-seed0 more than once"),
+        (("seeds = [0, 1]", "seeds = [0, 0]"), "tiny/dense-seed0 is named more than once"),
+        (("densities = [0.1]", "densities = [0.1, 0.1]"), "tiny/layerwise-topk-0.1-seed0 is named more than once"),
         (("densities = [0.1]", "densities = [2]"), "--density 2.0 is outside (0, 1]"),
         (("[settings]", "[settings]\nseed = 3"), "seed cannot stand in settings"),
         (("[settings]", "[settings]\ndensity = 0.5"), "density cannot stand in settings"),
+        (('method = "dense", ', 'method = "dense", seed = 3, '), "seed cannot stand in dense"),
+        (("densities = [0.1]", 'densities = ["0.1"]'), "densities must be a number or a whole number each"),
+        (("seeds = [0, 1]", "seeds = [0, 1.5]"), "seeds must be a whole number each"),
+        (("seeds = [0, 1]", "seeds = [true]"), "seeds must be a whole number each"),
+        (("seeds = [0, 1]", "seeds = []"), "needs seeds, one at least"),
+        (("seeds = [0, 1]", f"seeds = {'[' * 5000}"), "cannot read"),
     ],
 )
 def test_bad_experiments(change: tuple[str, str], words: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +386,10 @@ def test_bad_experiments(change: tuple[str, str], words: str, tiny: Path, capsys
     assert line.startswith("dls.study: ") and words in line
 
 
-@pytest.mark.parametrize("args", [["missing.toml"], ["--jobs=0"], ["--only=nothing-like-it"]])
+BAD_USAGE = (["missing.toml"], ["--jobs=0"], ["--only=nothing-like-it"], ["--any"], ["--report=/dev/null/x"])
+
+
+@pytest.mark.parametrize("args", BAD_USAGE)
 def test_bad_usage(args: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([*args, *([] if "missing.toml" in args else [str(tiny)])]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -326,7 +409,7 @@ STUDY = ROOT / "runs" / "study"
 
 @pytest.mark.parametrize("name", ["1-digits-mlp.toml", "2-fashion-lenet.toml", "3-fashion-cnn.toml"])
 def test_the_committed_experiments_are_whole_and_tuned(name: str) -> None:
-    runs, tuning = experiments.load(STUDY / name), experiments.load(STUDY / "tuning" / name)
+    runs, tuning = experiments.load([STUDY / name]), experiments.load([STUDY / "tuning" / name])
     densities = {run.density for run in runs if run.density is not None}
     assert {0.1, 0.01, 0.001} <= densities
     assert len(runs) == 5 * (1 + len(densities) * 4)
@@ -337,7 +420,7 @@ def test_the_committed_experiments_are_whole_and_tuned(name: str) -> None:
 
 
 def test_more_seeds_are_of_the_same_runs() -> None:
-    more, first = experiments.load(STUDY / "4-fashion-lenet-more.toml"), experiments.load(STUDY / "2-fashion-lenet.toml")
+    more, first = (experiments.load([STUDY / name]) for name in ("4-fashion-lenet-more.toml", "2-fashion-lenet.toml"))
     assert not {run.seed for run in more} & {run.seed for run in first}
     of = {(run.method, run.density): dict(run.settings) | {"seed": None} for run in first}
     assert all(dict(run.settings) | {"seed": None} == of[run.method, run.density] for run in more)
@@ -345,7 +428,7 @@ def test_more_seeds_are_of_the_same_runs() -> None:
 
 def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert study.main([str(tiny), *out, "--only=dls(1)-0.1-seed1"]) == 0  # the last of the six
+    assert study.main([str(tiny), *out, "--only=*/dls(1)-0.1-seed1"]) == 0  # the last of the six
     before = set((tmp_path / "out").rglob("*"))
     tiny.write_text(TINY.replace("batch_size = 4", "batch_size = 8"))
     assert study.main([str(tiny), *out]) == 2
@@ -363,7 +446,7 @@ def _perform(tiny: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[int | E
         return end
 
     monkeypatch.setattr(processes, "perform", perform)
-    list(processes.run_all(experiments.load(tiny), Path(), 1, processes.Stop()))
+    list(processes.run_all(experiments.load([tiny]), Path(), 1, processes.Stop()))
     return started
 
 
@@ -398,7 +481,7 @@ def test_a_signal_ends_the_study_with_a_checkpoint_and_it_goes_on(number: int, t
     settings = tmp_path / "out/tiny/dense-seed0/config.toml"
     settings.write_text(settings.read_text().replace("steps = 100000", f"steps = {reached + 2}"))
     tiny.write_text(text)
-    assert study.main([str(tiny), "--out", str(tmp_path / "out"), "--only=dense-seed0"]) == 0
+    assert study.main([str(tiny), "--out", str(tmp_path / "out"), "--only=*/dense-seed0"]) == 0
     assert f"from step {reached} on" in log.read_text()
 
 
@@ -482,7 +565,7 @@ def test_code_that_is_no_commits_is_known_by_its_hash(checkout: Path) -> None:
 def test_every_commit_of_a_run_that_was_gone_on_with_counts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, *_ = experiments.load(tiny)
+    run, *_ = experiments.load([tiny])
     assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
     with h5py.File(tmp_path / run.name / "trace.h5", "a") as file:
         file.attrs["commit"] = "one two+hash"
@@ -491,7 +574,7 @@ def test_every_commit_of_a_run_that_was_gone_on_with_counts(
 
 
 def test_a_damaged_trace_of_a_run_that_starts_afresh_is_no_matter(tiny: Path, tmp_path: Path) -> None:
-    run, *_ = experiments.load(tiny)
+    run, *_ = experiments.load([tiny])
     (tmp_path / run.name).mkdir(parents=True)
     (tmp_path / run.name / "trace.h5").write_bytes(b"")
     assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}", "--report-only"]) == 0
@@ -502,7 +585,7 @@ def test_a_damaged_trace_of_a_run_that_starts_afresh_is_no_matter(tiny: Path, tm
 def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--out", str(tmp_path / "out"), "--only=seed0"]
+    out = ["--out", str(tmp_path / "out"), "--only=*seed0"]
     assert study.main([str(tiny), *out]) == 0
     monkeypatch.setattr(provenance, "changed", lambda commit, root: ["dls/worker.py", "a", "b", "c", "d"])
     capsys.readouterr()

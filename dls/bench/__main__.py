@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dls import backends, models
 from dls.bench import model, network, report, selection
 from dls.bench.selection import NETWORKS, Row
-from dls.config import UsageError
+from dls.config import Parser, UsageError
 from dls.hosts import HostsError, bits_per_second
 
 if TYPE_CHECKING:
@@ -90,11 +90,6 @@ class Command:
 
 
 # Command line ---------------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def _list_of(convert: Callable[[str], T], words: str) -> Callable[[str], list[T]]:
@@ -241,11 +236,11 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.bench`."""
-    parser = _Parser(prog="python -m dls.bench", description="Measure on this machine.", allow_abbrev=False)
+    parser = Parser(prog="python -m dls.bench", description="Measure on this machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = (command.rows.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text)
         command.options(sub)
         sub.add_argument("--steps", type=_positive, default=7, metavar="N", help="steps measured of each row (default 7)")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")

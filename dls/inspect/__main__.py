@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from dls import trace
+from dls.config import Parser, UsageError
 from dls.files import one_line
 from dls.inspect import page, pictures
 from dls.inspect.follow import follow
@@ -19,13 +19,8 @@ from dls.inspect.tables import comparison, everything
 from dls.trace import TraceError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise TraceError(f"{message}; see {self.prog} --help")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m dls.inspect", allow_abbrev=False, description="Look into runs.")
+    parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder, or a trace file")
     parser.add_argument("--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables')
     parser.add_argument("--follow", action="store_true", help="watch runs that still go on, until they end or Ctrl-C")
@@ -45,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _do(_parse(argv), console)
     except KeyboardInterrupt:
         return 0
-    except (OSError, TraceError) as error:
+    except (OSError, TraceError, UsageError) as error:
         print(f"dls.inspect: {one_line(str(error))}", file=sys.stderr)
         return 2
 

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dls.config import UsageError
+from dls.config import Parser, UsageError
 from dls.hosts import HostsError
 from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
@@ -45,12 +46,12 @@ def _show(lines: Iterable[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dls.study", description="Run a study, or go on with it, and report on it.")
+    parser = Parser(prog="python -m dls.study", description="Run a study, or go on with it, and report on it.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments, see runs/study/")
     parser.add_argument("--out", type=Path, default=Path("runs/study-out"), help="where the runs go (runs/study-out)")
     parser.add_argument("--report", type=Path, help="write study.md, study.json and study.png to this folder")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
-    parser.add_argument("--only", default="", help="of the runs those whose name holds this text")
+    parser.add_argument("--only", default="*", help="of the runs those whose name fits this pattern of * ? [letters] (*)")
     parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     return parser
@@ -69,13 +70,17 @@ def _do(options: argparse.Namespace) -> int:
     report = _reporter()
     if options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
-    runs = [each for path in options.files for each in experiments.load(path) if options.only in each.name]
+    if options.report:
+        report.prepare(options.report)
+    planned = experiments.load(options.files)
+    runs = [each for each in planned if fnmatchcase(each.name, options.only)]
     if not runs:
-        raise UsageError(f"no run's name holds {options.only!r}")
+        raise UsageError(f"no run's name fits {options.only!r}; {planned[0].name} is one")
     for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
         print(sentence, flush=True)
     status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
-    rows = results.collect(runs, options.out)
+    cells = {each.cell for each in runs}
+    rows = results.collect([each for each in planned if each.cell in cells], options.out)
     if options.report:
         report.write(rows, options.report)
     _show(report.lines(rows))

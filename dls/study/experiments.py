@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from dls.hosts import mpirun
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
-WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}
+WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+NUMBERS = {"seeds": (int,), "densities": (float, int)}
+"""What the lists hold."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Experiment:
         density = "" if self.density is None else f"-{self.density:g}"
         return f"{self.workload}/{self.method}{density}-seed{self.seed}"
 
+    @property
+    def cell(self) -> tuple[str, float | None, str]:
+        """Workload, density and method: what the run's seeds are of."""
+        return self.workload, self.density, self.method
+
     def config(self, out: Path) -> Config:
         """The complete configuration of the run in its folder. UsageError."""
         return config.build(self.settings, {"out": str(out / self.name)})
@@ -60,36 +67,70 @@ def _flag(name: str, value: Any) -> str:
     return f"{config.flag(name)}={config.show_value(value)}"
 
 
-def load(path: Path) -> list[Experiment]:
-    """The runs of an experiment file, seed by seed. UsageError where it cannot be used."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the experiments in {path}: {error}") from None
-    _check(table, path)
-    experiments = list(_expand(table, path))
-    for experiment in experiments:
-        if not experiment.config(path.parent).steps:
-            raise UsageError(f"{path}: settings need steps, the length of each run")
+def load(files: Sequence[Path]) -> list[Experiment]:
+    """The runs of experiment files, each seed by seed. UsageError where one cannot be used, or two runs have one name."""
+    experiments = [each for file in files for each in _load(file)]
     if twice := [name for name, count in Counter(each.name for each in experiments).items() if count > 1]:
-        raise UsageError(f"{path} names {twice[0]} more than once")
+        raise UsageError(f"{' and '.join(map(str, dict.fromkeys(files)))}: {twice[0]} is named more than once")
     return experiments
 
 
-def _check(table: Mapping[str, Any], file: Path) -> None:
-    """UsageError where a file's keys, names or numbers are not such as a study can use."""
+def _load(file: Path) -> list[Experiment]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read the experiments in {file}: {error}") from None
+    try:
+        _check_keys(table)
+        _check_names([table["workload"], *table["methods"]])
+        _check_settings(table["settings"], table["methods"])
+        experiments = list(_expand(table, file))
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+    for experiment in experiments:
+        if not experiment.config(file.parent).steps:
+            raise UsageError(f"{file}: settings need steps, the length of each run")
+    return experiments
+
+
+def _check_keys(table: Mapping[str, Any]) -> None:
+    """ValueError where something is missing, of no use, or not of its kind."""
     for key, kind in KEYS.items():
         if not isinstance(table.get(key), kind) or isinstance(table[key], bool):
-            raise UsageError(f"{file} needs {key}, {WORDS[kind]}")
+            raise ValueError(f"it needs {key}, {WORDS[kind]}")
     if odd := table.keys() - KEYS.keys():
-        raise UsageError(f"{file} has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}")
+        raise ValueError(f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}")
     if table["ranks"] < 1:
-        raise UsageError(f"{file}: ranks must be 1 or more")
-    for name in (table["workload"], *table["methods"]):
+        raise ValueError("ranks must be 1 or more")
+    _check_lists(table)
+
+
+def _check_lists(table: Mapping[str, Any]) -> None:
+    """ValueError where one is empty, or holds something else than numbers."""
+    for key, kinds in NUMBERS.items():
+        if not all(type(item) in kinds for item in table[key]):
+            raise ValueError(f"{key} must be {' or '.join(WORDS[kind] for kind in kinds)} each")
+    for key in ("seeds", "methods"):
+        if not table[key]:
+            raise ValueError(f"it needs {key}, one at least")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """ValueError for one that is no name for a folder, or for a table's cell."""
+    for name in names:
         if not name.strip(".") or set(name) & set("/\\\0\n`|"):
-            raise UsageError(f"{file}: {name!r} cannot be a folder's name")
-    if own := table["settings"].keys() & {"density", "seed", "out"}:
-        raise UsageError(f"{file}: {', '.join(sorted(own))} cannot stand in settings: each run has its own")
+            raise ValueError(f"{name!r} cannot be a folder's name")
+
+
+def _check_settings(settings: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+    """ValueError for settings that each run has for itself."""
+    for method, own in methods.items():
+        if not isinstance(own, dict):
+            raise ValueError(f"the method {method} needs a table of settings")
+    for place, found in {"settings": settings, **methods}.items():
+        taken = found.keys() & ({"density", "seed", "out"} if found is settings else {"seed", "out"})
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))} cannot stand in {place}: each run has its own")
 
 
 def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
@@ -97,8 +138,6 @@ def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
     for seed in table["seeds"]:
         for density in (None, *table["densities"]):
             for method, own in table["methods"].items():
-                if not isinstance(own, dict):
-                    raise UsageError(f"{file}: the method {method} needs a table of settings")
                 if ("density" in own) == (density is None):
                     settings = {"density": density, **table["settings"], **own, "seed": seed}
                     settings = config.from_toml(tomli_w.dumps(settings), str(file))

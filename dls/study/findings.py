@@ -25,9 +25,9 @@ LEAST = 2
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the confidence interval of a sample; the width is infinite where there are fewer than two."""
-    if len(values) < 2:
-        return fmean(values), math.inf
+    """Mean and half width of the confidence interval of a sample: infinite of a single value; of none the mean is NaN, too."""
+    if len(values) < LEAST:
+        return (fmean(values) if values else math.nan), math.inf
     return fmean(values), float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
 
 
@@ -35,7 +35,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 class Comparison:
     """A method beside a baseline, in percentage points of accuracy, seed by seed. density is None for all of them together.
 
-    planned: the seeds that there will be.
+    planned: the seeds that there will be; failed: those of which a run of either failed.
     """
 
     workload: str
@@ -44,6 +44,7 @@ class Comparison:
     against: str
     values: tuple[float, ...]
     planned: int
+    failed: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -104,10 +105,17 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
                 if (density, method) in cells and (density, against) in cells
             }
             planned = max((row["planned"] for row in own if row["method"] == method), default=0)
+            failed = {density: _failed(cells[density, method], cells[density, against]) for density in apart}
+            failed[None] = max(failed.values(), default=0)
             for density, by_seed in (*apart.items(), *_together(apart)):
-                if by_seed:
-                    found.append(Comparison(workload, density, method, against, tuple(by_seed.values()), planned))
+                if by_seed or failed[density]:
+                    values = tuple(by_seed.values())
+                    found.append(Comparison(workload, density, method, against, values, planned, failed[density]))
     return found
+
+
+def _failed(row: Row, other: Row) -> int:
+    return len(row["failed"].keys() | other["failed"].keys())
 
 
 def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -128,20 +136,37 @@ def _together(apart: Mapping[float, Mapping[int, float]]) -> Iterator[tuple[None
 
 
 def sentences(found: Sequence[Comparison]) -> Iterator[str]:
-    """Whether each method beats Layer-wise, and how close it comes to Global. Where a seed is missing, nothing is said."""
+    """Whether each method beats Layer-wise, and how close it comes to Global. A cell that lacks a seed is not judged.
+
+    Where it lacks one because a run failed, that is said: a method that fails must not look better for it.
+    """
     whole = [each for each in found if each.is_whole]
-    for method, against in dict.fromkeys((each.method, each.against) for each in whole):
-        own = [each for each in whole if (each.method, each.against) == (method, against)]
+    failed = [each for each in found if each.failed and each.density is not None]
+    for method, against in dict.fromkeys((each.method, each.against) for each in (*whole, *failed)):
+        own, lost = ([each for each in some if (each.method, each.against) == (method, against)] for some in (whole, failed))
         cells, together = ([each for each in own if (each.density is None) is pooled] for pooled in (False, True))
-        yield f"- **{method} against {against}**: " + " ".join([*_tally(cells), *_together_words(together), *_closeness(cells)])
-    if intervals := sum(each.verdict != FEW for each in whole):
+        words = [*_tally(cells), *_together_words(together), *_closeness(cells), *_lost(lost)]
+        yield f"- **{method} against {against}**: " + " ".join(words)
+    intervals = sum(each.verdict != FEW for each in whole)
+    if intervals:
         yield f"- Of these {intervals} intervals chance alone makes about {(1 - CONFIDENCE) * intervals:.1f} miss the truth."
+    elif whole:
+        yield "One seed of each tells nothing of what chance does."
     else:
-        yield "No comparison has all its seeds yet."
+        nothing = f"Nothing stands beside {' or '.join(BASELINES)} at a density that both have."
+        yield "No comparison has all its seeds." if found else nothing
+
+
+def _lost(failed: Sequence[Comparison]) -> Iterator[str]:
+    if failed:
+        cells = "; ".join(f"{each.workload}, {each.density:g}: {each.failed} of {each.planned} seeds" for each in failed)
+        yield f"Not counted, as runs failed: {cells}."
 
 
 def _tally(cells: Sequence[Comparison]) -> Iterator[str]:
     """How often it is better or worse, and where; the mean difference, and its ends."""
+    if not cells:
+        return
     better, worse = ([each for each in cells if each.verdict == word] for word in (BETTER, WORSE))
     named = [f"{word} in {len(some)}{_names(some)}" for word, some in ((BETTER, better), (WORSE, worse))]
     least, most = min(cells, key=_mean), max(cells, key=_mean)

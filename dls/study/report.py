@@ -21,8 +21,7 @@ HOW = f"""
 share of Global Top-k's choice that was also sent, averaged over ranks and the steps that were looked at; that choice is from
 the run's own accumulated gradient, in which what a method neglects grows. Split is the share of K that the layers get as in
 Global Top-k's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a step. ms are the
-median step of the slowest rank, on one machine that all ranks share, with fewer cores than ranks and other work beside them:
-rows were measured at different hours, and their times rank nothing.
+median step of the slowest rank, each run measured in its own hour, beside whatever else the machine did: they rank nothing.
 """.strip()
 
 
@@ -33,7 +32,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     yield from ("", "## Findings", "", *sentences(found), "", "## How to read the tables", "", HOW)
     for workload in dict.fromkeys(row["workload"] for row in rows):
         own = [row for row in rows if row["workload"] == workload]
-        yield from ("", f"## {workload}", "", _about(own[0]), "")
+        yield from ("", f"## {workload}", "", _about(own), "")
         yield from _results(own)
         if compared := [each for each in found if each.workload == workload]:
             yield ""
@@ -51,22 +50,28 @@ def _standing(rows: Sequence[Row]) -> Iterator[str]:
             yield f"- {row['workload']}, {row['method']} at density {_density(row)}, seed {seed}, failed: {why}"
 
 
-def _about(row: Row) -> str:
-    """The settings that the runs of a workload share, as the first of them has them."""
-    own = row["settings"]
-    sizes = f"{row['ranks']} ranks of {own['batch_size']} images, {own['steps']} steps"
-    schedule = "" if own["lr_schedule"] == "constant" else f" ({own['lr_schedule']} schedule)"
-    extras = "".join(f", {name.replace('_', ' ')} {own[name]:g}" for name in ("clip_norm", "weight_decay") if own[name])
-    rates = f"learning rate {own['lr']:g}{schedule}, momentum {own['momentum']:g}{extras}"
-    return f"{own['model']} on {own['dataset']}: {sizes}, {rates}."
+def _about(rows: Sequence[Row]) -> str:
+    """The settings of a workload's runs; those in which they differ have all their values."""
+
+    def said(name: str, form: str = "") -> str:
+        found = dict.fromkeys(row["settings"][name] for row in rows)
+        return " or ".join(format(value, form) for value in found)
+
+    sizes = f"{rows[0]['ranks']} ranks of {said('batch_size')} images, {said('steps')} steps"
+    rates = f"learning rate {said('lr', 'g')} ({said('lr_schedule')} schedule), momentum {said('momentum', 'g')}"
+    extras = [name for name in ("clip_norm", "weight_decay") if any(row["settings"][name] for row in rows)]
+    more = "".join(f", {name.replace('_', ' ')} {said(name, 'g')}" for name in extras)
+    places = sorted({place for row in rows for place in row["places"]})
+    return f"{said('model')} on {said('dataset')}: {sizes}, {rates}{more}{'; ' * bool(places)}{', '.join(places)}."
 
 
 def _results(rows: Sequence[Row]) -> Iterator[str]:
+    """A table of what each cell reached. A cell's seeds say how many are there, and how many failed."""
     yield "| density | method | test accuracy, % | test loss | overlap | split | ms a step | kB a step | seeds | repeat |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     chosen = {row["density"]: row for row in rows if row["method"] == GLOBAL}
     for row in rows:
-        seeds = f"{len(row['seeds'])} of {row['planned']}" + (f", {len(row['failed'])} failed" if row["failed"] else "")
+        seeds = _seeds(row["seeds"], row["planned"], len(row["failed"]))
         yield _line(_density(row), row["method"], *_figures(row, chosen.get(row["density"])), seeds, f"`{row['repeat']}`")
 
 
@@ -93,7 +98,12 @@ def _compared(compared: Sequence[Comparison]) -> Iterator[str]:
     for each in compared:
         density = "all" if each.density is None else f"{each.density:g}"
         width = f" ± {each.half:.2f}" if each.half < math.inf else ""
-        yield _line(density, each.method, each.against, f"{each.mean:+.2f}{width}", str(len(each.values)), each.verdict)
+        mean = f"{each.mean:+.2f}{width}" if each.values else "none"
+        yield _line(density, each.method, each.against, mean, _seeds(each.values, each.planned, each.failed), each.verdict)
+
+
+def _seeds(there: Sequence[Any], planned: int, failed: int) -> str:
+    return f"{len(there)} of {planned}" + (f", {failed} failed" if failed else "")
 
 
 def _line(*cells: str) -> str:
@@ -108,20 +118,28 @@ def _origin(rows: Sequence[Row]) -> Iterator[str]:
         yield from ("", f"The runs are of {len(commits)} state{'s' * (len(commits) > 1)} of the code: {states}.")
 
 
-def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods reach") -> None:
-    """study.md, study.json and study.png. UsageError where the folder cannot be written."""
-    report = {"rows": list(rows), "comparisons": [_plain(each) for each in comparisons(rows)], **bench_report.about("numba")}
+def prepare(folder: Path) -> None:
+    """Make the report's folder: what cannot be written shows before hours of runs. UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from None
+
+
+def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods reach") -> None:
+    """study.md, study.json and study.png. UsageError where the folder cannot be written."""
+    compared = [_plain(each) for each in comparisons(rows)]
+    report = {"rows": list(rows), "comparisons": compared, "reported_by": bench_report.about("numpy")}
+    text = json.dumps(json.loads(json.dumps(report), parse_constant=lambda _: None), indent=1, allow_nan=False)
+    prepare(folder)
+    try:
         (folder / "study.md").write_text("\n".join([title, "", *lines(rows)]) + "\n", encoding="utf-8")
-        (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / "study.json").write_text(text + "\n", encoding="utf-8")
         chart.draw(rows, folder / "study.png")
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from None
 
 
 def _plain(each: Comparison) -> dict[str, Any]:
-    """As JSON, which knows no infinity."""
-    half = each.half if each.half < math.inf else None
-    place = {name: getattr(each, name) for name in ("workload", "density", "method", "against")}
-    return place | {"values": list(each.values), "mean": each.mean, "half": half, "verdict": each.verdict}
+    names = ("workload", "density", "method", "against", "values", "failed", "mean", "half", "verdict")
+    return {name: getattr(each, name) for name in names}

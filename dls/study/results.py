@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
     """A row for each workload, density and method: what its complete runs reached, those planned, and those that failed."""
     groups: dict[tuple[str, float | None, str], list[Experiment]] = {}
     for each in experiments:
-        groups.setdefault((each.workload, each.density, each.method), []).append(each)
+        groups.setdefault(each.cell, []).append(each)
     return [_row(runs, out) for runs in groups.values()]
 
 
@@ -37,8 +38,10 @@ def _row(runs: Sequence[Experiment], out: Path) -> Row:
     row |= {"seeds": sorted(results), "failed": {seed: why for seed, why in failures.items() if why}}
     row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
     row["commits"] = sorted({commit for found in results.values() for commit in found["commits"]})
+    row["places"] = sorted({place for found in results.values() for place in found["places"]})
     row["ranks"], row["settings"] = first.ranks, _stated(first, out)
-    row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={first.name.rpartition('seed')[0]}"])
+    pattern = f"{glob.escape(first.name.rpartition('seed')[0])}seed[0-9]*"
+    row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={pattern}"])
     return row
 
 
@@ -54,13 +57,8 @@ def result(experiment: Experiment, out: Path) -> Row:
     average; overlap: the share of Global Top-k's choice that was sent, averaged over ranks and the steps that were looked at,
     None where none was; k: what each layer sent in a step, averaged over ranks and steps.
     """
-    try:
-        found = trace.read(out / experiment.name / "trace.h5")
-    except trace.TraceError as error:
-        raise UsageError(str(error)) from None
-    if not (len(found.evals["step"]) and len(found.steps["step"])):
-        raise UsageError(f"{found.path} lacks the end of its run; move {out / experiment.name} away")
-    share = found.diagnostics["global_share"]
+    found = _whole_trace(experiment, out / experiment.name)
+    share, about = found.diagnostics["global_share"], found.header.attributes
     return {
         "accuracy": float(found.evals["accuracy"][-1]),
         "loss": float(found.evals["loss"][-1]),
@@ -68,8 +66,23 @@ def result(experiment: Experiment, out: Path) -> Row:
         "kB": float(found.steps["payload_bytes"].mean()) / 1000,
         "overlap": float(share.mean()) if len(share) else None,
         "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
-        "commits": str(found.header.attributes.get("commit", "")).split() or [""],
+        "commits": str(about.get("commit", "")).split() or [""],
+        "places": [f"{about.get('backend', 'unknown')} on {host}" for host in about.get("hosts", ["unknown"])],
     }
+
+
+def _whole_trace(experiment: Experiment, folder: Path) -> trace.Trace:
+    """UsageError where it cannot be read, is of several numbers of ranks, or does not reach the end."""
+    try:
+        parts = [trace.read(path) for path in trace.series(folder)]
+    except trace.TraceError as error:
+        raise UsageError(str(error)) from None
+    if len(parts) > 1:
+        raise UsageError(f"{folder} was run on several numbers of ranks; move it away")
+    for part in parts:
+        if len(part.steps["step"]) and part.evals["step"][-1:] == [experiment.config(folder).steps]:
+            return part
+    raise UsageError(f"{folder} lacks the end of its trace; move it away")
 
 
 def failure(experiment: Experiment, out: Path) -> str:

@@ -7,14 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from dls import data, theory
 from dls.batches import Batches
 from dls.bench import report as bench_report
-from dls.config import UsageError
+from dls.config import Parser, UsageError
 from dls.files import one_line
 from dls.theory import networks, properties, report, variance
 from dls.theory.variance import Plan, Row
@@ -23,11 +23,6 @@ from reference import methods
 T = TypeVar("T")
 
 NETWORKS = [*networks.CHAINS, "equal/raw", "mlp", "cnn", "vgg16"]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def _list_of(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -70,7 +65,7 @@ def _network(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
-    parser = _Parser(prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1], allow_abbrev=False)
+    parser = Parser(prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1])
     add = parser.add_argument
     words = f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW} behind one: "
     words += "images from 0 up instead of centred ones (default: all chains, mlp, cnn, vgg16)"
