@@ -15,14 +15,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 from numpy.typing import NDArray
 
 from dls import files, hdf5
 from dls.batches import Position
-from dls.comm import Comm
+
+if TYPE_CHECKING:
+    from dls.comm import Comm
 
 FORMAT = "dls-checkpoint/2"
 MANIFEST, SHARED = "manifest.json", "shared.h5"

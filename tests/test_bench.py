@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dls import backends
+from dls import backends, reports
 from dls.bench import __main__ as bench
-from dls.bench import report as bench_report
 from dls.bench import selection
 from dls.bench.selection import Selector, workloads
 from gpu import device
@@ -104,9 +103,9 @@ def test_a_report_names_the_device_and_all_versions(tmp_path: Path) -> None:
     (path,) = folder.iterdir()
     report = json.loads(path.read_text())
     assert report["device"] == device.current().describe()["device"]
-    assert path.name == f"select-{bench_report.slug(report['device'])}.json"
+    assert path.name == f"select-{reports.slug(report['device'])}.json"
     assert {"backend", "commit", "date", "python", "dls"} <= set(report)
-    assert set(report["packages"]) == set(bench_report.PACKAGES)
+    assert set(report["packages"]) == set(reports.PACKAGES)
     assert report["packages"]["numpy"] == np.__version__
     assert [row["layers"] for row in report["rows"]] == ["1000", "1000"]
 
@@ -118,5 +117,5 @@ def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path: Path, cap
 
 
 def test_names_of_devices() -> None:
-    assert bench_report.slug("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
+    assert reports.slug("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
     assert backends.device("numba")["device"]

@@ -14,7 +14,9 @@ import pytest
 
 from dls import trace
 from dls.inspect import __main__ as inspect
-from dls.inspect.summary import Summary, labels, load, smooth, summarise, to_json
+from dls.inspect.groups import labels
+from dls.inspect.series import load
+from dls.inspect.summary import Summary, smooth, summarise, to_json
 from tests.launch import Finished, launch
 
 CONFIG = """

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, models
-from dls.bench import model, network, report, selection
+from dls import backends, models, reports
+from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
 from dls.hosts import HostsError, bits_per_second
@@ -46,7 +46,7 @@ def _model(options: argparse.Namespace) -> Iterator[Row]:
 
 def _exchange(options: argparse.Namespace) -> Iterator[Row]:
     """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same bytes and its dense Allreduce."""
-    from dls.bench import exchange  # here, as it starts MPI, which the processes of other measurements can do without
+    from dls.bench import exchange  # here, as it loads MPI, which other measurements can do without
 
     backend = backends.load(options.backend, options.comm.rank_on_node)
     return exchange.measure(options.comm, backend, options.sizes, options.densities, options.steps)
@@ -71,7 +71,7 @@ def _network(options: argparse.Namespace) -> Iterator[Row]:
 
 def _network_summary(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """How DLS stands to its targets, and the chart."""
-    report.show("DLS and its targets; a missed one is named", list(network.judge(rows)))
+    reports.show("DLS and its targets; a missed one is named", list(network.judge(rows)))
     if options.chart:
         network.draw(rows, options.chart)
 
@@ -142,19 +142,15 @@ def _rate(text: str) -> str:
 
 
 def _contender(text: str) -> str:
-    from dls.bench import step
-
     try:
-        step.contender(text)
+        contenders.settings_of(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
 def _bench_network(text: str) -> str:
-    from dls.bench import step
-
-    if text not in step.NETWORKS:
+    if text not in contenders.NETWORKS:
         raise ValueError
     return text
 
@@ -188,7 +184,7 @@ def _exchange_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _step_options(sub: argparse.ArgumentParser) -> None:
-    networks, methods = ["resnet20", "vgg16", "mlp"], ["dense", "global-topk", "layerwise-topk", "dls", "dls/at-end"]
+    networks, methods = list(contenders.NETWORKS), list(contenders.CONTENDERS)
     words = "networks: resnet20, vgg16, or mlp with two hidden layers of 4096"
     sub.add_argument("--networks", type=_list_of(_bench_network, words), default=networks, metavar="NAME,…", help=words)
     words = "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values"
@@ -243,18 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         command.options(sub)
         sub.add_argument("--steps", type=_positive, default=7, metavar="N", help="steps measured of each row (default 7)")
-        sub.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-        words = "write the rows, and on what they were measured, to a file there that is named after the device"
-        sub.add_argument("--report", type=Path, metavar="FOLDER", help=words)
+        reports.add_options(sub)
     return parser
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    """What cannot be written shows before the hours of measuring."""
-    if options.json:
-        options.json.write_text("[]\n", encoding="utf-8")
-    if options.report:
-        options.report.mkdir(parents=True, exist_ok=True)
 
 
 def _measure(options: argparse.Namespace) -> Sequence[Row]:
@@ -270,17 +256,17 @@ def _measure(options: argparse.Namespace) -> Sequence[Row]:
 def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Print the table and whatever follows it; write the report."""
     command = COMMANDS[options.command]
-    report.show((command.rows.__doc__ or "").strip(), rows)
+    reports.show((command.rows.__doc__ or "").strip(), rows)
     command.summary(options, rows)
     if options.report:
-        print(f"written to {report.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
+        print(f"written to {reports.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
 
 
 def _ranks(command: str) -> Comm | None:
     """The ranks that a command of this name measures."""
     if command not in COMMANDS or not COMMANDS[command].ranks:
         return None
-    from dls.comm import Comm  # here, as it starts MPI
+    from dls.comm import Comm  # here, as it loads MPI
 
     return Comm()
 
@@ -292,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         options.comm = comm
-        _prepare(options)
+        reports.prepare(options)
         rows = _measure(options)
         if comm is None or comm.rank == 0:
             _finish(options, rows)

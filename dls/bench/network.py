@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dls.bench.step import AT_END, Row
+from dls.bench.contenders import AT_END, Row
 from dls.config import UsageError
+from dls.drawing import MISSING
 from dls.hosts import Hosts
-from dls.inspect.pictures import MISSING
 
 UNLIMITED = "unlimited"
 TARGETS = {"exposed / at the end": 0.2, "step / layerwise": 1.05, "step / bound": 1.1, "step / global": 1.0}

@@ -16,21 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import config, startup
+from dls.bench.contenders import NETWORKS, Row, settings_of
 from dls.comm import Comm
 from dls.startup import Run
 from dls.worker import PHASES, Worker
 
-Row = dict[str, Any]
-
-NETWORKS: Mapping[str, Mapping[str, Any]] = {
-    "resnet20": {"model": "resnet20", "synthetic_shape": (3, 32, 32)},
-    "vgg16": {"model": "vgg16", "synthetic_shape": (3, 32, 32)},
-    "mlp": {"model": "mlp", "synthetic_shape": (1, 28, 28), "mlp_widths": (4096, 4096)},
-}
-"""The networks, and the images that they are measured with."""
-AT_END = "/at-end"
-"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with buckets of N values."""
-CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
 WARM_UP = 4
 """Steps before the clock counts: compilation, first thresholds, first buffers."""
 TIMES = (*PHASES, "total")
@@ -73,7 +63,7 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
 
 def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
     images = {"dataset": "synthetic", "synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
-    chosen = config.build(settings, NETWORKS[network], images, contender(name))
+    chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
     run = startup.build(chosen, comm, startup.set_threads(comm, chosen))
     return Contender(run, Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config))
 
@@ -102,12 +92,3 @@ def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:
         if other in measured
         for figure in ("step, ms", "exposed, ms", "kB")
     }
-
-
-def contender(name: str) -> dict[str, Any]:
-    """The settings of a contender: METHOD, METHOD/at-end or METHOD/N. UsageError for another method or bucket size."""
-    method, _, variant = name.partition("/")
-    own = {"method": config.parse_value("method", method)}
-    if "/" + variant == AT_END:
-        return own | {"overlap": False}
-    return own | ({"bucket_size": config.parse_value("bucket_size", variant)} if variant else {})

@@ -14,7 +14,9 @@ from dls.config import Parser, UsageError
 from dls.files import one_line
 from dls.inspect import page, pictures
 from dls.inspect.follow import follow
-from dls.inspect.summary import files_of, groups, load, summarise, to_json
+from dls.inspect.groups import by_seed
+from dls.inspect.series import files_of, load
+from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.trace import TraceError
 
@@ -54,7 +56,7 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     if args.follow:
         follow(args.runs, console)
     runs = [load(path) for path in args.runs]
-    together = groups(runs)
+    together = by_seed(runs)
     if args.plot:
         pictures.sheet(together, args.plot)
     if args.html:

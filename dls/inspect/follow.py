@@ -11,7 +11,9 @@ from rich.live import Live
 
 from dls import trace
 from dls.files import one_line
-from dls.inspect.summary import Series, Summary, files_of, groups, labels, load, single_figures, summarise, written
+from dls.inspect.groups import by_seed, labels
+from dls.inspect.series import Series, files_of, load
+from dls.inspect.summary import Summary, single_figures, summarise, written
 from dls.inspect.tables import comparison, over_time, time_of_a_step
 
 EVERY = 1.0
@@ -46,7 +48,7 @@ def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
 
 def _tables(runs: Sequence[Series]) -> list[RenderableType]:
     if len(runs) > 1:
-        return comparison(groups(runs))
+        return comparison(by_seed(runs))
     summary = summarise(runs[0])
     head = f"{summary.run['path']}: {_line(summary)}"
     return [head, "", *over_time(summary), *time_of_a_step(summary)] if summary.recorded else [head]

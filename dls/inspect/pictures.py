@@ -21,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import timeline
-from dls.inspect.summary import Closest, Curve, Group, summarise
+from dls.drawing import COLOURS, MARKERS, MISSING
+from dls.inspect.groups import Curve, Group
+from dls.inspect.series import Closest
+from dls.inspect.summary import summarise
 from dls.trace import TraceError
 
 if TYPE_CHECKING:
@@ -29,9 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)))
-MARKERS = "os^Dv<>"
 HATCHES = ("", "///", "|||", "\\\\\\", "---", "", "///", "", "|||")
 """Of the phases of a step."""
 _FILLS = (("#0072B2", ""), ("#E69F00", "|||"), ("#56B4E9", "///"), ("#009E73", "\\\\\\"))
@@ -43,7 +44,6 @@ SHOWN_RANKS, SHOWN_LABEL = 4, 40
 """Ranks in a timeline; characters of a text from a trace."""
 WIDTH, HEIGHT = 4.9, 3.0
 """Inches."""
-MISSING = "needs matplotlib: pip install 'dls[plot]'"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from dls.inspect.summary import COMPARED, Group, Summary, group_figures, written, written_pair
+from dls.inspect.groups import Group, group_figures
+from dls.inspect.summary import COMPARED, Summary, written, written_pair
 
 K_OF_LAYERS = (
     *(("layer", "name"), ("kind", "kind"), ("size", "size"), ("first k", "k_first"), ("rank 0", "k_rank0_first")),

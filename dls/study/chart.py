@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dls.inspect.pictures import COLOURS, MARKERS
+from dls.drawing import COLOURS, MARKERS
 from dls.study.results import Row
 
 Style = tuple[str, str, float]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls.bench import report as bench_report
+from dls import reports
 from dls.config import UsageError
 from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, GLOBAL, Comparison, comparisons, sentences, split
@@ -129,7 +129,7 @@ def prepare(folder: Path) -> None:
 def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods reach") -> None:
     """study.md, study.json and study.png. UsageError where the folder cannot be written."""
     compared = [_plain(each) for each in comparisons(rows)]
-    report = {"rows": list(rows), "comparisons": compared, "reported_by": bench_report.about("numpy")}
+    report = {"rows": list(rows), "comparisons": compared, "reported_by": reports.about("numpy")}
     text = json.dumps(json.loads(json.dumps(report), parse_constant=lambda _: None), indent=1, allow_nan=False)
     prepare(folder)
     try:

@@ -11,9 +11,8 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import data, theory
+from dls import data, reports, theory
 from dls.batches import Batches
-from dls.bench import report as bench_report
 from dls.config import Parser, UsageError
 from dls.files import one_line
 from dls.theory import networks, properties, report, variance
@@ -84,10 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--adjustments", type=_POSITIVE, default=400, metavar="N", help="most adjustments of one gradient (default %(default)s)")
     add("--dataset", choices=data.names(), default="digits", help="images (default %(default)s)")
     add("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
-    add("--json", type=Path, metavar="FILE", help="write the rows of all tables there")
     add("--plot", type=Path, metavar="FILE", help="draw them: .png, .pdf, .svg")
-    words = "write the rows, and on what they were measured, to a file there that is named after the device"
-    add("--report", type=Path, metavar="FOLDER", help=words)
+    reports.add_options(parser)
     return parser
 
 
@@ -134,10 +131,7 @@ def _progress(words: str) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     """What cannot be written shows before the minutes of measuring."""
-    if options.json:
-        options.json.write_text("[]\n", encoding="utf-8")
-    if options.report:
-        options.report.mkdir(parents=True, exist_ok=True)
+    reports.prepare(options)
     if options.plot:
         report.check_plot(options.plot)
 
@@ -149,7 +143,7 @@ def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     if options.plot:
         report.draw(rows, options.plot)
     if options.report:
-        print(f"written to {bench_report.write(options.report, 'theory', 'numpy', rows)}")
+        print(f"written to {reports.write(options.report, 'theory', 'numpy', rows)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dls.bench.report import show
 from dls.config import UsageError
-from dls.inspect.pictures import COLOURS, MISSING
+from dls.drawing import COLOURS, MISSING
+from dls.reports import show
 from dls.theory.properties import HALF
 from dls.theory.variance import FORMS, INNER, Row
 

@@ -10,7 +10,7 @@ import pytest
 from dls import checkpoint, trace
 from dls.batches import Batches, Position
 from dls.data import load
-from dls.inspect import summary
+from dls.inspect import series
 from reference import ranks
 from tests.conftest import lines
 from tests.launch import launch
@@ -59,7 +59,7 @@ def test_several_changes_in_a_row_and_every_step_once(tmp_path: Path) -> None:
         assert [file.path.name for file in files] == ["trace.h5", *(f"trace-{step:08d}.h5" for step in (3, 5, 9))]
         assert [file.header.ranks for file in files] == [2, 3, 4, 1]
         assert [step for file in files for step in file.steps["step"].tolist()] == list(range(1, 12))
-        assert summary.load(out).steps["step"].tolist() == list(range(1, 12))
+        assert series.load(out).steps["step"].tolist() == list(range(1, 12))
         if method in ("global-topk", "dls"):
             assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
         found = checkpoint.latest(out)

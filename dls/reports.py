@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import re
@@ -38,6 +39,21 @@ def _cell(value: Any) -> str:
     if isinstance(value, str) and value.isdigit():
         return f"{int(value):,}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where a measurement's rows are to go, too."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of all tables there")
+    words = "write the rows, and on what they were measured, to a file there that is named after the device"
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help=words)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """What cannot be written shows before the hours of measuring. OSError."""
+    if options.json:
+        options.json.write_text("[]\n", encoding="utf-8")
+    if options.report:
+        options.report.mkdir(parents=True, exist_ok=True)
 
 
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
