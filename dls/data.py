@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.image_files import IDX_FILES, DataError, ImagesU8, Labels, Split, cifar_folder, join, read_cifar, read_idx_folder
-
-ImagesF32 = NDArray[np.float32]  # [N, C, H, W]
+from dls.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
+from dls.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
 ASSETS_DIR = Path(__file__).parent / "assets"
 DIGITS_SHA256 = "dcc8ca6619875703dbbfe9df02a9bcb04c8ea81247b27c64d917ab7421b1e6c6"
@@ -82,9 +81,9 @@ class Request:
     """What a loader may use of the arguments of `load`."""
 
     data_dir: Path | None
-    shape: tuple[int, int, int]
-    classes: int
-    size: int
+    synthetic_shape: tuple[int, int, int]
+    synthetic_classes: int
+    synthetic_size: int
     seed: int
 
 
@@ -186,20 +185,21 @@ def _cifar100(request: Request) -> Dataset:
 @register("synthetic")
 def _synthetic(request: Request) -> Dataset:
     """Noise around one random image for each class, for measuring; a quarter more for testing."""
-    if len(request.shape) != 3 or min(*request.shape, request.classes, request.size) < 1:
+    shape, classes, train_size = request.synthetic_shape, request.synthetic_classes, request.synthetic_size
+    if len(shape) != 3 or min(*shape, classes, train_size) < 1:
         raise DataError(
-            f"synthetic: shape {request.shape}, {request.classes} classes and {request.size} "
+            f"synthetic: shape {shape}, {classes} classes and {train_size} "
             "images: give three sizes C, H, W and counts, all at least 1"
         )
-    train_size, test_size = request.size, max(1, request.size // 4)
+    test_size = max(1, train_size // 4)
     rng = generator(request.seed, SYNTHETIC, 0, 0)
-    centres = rng.integers(0, 64, (request.classes, *request.shape), dtype=np.uint8)
-    labels = rng.integers(0, request.classes, train_size + test_size, dtype=np.int64)
-    images = rng.integers(0, 192, (len(labels), *request.shape), dtype=np.uint8)
+    centres = rng.integers(0, 64, (classes, *shape), dtype=np.uint8)
+    labels = rng.integers(0, classes, train_size + test_size, dtype=np.int64)
+    images = rng.integers(0, 192, (len(labels), *shape), dtype=np.uint8)
     images += centres[labels]  # at most 191 + 63, so uint8 never wraps
     train = images[:train_size], labels[:train_size]
     test = images[train_size:], labels[train_size:]
-    return assemble("synthetic", train, test, request.classes)
+    return assemble("synthetic", train, test, classes)
 
 
 def assemble(

@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-ImagesU8 = NDArray[np.uint8]  # [N, C, H, W]
-Labels = NDArray[np.int64]  # [N]
-Split = tuple[ImagesU8, Labels]
+from dls.images import DataError, Split
 
 SYSTEM_DIR = Path("/usr/share/datasets")  # where Debian's dataset-* packages put their files
 MAX_BYTES = 2**32  # no IDX file is unpacked beyond this
@@ -26,10 +24,6 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-
-
-class DataError(ValueError):
-    """Data is missing or wrong; the message is one line and says what to do."""
 
 
 # --- files in IDX format (MNIST, Fashion-MNIST) ----------------------------------------------

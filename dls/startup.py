@@ -20,7 +20,7 @@ from dls.checkpoint import Checkpoint
 from dls.comm import Comm
 from dls.config import CommandLine, Config, UsageError
 from dls.data import Dataset
-from dls.image_files import DataError
+from dls.images import DataError
 from dls.models import Model
 from dls.optim import Sgd
 from dls.sparsifiers import Setup, Sparsifier

@@ -66,7 +66,7 @@ class _Team:
     def _executor(self, threads: int) -> ThreadPoolExecutor:
         """Return the helpers of a team of so many threads."""
         if self._helpers is None or self._threads != threads:
-            self._helpers, self._threads = ThreadPoolExecutor(threads - 1, "numba_nn"), threads
+            self._helpers, self._threads = ThreadPoolExecutor(threads - 1, "layers"), threads
         return self._helpers
 
 

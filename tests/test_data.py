@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from dls import batches, data, image_files
 from dls.batches import Batches
 from dls.data import Dataset
-from dls.image_files import IDX_FILES, DataError
+from dls.image_files import IDX_FILES
+from dls.images import DataError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES
 RNG = np.random.default_rng(0)
@@ -551,7 +552,7 @@ def whole(count: int = 4, **changes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def test_a_registered_data_set_is_one_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_LOADERS", dict(data._LOADERS))
-    data.register("own")(lambda request: data.assemble("own", whole(request.size), whole(), classes=1))
+    data.register("own")(lambda request: data.assemble("own", whole(request.synthetic_size), whole(), classes=1))
     assert "own" in data.names()
     assert data.load("own", synthetic_size=7).train_images.shape == (7, 1, 2, 2)
     assert not data.load("own").train_labels.flags.writeable

@@ -78,4 +78,3 @@ def _row(comm: Comm, backend: Backend, n: int, density: float, medians: Mapping[
         "Allreduce, ms": 1000 * medians["Allreduce"],
         "with coding / Allreduce": medians["sparse"] / medians["Allreduce"],
     }
-

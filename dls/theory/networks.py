@@ -14,7 +14,8 @@ import numpy as np
 
 from dls import models
 from dls.config import UsageError
-from dls.data import Dataset, ImagesF32
+from dls.data import Dataset
+from dls.images import ImagesF32
 from dls.models import LayerInfo, Model
 from reference import nn
 

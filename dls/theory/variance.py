@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from dls.batches import Batches
 from dls.config import Config
-from dls.data import Dataset, ImagesF32
-from dls.image_files import Labels
+from dls.data import Dataset
+from dls.images import ImagesF32, Labels
 from dls.models import Model
 from dls.optim import Sgd
 from dls.theory import networks
