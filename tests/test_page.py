@@ -159,6 +159,19 @@ def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
     assert "0, 1, 2" in cells
 
 
+def test_a_figure_that_no_run_has_is_none_of_the_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the ratio of thresholds of dense, which are 0 in all layers."""
+    table = rows(range(1, 11), threshold=[0.0, 0.0])
+    folders = [tmp_path / f"dense-{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        write(folder / "trace.h5", table, config=config(seed))
+    (group,) = groups.by_seed([series.load(folder) for folder in folders])
+    assert groups.group_figures(group)["threshold_ratio"] is None
+    assert inspect.main([*map(str, folders)]) == 0
+    assert ["threshold", "ratio", "-"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "- ± -" not in Reader(page.page([group])).words
+
+
 def test_seeds_are_one_column_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And what one of them does not have, the group does not."""
     folders = [seeded(tmp_path, seed, loss) for seed, loss in enumerate((0.5, 1.0, 2.5))]
