@@ -59,7 +59,7 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     comm.timeout = settings.timeout
     if settings.elastic and not comm.outlives_ranks:
         raise UsageError("--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm")
-    threads = set_threads(comm, settings)
+    threads = thread_count(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
     if found is not None:
@@ -144,20 +144,19 @@ def _as_usage_error(make: Callable[[], T]) -> T:
         raise UsageError(f"model and data do not fit into memory: {error}") from None
 
 
-def set_threads(comm: Comm, settings: Config) -> int:
-    """How many threads this rank computes with; BLAS has no more from now on. Every rank calls it."""
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node)
-    comm.together(lambda: threadpool_limits(threads))
-    return threads
+def thread_count(comm: Comm, settings: Config) -> int:
+    """How many threads this rank computes with."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node)
 
 
 def build(settings: Config, comm: Comm, threads: int) -> Run:
-    """Load the data and build model and method, without communication. UsageError for what the user can mend."""
+    """Load the data and build model and method, without communication; BLAS has so many threads from now on. UsageError."""
     return _as_usage_error(lambda: _build(settings, comm, threads))
 
 
 def _build(settings: Config, comm: Comm, threads: int) -> Run:
     backend = backends.load(settings.backend, comm.rank_on_node)
+    threadpool_limits(threads)  # of whatever the backend loaded, too: where SciPy is installed, numba brings its BLAS
     backend.ops.set_threads(threads)
     dataset = data.load(
         settings.dataset,

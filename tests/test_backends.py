@@ -65,12 +65,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def public_functions(module: ModuleType) -> dict[str, Callable[..., object]]:
-    """What the module defines, or takes from the reference as its own."""
+    """What the module defines, or takes as its own: from the reference, or those that it names, from a module beside it."""
     homes = (module.__name__, module.__name__.replace("gpu", "reference").replace("numba_", "").replace("cupy_", ""))
+    beside = module.__name__.rpartition("_")[0] + "_"
+    named = set(getattr(module, "__all__", ()))
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and callable(value) and not isinstance(value, type) and value.__module__ in homes
+        if not name.startswith("_")
+        and callable(value)
+        and not isinstance(value, type)
+        and (value.__module__ in homes or (name in named and value.__module__.startswith(beside)))
     }
 
 

@@ -64,7 +64,7 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
 def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
     images = {"dataset": "synthetic", "synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
     chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
-    run = startup.build(chosen, comm, startup.set_threads(comm, chosen))
+    run = startup.build(chosen, comm, startup.thread_count(comm, chosen))
     return Contender(run, Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config))
 
 
