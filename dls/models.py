@@ -1,8 +1,7 @@
 """Models: small networks over one flat buffer of parameters and one of gradients.
 
-A model is a tuple of modules that hold no numbers. The numbers lie in the model's flat buffers, and
-modules see them as reshaped views, so that whoever writes the flat buffer changes the model. The
-functions come from the backend: `nn` is a namespace with the names of `reference.nn`.
+A model is a tuple of modules (`dls.modules`), which see its buffers as reshaped views, so that whoever
+writes the flat buffer changes the model.
 
 To add a model, write one function below that appends modules to a `Builder`, under `@register`.
 """
@@ -12,16 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Array = NDArray[np.floating[Any]]
-OnGradient = Callable[[int], None]
-
-MOMENTUM = 0.1  # weight of the newest batch in batch norm's running statistics
-EPSILON = 1e-5  # added to batch norm's variance
+from dls import modules
+from dls.modules import (
+    Array,
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    Module,
+    OnGradient,
+    ReLU,
+    Residual,
+    Views,
+)
 
 
 @dataclass(frozen=True)
@@ -36,204 +45,6 @@ class LayerInfo:
     kernel: int  # k: side of the kernel; 1 for a linear layer, 0 for batch norm
     positions: int  # S: positions of the output map; 1 for a linear layer, 0 for batch norm
     channels_in: int  # channels before the flatten in front of a linear layer, else `inputs`
-
-
-# Modules --------------------------------------------------------------------------------------
-
-
-class Views(NamedTuple):
-    """The backend's functions and, per layer, the arrays that lie in a model's flat buffers."""
-
-    nn: ModuleType
-    parameters: list[list[Array]]  # weight and bias; gamma and beta
-    gradients: list[list[Array]]
-    statistics: list[list[Array]]  # running mean and variance; empty unless batch norm
-
-
-class Module(Protocol):
-    """One step of a network. It holds its settings alone; numbers come in as arguments."""
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        """Return the output and whatever `backward` will need."""
-        ...
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        """Write the gradients, call `done` with each layer's number, return the input's gradient.
-
-        None comes back where nobody in front needs it.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = x wᵀ + b."""
-
-    layer: int
-    need_dx: bool  # False for the first layer of a network
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        return views.nn.linear_forward(x, *views.parameters[self.layer]), x
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        views.nn.linear_weight_gradients(dy, cache, *views.gradients[self.layer])
-        done(self.layer)  # the gradient may leave while dx is computed
-        dx: Array | None = None
-        if self.need_dx:
-            dx = views.nn.linear_input_gradient(dy, views.parameters[self.layer][0])
-        return dx
-
-
-@dataclass(frozen=True)
-class Conv2d:
-    """Convolution with a square kernel; without a bias in front of batch norm."""
-
-    layer: int
-    stride: int
-    padding: int
-    need_dx: bool  # False for the first layer of a network
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        w, b = (*views.parameters[self.layer], None)[:2]
-        y, cache = views.nn.conv2d_forward(x, w, b, self.stride, self.padding)
-        return y, cache
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dw, db = (*views.gradients[self.layer], None)[:2]
-        views.nn.conv2d_weight_gradients(dy, cache, dw, db)
-        done(self.layer)
-        dx: Array | None = None
-        if self.need_dx:
-            dx = views.nn.conv2d_input_gradient(dy, cache, views.parameters[self.layer][0])
-        return dx
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """Batch normalisation; a forward pass in training moves the running statistics."""
-
-    layer: int
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        gamma, beta = views.parameters[self.layer]
-        running_mean, running_var = views.statistics[self.layer]
-        if not training:
-            args = x, gamma, beta, running_mean, running_var, EPSILON
-            return views.nn.batch_norm_inference(*args), None
-        y, mean, var, cache = views.nn.batch_norm_forward(x, gamma, beta, EPSILON)
-        count = x.size // x.shape[1]
-        running_mean += MOMENTUM * (mean - running_mean)
-        running_var += MOMENTUM * (var * (count / (count - 1)) - running_var)
-        return y, cache
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array
-        dx, *gradients = views.nn.batch_norm_backward(dy, cache, views.parameters[self.layer][0])
-        for view, gradient in zip(views.gradients[self.layer], gradients, strict=True):
-            view[...] = gradient
-        done(self.layer)
-        return dx
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """max(x, 0)."""
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        y = views.nn.relu_forward(x)
-        return y, y
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array = views.nn.relu_backward(dy, cache)
-        return dx
-
-
-@dataclass(frozen=True)
-class MaxPool2d:
-    """Maxima of windows of size x size that do not overlap."""
-
-    size: int
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        y, cache = views.nn.max_pool2d_forward(x, self.size)
-        return y, cache
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array = views.nn.max_pool2d_backward(dy, cache)
-        return dx
-
-
-@dataclass(frozen=True)
-class GlobalAvgPool:
-    """The mean of each channel's map."""
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        return views.nn.global_avg_pool_forward(x), x.shape
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array = views.nn.global_avg_pool_backward(dy, cache)
-        return dx
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """[N, C, H, W] to [N, C * H * W]."""
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        return views.nn.flatten_forward(x), x.shape
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dx: Array = views.nn.flatten_backward(dy, cache)
-        return dx
-
-
-@dataclass(frozen=True)
-class Residual:
-    """body(x) + shortcut(x); the shortcut has no parameters, see `shortcut_forward`."""
-
-    body: tuple[Module, ...]
-    channels: int  # of the body's output
-    stride: int
-    identity: bool  # the body keeps the shape, and the shortcut is x itself
-
-    def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        y, caches = _forward(self.body, views, x, training)
-        shortcut = x
-        if not self.identity:
-            shortcut = views.nn.shortcut_forward(x, self.channels, self.stride)
-        return views.nn.add_forward(y, shortcut), (caches, x.shape)
-
-    def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        caches, shape = cache
-        dbody, dshortcut = views.nn.add_backward(dy)
-        if not self.identity:
-            dshortcut = views.nn.shortcut_backward(dshortcut, shape, self.stride)
-        dbody = _backward(self.body, views, dbody, caches, done)
-        dx: Array = views.nn.add_forward(dbody, dshortcut)
-        return dx
-
-
-def _forward(
-    modules: Sequence[Module], views: Views, x: Array, training: bool
-) -> tuple[Array, list[Any]]:
-    """Run the modules one after another; return the output and their caches."""
-    caches = []
-    for module in modules:
-        x, cache = module.forward(views, x, training)
-        caches.append(cache if training else None)
-    return x, caches
-
-
-def _backward(
-    modules: Sequence[Module], views: Views, dy: Array, caches: list[Any], done: OnGradient
-) -> Array | None:
-    """Run the modules backwards and drop each cache after its use; return the input's gradient."""
-    gradient: Array | None = dy
-    for module in reversed(modules):
-        cache = caches.pop()
-        if gradient is not None:
-            gradient = module.backward(views, gradient, cache, done)
-    return gradient
 
 
 # Building -------------------------------------------------------------------------------------
@@ -407,7 +218,7 @@ class Model:
             )
         x = self._views.nn.asarray(enlarge(images, self._wanted))
         with np.errstate(over="ignore", invalid="ignore"):
-            logits, caches = _forward(self._modules, self._views, x, training)
+            logits, caches = modules.forward(self._modules, self._views, x, training)
         self._caches = caches if training else None
         return logits
 
@@ -422,7 +233,7 @@ class Model:
         if self._caches is None:
             raise RuntimeError("backward needs a forward pass in training before it")
         caches, self._caches = self._caches, None
-        _backward(self._modules, self._views, dlogits, caches, on_gradient)
+        modules.backward(self._modules, self._views, dlogits, caches, on_gradient)
 
 
 def _join(arrays: list[list[Array]], dtype: DTypeLike) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dls import backends, models
+from dls import backends, models, modules
 
 Step = Callable[[], float]
 Row = dict[str, Any]
@@ -140,32 +140,32 @@ def _torch_step(model: str, batch: int, threads: int) -> Step:
     return step
 
 
-def _torch_forward(torch: Any, modules: Sequence[Any], parameters: Any, statistics: Any, x: Any) -> Any:
+def _torch_forward(torch: Any, chain: Sequence[Any], parameters: Any, statistics: Any, x: Any) -> Any:
     """The logits of torch tensors x [N, C, H, W]."""
     functions = torch.nn.functional
     steps: dict[type, Callable[[Any, Any], Any]] = {
-        models.Linear: lambda m, x: functions.linear(x, *parameters[m.layer]),
-        models.Conv2d: lambda m, x: functions.conv2d(x, *_weights(m, parameters), stride=m.stride, padding=m.padding),
-        models.BatchNorm: lambda m, x: functions.batch_norm(
-            x, *statistics[m.layer], *parameters[m.layer], training=True, momentum=models.MOMENTUM, eps=models.EPSILON
+        modules.Linear: lambda m, x: functions.linear(x, *parameters[m.layer]),
+        modules.Conv2d: lambda m, x: functions.conv2d(x, *_weights(m, parameters), stride=m.stride, padding=m.padding),
+        modules.BatchNorm: lambda m, x: functions.batch_norm(
+            x, *statistics[m.layer], *parameters[m.layer], training=True, momentum=modules.MOMENTUM, eps=modules.EPSILON
         ),
-        models.ReLU: lambda m, x: torch.relu_(x),
-        models.MaxPool2d: lambda m, x: functions.max_pool2d(x, m.size),
-        models.GlobalAvgPool: lambda m, x: x.mean(dim=(2, 3)),
-        models.Flatten: lambda m, x: x.flatten(1),
-        models.Residual: lambda m, x: _torch_forward(torch, m.body, parameters, statistics, x) + _torch_shortcut(torch, m, x),
+        modules.ReLU: lambda m, x: torch.relu_(x),
+        modules.MaxPool2d: lambda m, x: functions.max_pool2d(x, m.size),
+        modules.GlobalAvgPool: lambda m, x: x.mean(dim=(2, 3)),
+        modules.Flatten: lambda m, x: x.flatten(1),
+        modules.Residual: lambda m, x: _torch_forward(torch, m.body, parameters, statistics, x) + _torch_shortcut(torch, m, x),
     }
-    for module in modules:
+    for module in chain:
         x = steps[type(module)](module, x)
     return x
 
 
-def _weights(module: models.Conv2d, parameters: Any) -> tuple[Any, Any]:
+def _weights(module: modules.Conv2d, parameters: Any) -> tuple[Any, Any]:
     """The convolution's weight, and its bias or None."""
     return (*parameters[module.layer], None)[:2]
 
 
-def _torch_shortcut(torch: Any, module: models.Residual, x: Any) -> Any:
+def _torch_shortcut(torch: Any, module: modules.Residual, x: Any) -> Any:
     """The shortcut without parameters: every stride-th pixel, and channels of zeros."""
     if module.identity:
         return x

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dls import models
+from dls import models, modules
 from dls.config import UsageError
 from dls.data import Dataset
 from dls.images import ImagesF32
@@ -141,15 +141,15 @@ def pairs(name: str, model: Model) -> list[Pair]:
 
 def _weight_layers(model: Model) -> Iterator[tuple[LayerInfo, list[str]]]:
     """Each layer with weights, and what stands between the one before and its product."""
-    words = {models.MaxPool2d: "pooling", models.GlobalAvgPool: "average", models.BatchNorm: "batch norm"}
+    words = {modules.MaxPool2d: "pooling", modules.GlobalAvgPool: "average", modules.BatchNorm: "batch norm"}
     before: list[str] = []
     maps = False
     for module in model._modules:
-        if isinstance(module, models.Linear | models.Conv2d):
-            stride = ["stride"] if isinstance(module, models.Conv2d) and module.stride > 1 else []
+        if isinstance(module, modules.Linear | modules.Conv2d):
+            stride = ["stride"] if isinstance(module, modules.Conv2d) and module.stride > 1 else []
             yield model.layers[module.layer], before + stride
-            before, maps = [], isinstance(module, models.Conv2d)
-        elif isinstance(module, models.Flatten):
+            before, maps = [], isinstance(module, modules.Conv2d)
+        elif isinstance(module, modules.Flatten):
             before += ["flatten"] if maps else []
         elif type(module) in words:
             before.append(words[type(module)])
