@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import count, cycle
 from pathlib import Path
@@ -18,6 +19,10 @@ Style = tuple[str, str, float]
 """Colour, marker, and the factor that moves a method aside from the others at each density."""
 
 
+ABREAST = 3
+"""Most panels in one line; more stand in pairs."""
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Means over the seeds, bars are standard deviations. Workloads without a density have no panel."""
     reached = [row for row in rows if row["seeds"]]
@@ -26,9 +31,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     looks = zip(methods, cycle(COLOURS), cycle(MARKERS), count(-len(methods) // 2), strict=False)
     styles = {name: (colour, marker, 1.06**place) for name, colour, marker, place in looks}
     with rc_context({"text.parse_math": False}):  # names are anybody's
-        figure = Figure(figsize=(5 * max(1, len(workloads)), 4), layout="constrained")
+        columns = len(workloads) if len(workloads) <= ABREAST else 2
+        lines = math.ceil(len(workloads) / columns) if columns else 1
+        figure = Figure(figsize=(5 * max(1, columns), 4 * lines), layout="constrained")
         for place, workload in enumerate(workloads, start=1):
-            axes = figure.add_subplot(1, len(workloads), place, title=workload, xlabel="density", ylabel="test accuracy, %")
+            axes = figure.add_subplot(lines, columns, place, title=workload, xlabel="density", ylabel="test accuracy, %")
             _draw(axes, [row for row in reached if row["workload"] == workload], styles)
         figure.savefig(path, dpi=150)
 
@@ -45,5 +52,8 @@ def _draw(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
         x = [row["density"] * shift for row in own]
         axes.errorbar(x, means, spread, color=colour, marker=marker, capsize=3, linestyle=":", label=name)
     axes.set_xscale("log")
+    axes.set_xticks(sorted({row["density"] for row in rows} - {None}))
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
