@@ -426,6 +426,19 @@ def test_more_seeds_are_of_the_same_runs() -> None:
     assert all(dict(run.settings) | {"seed": None} == of[run.method, run.density] for run in more)
 
 
+def test_the_readme_says_what_the_committed_report_does() -> None:
+    """Every accuracy, and every difference, by its own figures; bold where the verdict says so."""
+    found = json.loads((ROOT / "runs" / "results" / "study.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for each in found["rows"]:
+        assert f"{100 * fmean(each['accuracy']):.2f} ± {100 * stdev(each['accuracy']):.2f}" in readme, each["repeat"]
+    for each in found["comparisons"]:
+        if each["density"] is not None:
+            figures = f"{each['mean']:+.2f} ± {each['half']:.2f}"
+            bold = each["verdict"] in ("better", "worse")
+            assert f"| **{figures}** |" in readme if bold else f"| {figures} |" in readme, each
+
+
 def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert study.main([str(tiny), *out, "--only=*/dls(1)-0.1-seed1"]) == 0  # the last of the six
