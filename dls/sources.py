@@ -2,39 +2,94 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import dls
 
 ROOT = Path(dls.__file__).parent.parent
 PACKAGES = ("dls", "reference", "gpu")
-
-
-def fingerprint(root: Path = ROOT) -> str:
-    """A hash of all sources, the same wherever the same code runs: 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".cu")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+BY_NAME = ("reference", "gpu", "dls/assets")
+"""What training loads by name, or reads: all of it counts."""
+DIGITS = 12
 
 
 def version() -> str:
-    """The program's version, and the hash of its sources."""
-    return f"{dls.__version__}+{fingerprint()}"
+    """The program's version, and a hash of all its sources, the same wherever the same code runs."""
+    return f"{dls.__version__}+{_hash(_below(ROOT, PACKAGES), ROOT)}"
 
 
-def commit(root: Path = ROOT) -> str:
-    """The git commit of the sources. Where they differ from it, or are no checkout, a + and their hash come after it."""
+def training_hash(method: str, root: Path = ROOT) -> str:
+    """A hash of what a run of this method reads of the program."""
+    return _hash(_below(root, training_files(method, root)), root)
+
+
+def commit(method: str = "", root: Path = ROOT) -> str:
+    """The git commit of the sources. Where they differ from it, or are no checkout, a + and the hash of a run come after it.
+
+    A program that takes the place of dls.train is one of the sources, and of no commit.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
 
+    own = _own_program(root)
     try:
         git("ls-files", "--error-unmatch", "dls/train.py")
         head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *PACKAGES)
     except (OSError, subprocess.CalledProcessError):
         head, changed = "", "all"
-    return f"{head}+{fingerprint(root)}" if changed else head
+    if own:
+        return f"{head}+{_hash([*_below(root, training_files(method, root)), own], root)}"
+    return f"{head}+{training_hash(method, root)}" if changed else head
+
+
+def training_files(method: str, root: Path = ROOT) -> list[str]:
+    """The modules of dls that `dls.train` and the method import, directly or by others, and the folders of what has no import."""
+    found: set[str] = set()
+    waiting = {"", "train", f"sparsifiers.{method.replace('-', '_')}"}
+    while waiting:
+        place = "/".join(["dls", *filter(None, waiting.pop().split("."))])
+        for path in (f"{place}.py", f"{place}/__init__.py"):
+            if path not in found and (root / path).exists():
+                found.add(path)
+                waiting.update(_imported(root / path))
+    return sorted(found.union(BY_NAME))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The modules of dls that a file may import, as what comes after `dls.`; imports inside functions count."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name.removeprefix("dls.") for name in names if name.startswith("dls."))
+
+
+def _own_program(root: Path) -> Path | None:
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return Path(file).resolve() if file and not Path(file).resolve().is_relative_to((root / "dls").resolve()) else None
+
+
+def _below(root: Path, names: Iterable[str]) -> list[Path]:
+    """The files of these names, and those in the folders of these names."""
+    places = [root / name for name in names]
+    return [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*"))) if _is_source(path)]
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".py", ".cu", ".npz")
+
+
+def _hash(files: Iterable[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()[:DIGITS]

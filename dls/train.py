@@ -195,7 +195,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
-        "commit": sources.commit() if comm.rank == 0 else "",
+        "commit": sources.commit(run.config.method) if comm.rank == 0 else "",
         "world_size": comm.size,
         "backend": run.backend.name,
         "seed": run.config.seed,

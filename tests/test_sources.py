@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dls import sources
 
-FILES = ("dls/train.py", "dls/sparsifiers/dense.py", "reference/ops.py", "gpu/kernels.cu")
+SOURCES = {
+    "dls/__init__.py": "",
+    "dls/train.py": "from dls import worker\n",
+    "dls/worker.py": "def f():\n    import dls.step\n",
+    "dls/step/__init__.py": "",
+    "dls/step/part.py": "",
+    "dls/step/other.py": "",
+    "dls/sparsifiers/__init__.py": "",
+    "dls/sparsifiers/dense.py": "from dls.sparsifiers._base import Sparsifier\n",
+    "dls/sparsifiers/my_own.py": "from dls.step import part\n",
+    "dls/sparsifiers/_base.py": "",
+    "dls/inspect/page.py": "",
+    "dls/assets/digits.npz": "",
+    "reference/ops.py": "",
+    "gpu/kernels.cu": "",
+}
+"""A training that imports a worker, which imports a package; two methods, and a tool beside them."""
+READ = ("dls/train.py", "dls/worker.py", "dls/step/__init__.py", "dls/assets/digits.npz", "reference/ops.py", "gpu/kernels.cu")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in (*FILES, "runs/results/study.md"):
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in (SOURCES | {"runs/results/study.md": ""}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "dls" / "train.py"), raising=False)
     return tmp_path
 
 
@@ -28,25 +47,58 @@ def checkout(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", [*FILES, "dls/sparsifiers/own.py"])
-def test_every_source_counts(name: str, checkout: Path) -> None:
-    """Ranks with different kernels must not train together, and a commit is no name for files that differ from it."""
-    before, head = sources.fingerprint(checkout), sources.commit(checkout)
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        *((name, {"dense", "my-own"}) for name in READ),
+        ("dls/sparsifiers/dense.py", {"dense"}),
+        ("dls/sparsifiers/_base.py", {"dense"}),
+        ("dls/sparsifiers/my_own.py", {"my-own"}),
+        ("dls/step/part.py", {"my-own"}),
+        ("dls/step/other.py", set()),
+        ("dls/inspect/page.py", set()),
+    ],
+)
+def test_what_a_run_reads_makes_its_hash(name: str, methods: set[str], checkout: Path) -> None:
+    before = {method: sources.training_hash(method, checkout) for method in ("dense", "my-own")}
+    (checkout / name).write_text(SOURCES[name] + "# other\n")
+    assert {method for method in before if sources.training_hash(method, checkout) != before[method]} == methods
+
+
+@pytest.mark.parametrize("name", [*READ, "dls/inspect/page.py", "dls/sparsifiers/new.py"])
+def test_a_commit_is_no_name_for_files_that_differ_from_it(name: str, checkout: Path) -> None:
+    head = sources.commit("dense", checkout)
     assert re.fullmatch(r"[0-9a-f]{40}", head)
-    seen = {before}
+    (checkout / name).write_text("# other\n")
+    assert sources.commit("dense", checkout) == f"{head}+{sources.training_hash('dense', checkout)}"
+
+
+@pytest.mark.parametrize("name", ["dls/worker.py", "dls/sparsifiers/dense.py", "dls/inspect/page.py", *READ])
+def test_the_version_moves_with_every_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks with different kernels must not train together."""
+    monkeypatch.setattr(sources, "ROOT", root)
+    before = sources.version()
+    (root / name).write_text("# other\n")
+    assert sources.version() != before
+
+
+def test_an_own_program_is_a_source(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, program = sources.commit("dense", checkout), tmp_path / "my_train.py"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program), raising=False)
+    seen = set()
     for text in ("one", "two"):
-        (checkout / name).write_text(text)
-        seen.add(sources.fingerprint(checkout))
-        assert sources.commit(checkout) == f"{head}+{sources.fingerprint(checkout)}"
-    assert len(seen) == 3
+        program.write_text(text)
+        seen.add(sources.commit("dense", checkout))
+    assert len(seen) == 2
+    assert all(each.startswith(f"{head}+") for each in seen)
 
 
 def test_a_report_is_no_source(checkout: Path) -> None:
-    before = sources.commit(checkout), sources.fingerprint(checkout)
+    before = sources.commit("dense", checkout)
     (checkout / "runs/results/study.md").write_text("rebuilt")
     (checkout / "runs/results/new.md").write_text("new")
-    assert (sources.commit(checkout), sources.fingerprint(checkout)) == before
+    assert sources.commit("dense", checkout) == before
 
 
 def test_what_is_no_checkout_has_its_hash_alone(root: Path) -> None:
-    assert sources.commit(root) == f"+{sources.fingerprint(root)}"
+    assert sources.commit("dense", root) == f"+{sources.training_hash('dense', root)}"

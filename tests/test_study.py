@@ -510,27 +510,23 @@ def _wait_until(met: Callable[[], bool]) -> None:
 
 
 def test_all_that_training_loads_counts() -> None:
-    program = "import sys, dls.train; print(*(name for name in sys.modules if name.startswith('dls.')))"
+    program = "import sys, dls.train, dls.sparsifiers as s; s.load('dls'); print(*(n for n in sys.modules if n[:4] == 'dls.'))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
-    files = provenance.training_files()
+    files = sources.training_files("dls")
     for name in loaded:
         path = name.replace(".", "/")
-        assert f"{path}.py" in files or any(path.startswith(folder) for folder in provenance.BY_NAME), name
-    assert {"dls", "dls/study", "dls/inspect"}.isdisjoint(files)
+        assert {f"{path}.py", f"{path}/__init__.py"} & set(files), name
+    assert not any(name.startswith(("dls/study", "dls/inspect", "dls/bench")) for name in files)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Sources of a training that imports a worker, which imports a package, with a tool and a page beside them."""
+    """Sources of a training, with two methods, a tool and a page beside them."""
     root = tmp_path / "checkout"
-    for folder in provenance.BY_NAME:
-        (root / folder).mkdir(parents=True)
-        (root / folder / "own.py").write_text("")
-    files = {"dls/train.py": "from dls import worker\n", "dls/worker.py": "def f():\n    import dls.step\n"}
-    files |= {"dls/step/__init__.py": "", "dls/step/part.py": "from dls.other import x\n", "dls/other.py": ""}
-    for name, text in (files | {"dls/study.py": "", "dls/inspect/page.py": "", "reference/README.md": ""}).items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(text)
+    names = ("dls/train.py", "dls/sparsifiers/own.py", "dls/sparsifiers/dense.py", "gpu/own.py", "reference/README.md")
+    for name in (*names, "dls/inspect/page.py"):
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).write_text("")
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(root), *command], check=True)
     return root
@@ -541,38 +537,34 @@ def _head(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-READ = ("dls/train.py", "dls/step/part.py", "dls/other.py", "gpu/own.py", "dls/sparsifiers/own.py")
-
-
-@pytest.mark.parametrize("name", [*READ, "dls/sparsifiers/new.py"])
-def test_what_training_reads_counts_as_changed(name: str, checkout: Path) -> None:
-    assert provenance.changed(_head(checkout), checkout) == []
+@pytest.mark.parametrize("name", ["dls/train.py", "gpu/own.py", "gpu/new.py", "dls/sparsifiers/own.py"])
+def test_what_a_run_reads_counts_as_changed(name: str, checkout: Path) -> None:
+    assert provenance.changed(_head(checkout), "own", checkout) == []
     with (checkout / name).open("a") as file:
         file.write("# other\n")
-    assert provenance.changed(_head(checkout), checkout) == [name]
+    assert provenance.changed(_head(checkout), "own", checkout) == [name]
 
 
-@pytest.mark.parametrize("name", ["dls/study.py", "dls/inspect/page.py", "reference/README.md"])
-def test_what_training_does_not_read_does_not_count(name: str, checkout: Path) -> None:
+NOT_READ = ("dls/sparsifiers/dense.py", "dls/sparsifiers/new.py", "dls/inspect/page.py", "reference/README.md")
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_what_a_run_does_not_read_does_not_count(name: str, checkout: Path) -> None:
     (checkout / name).write_text("# other\n")
-    assert provenance.changed(_head(checkout), checkout) == []
+    assert provenance.changed(_head(checkout), "own", checkout) == []
 
 
-def test_code_of_which_nothing_is_known(checkout: Path, tmp_path: Path) -> None:
-    assert provenance.changed("", checkout) is None
-    assert provenance.changed(_head(checkout) + "+", checkout) is None
-    assert provenance.changed(_head(checkout) + "+0123456789ab", checkout) is None
-    assert provenance.changed("0" * 40, checkout) is None
-    assert provenance.changed("--output=x", checkout) is None
+def test_code_of_which_nothing_is_known(checkout: Path) -> None:
+    for commit in ("", _head(checkout) + "+", "0" * 40, "--output=x"):
+        assert provenance.changed(commit, "own", checkout) is None
 
 
 def test_code_that_is_no_commits_is_known_by_its_hash(checkout: Path) -> None:
     (checkout / "dls/sparsifiers/new.py").write_text("one")
-    commit = sources.commit(checkout)
-    assert commit.startswith(_head(checkout) + "+")
-    assert provenance.changed(commit, checkout) == []
+    commit = f"{_head(checkout)}+{sources.training_hash('new', checkout)}"
+    assert provenance.changed(commit, "new", checkout) == []
     (checkout / "dls/sparsifiers/new.py").write_text("two")
-    assert provenance.changed(commit, checkout) is None
+    assert provenance.changed(commit, "new", checkout) == ["files that were of no commit"]
 
 
 def test_every_commit_of_a_run_that_was_gone_on_with_counts(
@@ -582,7 +574,7 @@ def test_every_commit_of_a_run_that_was_gone_on_with_counts(
     assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
     with h5py.File(tmp_path / run.name / "trace.h5", "a") as file:
         file.attrs["commit"] = "one two+hash"
-    assert provenance.commits([run], tmp_path) == {"one": [run.name], "two+hash": [run.name]}
+    assert provenance.commits([run], tmp_path) == {("one", "dense"): [run.name], ("two+hash", "dense"): [run.name]}
     assert results.result(run, tmp_path)["commits"] == ["one", "two+hash"]
 
 
@@ -600,18 +592,19 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
 ) -> None:
     out = ["--out", str(tmp_path / "out"), "--only=*seed0"]
     assert study.main([str(tiny), *out]) == 0
-    monkeypatch.setattr(provenance, "changed", lambda commit, root: ["dls/worker.py", "a", "b", "c", "d"])
+    monkeypatch.setattr(provenance, "changed", lambda commit, method, root: ["dls/worker.py", "a", "b", "c", "d"])
     capsys.readouterr()
     assert study.main([str(tiny), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dls.study: code has changed since runs were made (tiny/dense-seed0 and 2 more: since ")
-    assert "dls/worker.py, a, b and 2 more); move them away, or keep them with --any-code" in line
+    assert line.startswith("dls.study: code has changed since runs were made (tiny/dense-seed0: since ")
+    assert "dls/worker.py, a, b and 2 more; tiny/layerwise-topk-0.1-seed0: since " in line
+    assert line.endswith("dls/worker.py, a, b and 2 more); move those runs away, or keep them with --any-code")
     for flag in ("--any-code", "--report-only"):
         assert study.main([str(tiny), *out, flag]) == 0
-        assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0 and 2 more: since ")
-    monkeypatch.setattr(provenance, "changed", lambda commit, root: None)
+        assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0: since ")
+    monkeypatch.setattr(provenance, "changed", lambda commit, method, root: None)
     assert study.main([str(tiny), *out]) == 0
-    assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0 and 2 more: ")
+    assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0: ")
 
 
 def test_a_reader_may_leave_early(tiny: Path) -> None:
