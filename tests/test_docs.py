@@ -25,7 +25,7 @@ SHORTER = {
     r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
     r"dls\.bench exchange": "--sizes 1000 --steps 1",
     r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1",
-    r"dls\.study": "--report-only",
+    r"dls\.study": "--report-only --out .",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take minutes; a later flag beats an earlier one."""

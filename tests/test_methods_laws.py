@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dls.sparsifiers import load
 from reference import adjustment, methods
 from tests.strategies import (
     F32,
@@ -320,3 +321,25 @@ def test_one_step_a_time_comes_near_the_optimum_on_gaussian_layers() -> None:
         assert away <= start
         shares.append(away / budget)
     assert np.median(shares) <= 0.02
+
+
+# --- methods of one's own --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [
+        ([4, 3, 2], "9 in sum, with a budget of 10"),
+        ([4, 3], "not a whole number from 0 to the size of each part"),
+        ([4.0, 3.0, 3.0], "not a whole number"),
+        ([11, -1, 0], "not a whole number"),
+        ([0, 0, 10], "not a whole number"),
+        (None, "not a whole number"),
+    ],
+)
+def test_a_k_that_breaks_the_budget_is_refused(k: object, words: str) -> None:
+    method = object.__new__(load("layerwise-topk"))
+    method.sizes = [20, 10, 5]
+    assert method.checked(np.array([7, 3, 0]), 10).tolist() == [7, 3, 0]
+    with pytest.raises(ValueError, match=words):
+        method.checked(k, 10)

@@ -325,3 +325,23 @@ def test_any_number_can_stand_in_a_trace(value: float, tmp_path: Path, capsys: p
     for options in ([], ["--json"], [str(other), "--html", str(tmp_path / "x.html")]):
         assert inspect.main([str(folder), *options]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "words"),
+    [
+        ("--html", "trace.h5", "a page's name ends in .html"),
+        ("--html", "page.png", "a page's name ends in .html"),
+        ("--html", "no/page.html", "there is no folder"),
+        ("--plot", "no/page.png", "there is no folder"),
+        ("--plot", ".", "that is a folder"),
+    ],
+)
+def test_what_cannot_be_written_shows_before_any_work(
+    option: str, name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = write(tmp_path / "trace.h5", rows([1, 2])).joinpath("trace.h5").read_bytes()
+    assert inspect.main([str(tmp_path), option, str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dls.inspect: {option} ") and words in line
+    assert (tmp_path / "trace.h5").read_bytes() == before

@@ -294,6 +294,19 @@ def test_the_command_in_a_row_repeats_no_other(tiny: Path, tmp_path: Path) -> No
         assert names == {("tiny", found["density"], found["method"])}
 
 
+def test_a_partial_study_reports_on_all_of_it(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file would otherwise lose what an earlier one said; the screen has what was asked for."""
+    out = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "report")]
+    for pattern in ("*/dense-*", "*/dls*"):
+        assert study.main([str(tiny), *out, f"--only={pattern}"]) == 0
+    assert "2 of 2 planned runs are complete." in capsys.readouterr().out.rpartition("dls(1)-0.1-seed1")[0]
+    assert "4 of 6 planned runs are complete." in (tmp_path / "report" / "study.md").read_text()
+    before = (tmp_path / "report" / "study.md").read_bytes()
+    assert study.main([str(tiny), "--out", str(tmp_path / "typo"), *out[2:], "--report-only"]) == 2
+    assert "typo is no folder; there is nothing to report on" in capsys.readouterr().err
+    assert (tmp_path / "report" / "study.md").read_bytes() == before
+
+
 def test_two_files_share_no_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([str(tiny), str(tiny)]) == 2
     assert capsys.readouterr().err == f"dls.study: {tiny}: tiny/dense-seed0 is named more than once\n"
@@ -343,7 +356,7 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: 
     tiny.write_text(TINY.replace('method = "dense"', 'method = "dense", lr = 1e38'))
     assert study.main([str(tiny), "--only=*seed0", "--out", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
-    assert "tiny/dense-seed0 failed, see " in printed
+    assert f"tiny/dense-seed0 failed, see {tmp_path / 'out' / 'tiny' / 'dense-seed0.log'}: dls.train: rank " in printed
     assert "2 of 6 planned runs are complete." in printed  # of the rows that were asked for
     assert "- tiny, dense at density 1, seed 0, failed: rank " in printed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -53,8 +54,10 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     for option, file in (("--plot", args.plot), ("--html", args.html)):
         if file:
             pictures.need(option)
+            _check_target(option, file)
     if args.follow:
-        follow(args.runs, console)
+        with suppress(KeyboardInterrupt):  # then all is said that there is to say, as when the runs end
+            follow(args.runs, console)
     runs = [load(path) for path in args.runs]
     together = by_seed(runs)
     if args.plot:
@@ -67,6 +70,14 @@ def _do(args: argparse.Namespace, console: Console) -> int:
         console.print(*(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n")
     _mention_killed(args.runs)
     return 0
+
+
+def _check_target(option: str, file: Path) -> None:
+    """TraceError, before any work, for a place that cannot be written, or a name that is no page's: it may be the trace."""
+    if option == "--html" and file.suffix not in (".html", ".htm"):
+        raise TraceError(f"--html {file}: a page's name ends in .html")
+    if file.is_dir() or not file.parent.is_dir():
+        raise TraceError(f"{option} {file}: " + ("that is a folder" if file.is_dir() else f"there is no folder {file.parent}"))
 
 
 def _mention_killed(runs: Sequence[Path]) -> None:

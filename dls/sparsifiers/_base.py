@@ -195,7 +195,7 @@ class SparseSparsifier(Sparsifier):
         self.residual: Vector = self.ops.zeros(int(self.offsets[-1]))
         self.sizes = [part.size for part in self.parts]
         methods.budget(sum(setup.sizes), setup.config.density)  # refuses what a density warm-up would only meet later
-        self.k_of_ranks = np.tile(self.initial_k(setup.budget(0)), (self.comm.size, 1))
+        self.k_of_ranks = np.tile(self.checked(self.initial_k(setup.budget(0)), setup.budget(0)), (self.comm.size, 1))
         self.thresholds = np.zeros(len(self.parts))
         self.chosen: dict[Part, Chosen] = {}
         self.heads: list[Vector] = [self.residual[:0]] * len(self.parts)
@@ -203,6 +203,15 @@ class SparseSparsifier(Sparsifier):
     @abstractmethod
     def initial_k(self, budget: int) -> Counts:
         """How the first step's budget is split over the parts."""
+
+    def checked(self, k: Counts, budget: int) -> Counts:
+        """k of the parts, as it is. ValueError where it is not a whole number from 0 to n_l for each, and the budget in sum."""
+        found = np.asarray(k)
+        if found.shape != (len(self.sizes),) or found.dtype.kind not in "iu" or (found < 0).any() or (found > self.sizes).any():
+            raise ValueError(f"k is {k}, not a whole number from 0 to the size of each part, {self.sizes}")
+        if found.sum() != budget:
+            raise ValueError(f"k is {k}, {found.sum()} in sum, with a budget of {budget}")
+        return found
 
     @property
     def k(self) -> Counts:

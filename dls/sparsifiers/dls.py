@@ -50,7 +50,7 @@ class Method(LayerwiseTopk):
         """Move k between the layers and tell the other ranks."""
         if step % self.setup.config.dls_every:
             return
-        self._announced = self._tell(self.next_k())
+        self._announced = self._tell(self.checked(self.next_k(), int(self.k.sum())))
 
     def next_k(self) -> Counts:
         """k of the next step (L), from this step's v; `select` is over, what was sent is still in it."""

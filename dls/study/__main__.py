@@ -28,12 +28,10 @@ def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int
     with stop.on_signals():
         for experiment, status in processes.run_all(missing, out, jobs, stop):
             failed, done = failed + bool(status), done + 1
-            words = f" failed, see {out / experiment.name}.log" if status else ""
+            log = out / f"{experiment.name}.log"
+            words = f" failed, see {log}: {processes.last_words(log)}" if status else ""
             print(f"{done} of {len(runs)}: {experiment.name}{words}", flush=True)
-    if stop.made:
-        print("dls.study: stopped; the same command goes on", file=sys.stderr)
-        return processes.STOPPED
-    return 1 if failed else 0
+    return processes.STOPPED if stop.made else 1 if failed else 0
 
 
 def _show(lines: Iterable[str]) -> None:
@@ -51,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/study-out"), help="where the runs go (runs/study-out)")
     parser.add_argument("--report", type=Path, help="write study.md, study.json and study.png to this folder")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
-    parser.add_argument("--only", default="*", help="of the runs those whose name fits this pattern of * ? [letters] (*)")
+    parser.add_argument("--only", default="*", help="run, and show, those whose name fits this pattern of * ? [letters] (*)")
     parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     return parser
@@ -70,20 +68,24 @@ def _do(options: argparse.Namespace) -> int:
     report = _reporter()
     if options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
-    if options.report:
-        report.prepare(options.report)
     planned = experiments.load(options.files)
     runs = [each for each in planned if fnmatchcase(each.name, options.only)]
     if not runs:
         raise UsageError(f"no run's name fits {options.only!r}; {planned[0].name} is one")
+    if options.report_only and not options.out.is_dir():
+        raise UsageError(f"--out {options.out} is no folder; there is nothing to report on")
+    if options.report:
+        report.prepare(options.report)
     for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
         print(sentence, flush=True)
     status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
-    cells = {each.cell for each in runs}
-    rows = results.collect([each for each in planned if each.cell in cells], options.out)
     if options.report:
-        report.write(rows, options.report)
-    _show(report.lines(rows))
+        report.write(results.collect(planned, options.out), options.report)
+    if status == processes.STOPPED:
+        print("dls.study: stopped; the same command goes on", file=sys.stderr)
+    else:
+        cells = {each.cell for each in runs}
+        _show(report.lines(results.collect([each for each in planned if each.cell in cells], options.out)))
     return status
 
 

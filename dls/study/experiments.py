@@ -23,6 +23,7 @@ from dls.hosts import mpirun
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
 WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+ELSEWHERE = "move it away, or choose another --out"
 NUMBERS = {"seeds": (int,), "densities": (float, int)}
 """What the lists hold."""
 
@@ -84,9 +85,9 @@ def _load(file: Path) -> list[Experiment]:
         _check_keys(table)
         _check_names([table["workload"], *table["methods"]])
         _check_settings(table["settings"], table["methods"])
-        experiments = list(_expand(table, file))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
+    experiments = list(_expand(table, file))
     for experiment in experiments:
         if not experiment.config(file.parent).steps:
             raise UsageError(f"{file}: settings need steps, the length of each run")
@@ -153,11 +154,11 @@ def is_complete(experiment: Experiment, out: Path) -> bool:
     for name in config.FIELDS.keys() - {"out"}:
         found, wanted = (config.show_value(getattr(each, name)) for each in (theirs, ours))
         if found != wanted:
-            raise UsageError(f"{folder} was run with {config.flag(name)} {found}, not {wanted}; move it away")
+            raise UsageError(f"{folder} was run with {config.flag(name)} {found}, not {wanted}; {ELSEWHERE}")
     try:
         newest = checkpoint.latest(folder)
     except checkpoint.CheckpointError:
         return False
     if newest is not None and newest.world_size != experiment.ranks:
-        raise UsageError(f"{folder} was run on {newest.world_size} ranks, not {experiment.ranks}; move it away")
+        raise UsageError(f"{folder} was run on {newest.world_size} ranks, not {experiment.ranks}; {ELSEWHERE}")
     return newest is not None and newest.step == ours.steps

@@ -16,6 +16,7 @@ from typing import IO
 
 from dls import signals
 from dls.config import UsageError
+from dls.files import one_line
 from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL
@@ -71,6 +72,13 @@ def _launch(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     nothing, same = subprocess.DEVNULL, subprocess.STDOUT
     return subprocess.Popen(command, stdin=nothing, stdout=log, stderr=same, env=environment, start_new_session=True)
+
+
+def last_words(log: Path) -> str:
+    """The last line in which a run said something itself, or the last one."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("dls.train: ")]
+    return one_line((own or lines or ["it said nothing"])[-1])
 
 
 def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
