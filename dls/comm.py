@@ -17,6 +17,7 @@ import sys
 import termios
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -190,6 +191,7 @@ class Comm:
             result = make()
         except Exception as caught:
             error = caught
+            error.add_note(_place(error))  # which travels with it, as its traceback does not
         for failure in self.allgather_objects(error, "the other ranks to get ready"):
             if failure is not None:
                 raise failure
@@ -239,6 +241,11 @@ class Comm:
                 self._world.Abort(status)
         finally:
             os._exit(status)  # MPICH's Abort comes back while the others are being ended
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}"
 
 
 def _watch(timeout: float, when: str) -> tuple[int, int]:

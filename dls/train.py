@@ -223,9 +223,8 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoRe
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
-        if not (report or known):
-            traceback.print_exc()
-        print(f"dls.train: {line}" + (f"; see {report}" if report and not known else ""), file=sys.stderr)
+        more = "" if known else f"; see {report}" if report else "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"dls.train: {line}{more}", file=sys.stderr)
     finally:
         comm.abort(1)
 

@@ -19,13 +19,13 @@ from tests.launch import OPEN_MPI, ROOT
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.py)`:\s+```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
     r"dls\.train(?!.*--steps)": "--epochs 1",
     r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
     r"dls\.bench exchange": "--sizes 1000 --steps 1",
     r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1",
-    r"dls\.study": "--report-only --out .",
+    r"dls\.study runs": "--report-only --out .",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take minutes; a later flag beats an earlier one."""

@@ -295,7 +295,7 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
     done = launch([(3, [program, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
     assert done.status == 1
     assert len(lines(done.err)) == 1, done.err
-    assert "at the start: RuntimeError: no such luck" in done.err
+    assert "at the start: RuntimeError: no such luck (break.py, line 5, in broken)" in done.err
 
 
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path) -> None:
