@@ -63,7 +63,11 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
 
 def _imported(path: Path) -> Iterator[str]:
     """The modules of dls that a file may import, as what comes after `dls.`; imports inside functions count."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # no run can read it either, and says so
+        return
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

@@ -82,6 +82,12 @@ def test_the_version_moves_with_every_source(name: str, root: Path, monkeypatch:
     assert sources.version() != before
 
 
+def test_a_file_that_is_no_python_is_a_source_without_imports(checkout: Path) -> None:
+    (checkout / "dls/sparsifiers/my_own.py").write_text("def (:\n")
+    assert "dls/sparsifiers/my_own.py" in sources.training_files("my-own", checkout)
+    assert "dls/step/part.py" not in sources.training_files("my-own", checkout)
+
+
 def test_an_own_program_is_a_source(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head, program = sources.commit("dense", checkout), tmp_path / "my_train.py"
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program), raising=False)
