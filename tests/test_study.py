@@ -620,9 +620,9 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
     assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0: ")
 
 
-def test_a_reader_may_leave_early(tiny: Path) -> None:
+def test_a_reader_may_leave_early(tiny: Path, tmp_path: Path) -> None:
     """As `| head` does."""
-    command = [sys.executable, "-m", "dls.study", str(tiny), "--report-only"]
+    command = [sys.executable, "-m", "dls.study", str(tiny), "--report-only", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
         process.stdout.close()
