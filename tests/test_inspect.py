@@ -390,7 +390,7 @@ def test_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert file.read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     _check_refusal([str(run), "--plot", str(tmp_path / "x.foo")], "foo", capsys)
-    _check_refusal([str(run), "--plot", str(tmp_path / "none" / "x.png")], "No such file", capsys)
+    _check_refusal([str(run), "--plot", str(tmp_path / "none" / "x.png")], "there is no folder", capsys)
 
 
 def test_from_another_folder(run: Path, tmp_path: Path) -> None:
