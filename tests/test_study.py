@@ -307,6 +307,28 @@ def test_a_partial_study_reports_on_all_of_it(tiny: Path, tmp_path: Path, capsys
     assert (tmp_path / "report" / "study.md").read_bytes() == before
 
 
+def test_the_last_words_of_a_log_are_of_the_last_start(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("$ mpirun\ndls.train: old\n$ mpirun\ndls.train: rank 1, step 3: its own\nmpirun: many words\n")
+    assert processes.last_words(log) == "dls.train: rank 1, step 3: its own"
+    log.write_text("$ mpirun\ndls.train: old\n$ mpirun\nmpirun: many words\n")
+    assert processes.last_words(log) == "it said nothing of its own"
+
+
+@pytest.mark.parametrize("status", [2, 10, 255])
+def test_a_run_that_dies_of_the_request_to_stop_has_not_failed(
+    status: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, runs = processes.Stop(), experiments.load([tiny])
+
+    def perform(*_: object) -> int:
+        stop.made = True
+        return status
+
+    monkeypatch.setattr(processes, "perform", perform)
+    assert list(processes.run_all(runs, tmp_path, 1, stop)) == []
+
+
 def test_two_files_share_no_run(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([str(tiny), str(tiny)]) == 2
     assert capsys.readouterr().err == f"dls.study: {tiny}: tiny/dense-seed0 is named more than once\n"

@@ -75,10 +75,10 @@ def _launch(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def last_words(log: Path) -> str:
-    """The last line in which a run said something itself, or the last one."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("dls.train: ")]
-    return one_line((own or lines or ["it said nothing"])[-1])
+    """The last line that the run itself said since it was last started; a killed one may have said none, and mpirun many."""
+    since = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+    own = [line for line in since.splitlines() if line.startswith("dls.train: ")]
+    return one_line(own[-1]) if own else "it said nothing of its own"
 
 
 def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
@@ -121,4 +121,4 @@ def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
         raise
     if status == STOPPED and not stop.made:
         stop.make()
-    return status
+    return STOPPED if status and stop.made else status  # one that was only starting dies of the request, and can go on as well
