@@ -1,10 +1,13 @@
-"""Files that are whole or not there, and why one cannot be written, in a few words."""
+"""Files that are whole or not there, why one cannot be written, in a few words, and what may stand in one."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 LONGEST_LINE = 1000
 """Characters."""
@@ -23,6 +26,12 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
         for left in [aside, path] if new else [aside]:
             left.unlink(missing_ok=True)
         raise
+
+
+def json_text(value: Any, indent: int, default: Callable[[Any], Any] | None = None) -> str:
+    """The value as JSON, with null for the numbers that JSON does not have. default: what is made of what is no JSON at all."""
+    text = json.dumps(value, default=default)
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent, allow_nan=False)
 
 
 def publish(aside: Path, final: Path) -> None:

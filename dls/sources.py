@@ -23,9 +23,9 @@ def version() -> str:
     return f"{dls.__version__}+{_hash(_below(ROOT, PACKAGES), ROOT)}"
 
 
-def training_hash(method: str, root: Path = ROOT) -> str:
-    """A hash of what a run of this method reads of the program."""
-    return _hash(_below(root, training_files(method, root)), root)
+def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> str:
+    """A hash of what a run of this method reads of the program, and of what else is its own."""
+    return _hash([*_below(root, training_files(method, root)), *own], root)
 
 
 def commit(method: str = "", root: Path = ROOT) -> str:
@@ -37,15 +37,13 @@ def commit(method: str = "", root: Path = ROOT) -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
 
-    own = _own_program(root)
+    own = [*_own_program(root)]
     try:
         git("ls-files", "--error-unmatch", "dls/train.py")
         head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *PACKAGES)
     except (OSError, subprocess.CalledProcessError):
         head, changed = "", "all"
-    if own:
-        return f"{head}+{_hash([*_below(root, training_files(method, root)), own], root)}"
-    return f"{head}+{training_hash(method, root)}" if changed else head
+    return f"{head}+{training_hash(method, root, own)}" if changed or own else head
 
 
 def training_files(method: str, root: Path = ROOT) -> list[str]:
@@ -76,9 +74,12 @@ def _imported(path: Path) -> Iterator[str]:
         yield from (name.removeprefix("dls.") for name in names if name.startswith("dls."))
 
 
-def _own_program(root: Path) -> Path | None:
+def _own_program(root: Path) -> Iterator[Path]:
+    """The program that runs, where it is none of dls."""
     file = getattr(sys.modules["__main__"], "__file__", None)
-    return Path(file).resolve() if file and not Path(file).resolve().is_relative_to((root / "dls").resolve()) else None
+    path = Path(file or root / "dls").resolve()
+    if not path.is_relative_to((root / "dls").resolve()):
+        yield path
 
 
 def _below(root: Path, names: Iterable[str]) -> list[Path]:

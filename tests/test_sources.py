@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from dls import sources
+from tests.checkout import commit_all, write
 
 SOURCES = {
     "dls/__init__.py": "",
@@ -33,17 +33,14 @@ READ = ("dls/train.py", "dls/worker.py", "dls/step/__init__.py", "dls/assets/dig
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, text in (SOURCES | {"runs/results/study.md": ""}).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write(tmp_path, SOURCES | {"runs/results/study.md": ""})
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "dls" / "train.py"), raising=False)
     return tmp_path
 
 
 @pytest.fixture
 def checkout(root: Path) -> Path:
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True)
+    commit_all(root)
     return root
 
 

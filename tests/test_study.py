@@ -26,6 +26,7 @@ from dls.config import UsageError
 from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results
 from dls.study import report as study_report
+from tests.checkout import commit_all, write
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -559,11 +560,8 @@ def checkout(tmp_path: Path) -> Path:
     """Sources of a training, with two methods, a tool and a page beside them."""
     root = tmp_path / "checkout"
     names = ("dls/train.py", "dls/sparsifiers/own.py", "dls/sparsifiers/dense.py", "gpu/own.py", "reference/README.md")
-    for name in (*names, "dls/inspect/page.py"):
-        (root / name).parent.mkdir(exist_ok=True, parents=True)
-        (root / name).write_text("")
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True)
+    write(root, dict.fromkeys((*names, "dls/inspect/page.py"), ""))
+    commit_all(root)
     return root
 
 

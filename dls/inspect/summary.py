@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import trace
+from dls import files, trace
 from dls.inspect.series import Columns, Series
 
 POINTS, MAX_WINDOW = 8, 50
@@ -124,8 +123,7 @@ def _timing(series: Series) -> dict[str, Any]:
 
 def to_json(summaries: Sequence[Summary]) -> str:
     """One JSON object, as dls.inspect describes it; null for the numbers that JSON does not have."""
-    text = json.dumps({"runs": [asdict(each) for each in summaries]}, default=str)
-    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2, allow_nan=False)
+    return files.json_text({"runs": [asdict(each) for each in summaries]}, indent=2, default=str)
 
 
 def single_figures(summary: Summary) -> dict[str, Any]:

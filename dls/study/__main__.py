@@ -79,13 +79,14 @@ def _do(options: argparse.Namespace) -> int:
     for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
         print(sentence, flush=True)
     status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
+    cells = {each.cell for each in runs}
+    rows = results.collect([each for each in planned if options.report or each.cell in cells], options.out)
     if options.report:
-        report.write(results.collect(planned, options.out), options.report)
+        report.write(rows, options.report)
     if status == processes.STOPPED:
         print("dls.study: stopped; the same command goes on", file=sys.stderr)
     else:
-        cells = {each.cell for each in runs}
-        _show(report.lines(results.collect([each for each in planned if each.cell in cells], options.out)))
+        _show(report.lines([row for row in rows if results.cell(row) in cells]))
     return status
 
 

@@ -17,8 +17,6 @@ from dls.study.results import Row
 
 Style = tuple[str, str, float]
 """Colour, marker, and the factor that moves a method aside from the others at each density."""
-
-
 ABREAST = 3
 """Most panels in one line; more stand in pairs."""
 

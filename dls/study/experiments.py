@@ -23,6 +23,8 @@ from dls.hosts import mpirun
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
 WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+Cell = tuple[str, float | None, str]
+"""Workload, density and method."""
 ELSEWHERE = "move it away, or choose another --out"
 NUMBERS = {"seeds": (int,), "densities": (float, int)}
 """What the lists hold."""
@@ -47,8 +49,8 @@ class Experiment:
         return f"{self.workload}/{self.method}{density}-seed{self.seed}"
 
     @property
-    def cell(self) -> tuple[str, float | None, str]:
-        """Workload, density and method: what the run's seeds are of."""
+    def cell(self) -> Cell:
+        """What the run's seeds are of."""
         return self.workload, self.density, self.method
 
     def config(self, out: Path) -> Config:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls import reports
+from dls import files, reports
 from dls.config import UsageError
 from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, GLOBAL, Comparison, comparisons, sentences, split
@@ -126,14 +125,14 @@ def prepare(folder: Path) -> None:
         raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from None
 
 
-def write(rows: Sequence[Row], folder: Path, title: str = "# What the methods reach") -> None:
+def write(rows: Sequence[Row], folder: Path) -> None:
     """study.md, study.json and study.png. UsageError where the folder cannot be written."""
     compared = [_plain(each) for each in comparisons(rows)]
     report = {"rows": list(rows), "comparisons": compared, "reported_by": reports.about("numpy")}
-    text = json.dumps(json.loads(json.dumps(report), parse_constant=lambda _: None), indent=1, allow_nan=False)
+    text = files.json_text(report, indent=1)
     prepare(folder)
     try:
-        (folder / "study.md").write_text("\n".join([title, "", *lines(rows)]) + "\n", encoding="utf-8")
+        (folder / "study.md").write_text("\n".join(["# What the methods reach", "", *lines(rows)]) + "\n", encoding="utf-8")
         (folder / "study.json").write_text(text + "\n", encoding="utf-8")
         chart.draw(rows, folder / "study.png")
     except OSError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from dls import trace
 from dls.config import UsageError
 from dls.files import one_line
-from dls.study.experiments import Experiment, is_complete
+from dls.study.experiments import Cell, Experiment, is_complete
 
 Row = dict[str, Any]
 FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "k")
@@ -24,10 +24,15 @@ STATED = ("density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm",
 
 def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
     """A row for each workload, density and method: what its complete runs reached, those planned, and those that failed."""
-    groups: dict[tuple[str, float | None, str], list[Experiment]] = {}
+    groups: dict[Cell, list[Experiment]] = {}
     for each in experiments:
         groups.setdefault(each.cell, []).append(each)
     return [_row(runs, out) for runs in groups.values()]
+
+
+def cell(row: Row) -> Cell:
+    """Which runs the row is of."""
+    return row["workload"], row["density"], row["method"]
 
 
 def _row(runs: Sequence[Experiment], out: Path) -> Row:
