@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MPI)
-GPU_TESTS := $(addprefix tests/test_,gpu_logic.py backends.py backend_nn.py replay.py bench.py)
+GPU_TESTS := $(addprefix tests/backends/test_,gpu_logic.py backends.py backend_nn.py replay.py) tests/tools/test_bench.py
 GPU_SIZES := 1000000,25600000,100000000,vgg16,resnet20
 
 # Open MPI alone looks at these: ranks in a container, and more ranks than cores.

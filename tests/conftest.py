@@ -10,7 +10,13 @@ import pytest
 
 from gpu import device
 from tests.gpu_on_host import Host
-from tests.launch import Finished, launch
+from tests.launch import ROOT, Finished, launch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test has the marker that its folder is named for: laws, backends, mpi or tools."""
+    for item in items:
+        item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
 
 
 @pytest.fixture

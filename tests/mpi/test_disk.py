@@ -16,7 +16,7 @@ from dls import checkpoint, trace
 from dls.comm import Comm
 from tests.conftest import lines
 from tests.launch import ROOT, launch
-from tests.test_trace import header, rows
+from tests.tools.test_trace import header, rows
 
 ARGS = "--density 0.05 --batch-size 8 --threads 1 --backend numpy --dataset synthetic --synthetic-shape 1,8,8 --synthetic-size 64"
 CUT = "--method layerwise-topk --mlp-widths 200"
@@ -136,7 +136,7 @@ def test_a_checkpoint_folder_is_not_made_up(tmp_path: Path) -> None:
 FULL = """
 import sys, pathlib
 from dls import trace
-from tests.test_trace import header, rows
+from tests.tools.test_trace import header, rows
 path = pathlib.Path(sys.argv[1])
 writer = trace.Writer(path, header())
 try:

@@ -14,8 +14,8 @@ from rich.console import Console
 from dls import trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
-from tests.launch import finish, start, wait_until
-from tests.test_inspect import header, rows, write
+from tests.launch import ROOT, finish, start, wait_until
+from tests.tools.test_inspect import header, rows, write
 
 FAR = 60.0
 """Seconds; nothing here lasts so long."""
@@ -66,13 +66,12 @@ def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.Capt
 
 def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib, time\nfrom tests.test_inspect import header, rows\nfrom dls import trace\n"
+        "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\nfrom dls import trace\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"
     )
-    root = Path(__file__).parent.parent
     command = [sys.executable, "-c", program, str(tmp_path / "trace.h5")]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "there\n"
         watching = start([(0, ["-m", "dls.inspect", "--follow", tmp_path])], tmp_path)

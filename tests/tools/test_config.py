@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dls import config
 from dls.config import Config, UsageError
-
-ROOT = Path(__file__).parent.parent
+from tests.launch import ROOT
 
 
 def test_the_documented_table_is_the_code_s() -> None:

@@ -204,7 +204,7 @@ def flips(size: int, count: int) -> list[list[list[int]]]:
 
 def test_a_trace_with_flipped_bytes_is_read_or_refused(tmp_path: Path) -> None:
     """In a process of its own, as HDF5 might crash or not come back; the last line says over what."""
-    command = "import pathlib, sys; from tests.test_trace import _whole; _whole(pathlib.Path(sys.argv[1]))"
+    command = "import pathlib, sys; from tests.tools.test_trace import _whole; _whole(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", command, tmp_path / "t.h5"], cwd=ROOT, check=True)
     content = (tmp_path / "t.h5").read_bytes()
     changes = json.dumps(text_sizes(content) + flips(len(content), 150))

@@ -26,9 +26,9 @@ from dls.theory.networks import LINEAR, Chain, Stage
 from dls.theory.variance import FORMS, Plan
 from reference import adjustment, methods, nn, ops, variance
 from reference.cluster import Cluster
+from tests.launch import ROOT
 from tests.strategies import INT, QUICK, SLOW, layers_and_k, vectors
 
-ROOT = Path(__file__).parent.parent
 DIGITS = data.load("digits")
 
 

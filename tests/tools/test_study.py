@@ -27,8 +27,8 @@ from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results
 from dls.study import report as study_report
 from tests.checkout import commit_all, write
+from tests.launch import ROOT
 
-ROOT = Path(__file__).parent.parent
 TINY = """
 workload = "tiny"
 ranks = 2

@@ -15,6 +15,7 @@ import pytest
 
 from dls import trace
 from dls.inspect import __main__ as inspect
+from tests.launch import ROOT
 
 RANKS, LAYERS = 2, 3
 
@@ -86,12 +87,11 @@ def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path)
 
 def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom tests.test_trace import header, rows\nfrom dls import trace\n"
+        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls import trace\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
-    root = Path(__file__).parent.parent
-    assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False).returncode == -9
     assert len(trace.read(path).steps["step"]) == 7
     writer = trace.go_on(tmp_path, 4, header())
     writer.steps(rows(5, 2))
@@ -103,7 +103,7 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
 
 KILLED = """
 import itertools, pathlib, sys
-from tests.test_trace import header, rows
+from tests.tools.test_trace import header, rows
 from dls import trace
 writer = trace.Writer(pathlib.Path(sys.argv[1]), header())
 for first in itertools.count(1, 40):
@@ -117,7 +117,7 @@ for first in itertools.count(1, 40):
 def writing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that writes tmp_path/trace.h5 until it is killed, and tells what it has flushed; 40 steps are there at least."""
     command = [sys.executable, "-c", KILLED, str(tmp_path / "trace.h5")]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "40\n"
     yield process

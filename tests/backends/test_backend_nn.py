@@ -19,7 +19,7 @@ from dls import backends, models
 from dls.backends import Backend
 from gpu import cupy_nn, device, numba_nn, numba_work
 from reference import nn as reference
-from tests.test_backends import NEED_GPU
+from tests.backends.test_backends import NEED_GPU
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,7 @@ import pytest
 from dls import timeline, trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, page, pictures, series, summary
-from tests.test_inspect import CONFIG, header, rows, write
+from tests.tools.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")
 
