@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -53,6 +54,42 @@ def start(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[s
         command = [mpirun(), *options, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train_all(ranks: int, commands: Sequence[str], cwd: Path) -> Finished:
+    """Train under one mpirun, one command line of dls.train after the other; each ends well."""
+    done = launch([(ranks, [ROOT / "tests" / "mpi" / "many.py", *commands])], cwd)
+    assert done.status == 0, done.err
+    return done
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one of several command lines.
+
+    statuses: of every rank; out, err: what all of them said; left: the names in the folder.
+    """
+
+    statuses: list[int]
+    out: str
+    err: str
+    left: list[str]
+
+
+def outcomes(ranks: int, module: str, commands: Sequence[str], cwd: Path) -> list[Outcome]:
+    """Run a program's command lines one after the other under one mpirun.
+
+    What ends all ranks, as a failed run does, needs an mpirun of its own.
+    """
+    program = ROOT / "tests" / "mpi" / "outcomes.py"
+    done = launch([(ranks, [program, module, *commands])], cwd)
+    assert done.status == 0, done.err
+    happened = json.loads(done.out)
+    said = [list(zip(*outcome["ranks"], strict=True)) for outcome in happened]
+    return [
+        Outcome(list(statuses), "".join(out), "".join(err), outcome["left"])
+        for (statuses, out, err), outcome in zip(said, happened, strict=True)
+    ]
 
 
 def finish(program: subprocess.Popen[str]) -> Finished:

@@ -9,7 +9,7 @@ import pytest
 
 from reference import wire
 from tests.conftest import lines
-from tests.launch import launch
+from tests.launch import launch, outcomes
 
 
 def bench(ranks: int, folder: Path, *args: str):
@@ -42,19 +42,18 @@ def test_steps_of_every_method(tmp_path: Path) -> None:
     assert layer_by_layer["kB / dense"] == pytest.approx(layer_by_layer["kB"] / dense["kB"])
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["step", "--methods", "dls/soon"], "--bucket-size soon: expected a whole number"),
-        (["step", "--methods", "topk"], "unknown method 'topk'"),
-        (["step", "--networks", "alexnet"], "alexnet: expected networks"),
-        (["exchange", "--sizes", "0"], "0: expected values"),
-        (["exchange", "--json", "no/folder/rows.json"], "cannot write no/folder/rows.json"),
-    ],
-)
-def test_refusals_are_one_line_from_one_rank(args: list[str], words: str, tmp_path: Path) -> None:
-    done = bench(3, tmp_path, *args)
-    assert done.status == 2
-    (line,) = lines(done.err)
-    assert line.startswith("dls.bench: ")
-    assert words in line
+REFUSED = {
+    "step --methods dls/soon": "--bucket-size soon: expected a whole number",
+    "step --methods topk": "unknown method 'topk'",
+    "step --networks alexnet": "alexnet: expected networks",
+    "exchange --sizes 0": "0: expected values",
+    "exchange --json no/folder/rows.json": "cannot write no/folder/rows.json",
+}
+
+
+def test_refusals_are_one_line_from_one_rank(tmp_path: Path) -> None:
+    for outcome, words in zip(outcomes(3, "dls.bench.__main__", list(REFUSED), tmp_path), REFUSED.values(), strict=True):
+        assert outcome.statuses == [2, 2, 2]
+        (line,) = lines(outcome.err)
+        assert line.startswith("dls.bench: ")
+        assert words in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from dls import checkpoint, trace
 from tests.conftest import lines
-from tests.launch import launch
+from tests.launch import Outcome, launch, outcomes, train_all
 from tests.mpi.test_bits import loaded
 
 ARGS = ["--mlp-widths", "16", "--density", "0.05", "--batch-size", "8", "--threads", "1", "--backend", "numpy"]
 MANIFEST, RANK = "manifest.json", "rank-00001.h5"
+RESUMES = ("--resume", "--resume=auto")
 
 
 def folders(out: Path) -> list[str]:
@@ -58,41 +60,56 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def resumed(whole: Path) -> dict[str, Outcome]:
+    """What came of resuming copies of that run: one for each of DAMAGES, and two that have no checkpoint left that is whole."""
+    folder = whole.parent
+    commands = {}
+    for case, (spoil, _) in DAMAGES.items():
+        shutil.copytree(whole, folder / case)
+        spoil(folder / case / "checkpoints/step-00000006")
+        for step, date in ((2, 3e9), (4, 2e9), (6, 1e9)):  # a clock that went backwards
+            os.utime(folder / case / f"checkpoints/step-{step:08d}", (date, date))
+        commands[case] = ["--out", case, "--resume"]
+    for resume in RESUMES:
+        shutil.copytree(whole, folder / resume)
+        for step in (folder / resume / "checkpoints").iterdir():
+            flip(step / RANK)
+        commands[resume] = ["--out", f"./{resume}", resume]
+    happened = outcomes(2, "dls.train", [shlex.join(command) for command in commands.values()], folder)
+    return dict(zip(commands, happened, strict=True))
+
+
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(case: str, whole: Path, tmp_path: Path, train) -> None:
-    spoil, words = DAMAGES[case]
-    shutil.copytree(whole, tmp_path / "run")
-    spoil(tmp_path / "run/checkpoints/step-00000006")
-    for step, date in ((2, 3e9), (4, 2e9), (6, 1e9)):  # a clock that went backwards
-        os.utime(tmp_path / f"run/checkpoints/step-{step:08d}", (date, date))
-    done = train(2, "--out", "run", "--resume")
-    assert done.status == 0, done.err
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(case: str, whole: Path, resumed: dict[str, Outcome]) -> None:
+    out, done = whole.parent / case, resumed[case]
+    assert done.statuses == [0, 0], done.err
     (line,) = [line for line in lines(done.out) if line.startswith("passed over: ")]
-    assert "step-00000006" in line and words in line
+    assert "step-00000006" in line and DAMAGES[case][1] in line
     assert "from step 4 on" in done.out
-    for a, b in zip(loaded(whole, 2), loaded(tmp_path / "run", 2), strict=True):
+    for a, b in zip(loaded(whole, 2), loaded(out, 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
-    assert trace.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert trace.read(out / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("resume", ["--resume", "--resume=auto"])
-def test_where_none_is_whole_nothing_is_begun(resume: str, whole: Path, tmp_path: Path, train) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    for folder in (tmp_path / "run/checkpoints").iterdir():
-        flip(folder / RANK)
-    done = train(2, "--out", "run", resume)
-    assert done.status == 2
+@pytest.mark.parametrize("resume", RESUMES)
+def test_where_none_is_whole_nothing_is_begun(resume: str, whole: Path, resumed: dict[str, Outcome]) -> None:
+    out, done = whole.parent / resume, resumed[resume]
+    assert done.statuses == [2, 2]
     (line,) = lines(done.err)
-    assert "none of the 3 checkpoints in run is whole; of the newest, " in line
-    assert folders(tmp_path / "run") == folders(whole)
-    assert (tmp_path / "run/trace.h5").read_bytes() == (whole / "trace.h5").read_bytes()
+    assert f"none of the 3 checkpoints in {resume} is whole; of the newest, " in line
+    assert f"{RANK} is damaged" in line
+    assert folders(out) == folders(whole)
+    assert (out / "trace.h5").read_bytes() == (whole / "trace.h5").read_bytes()
 
 
-@pytest.mark.parametrize(("keep", "left"), [("0", [2, 4, 6, 7]), ("1", [7]), ("2", [6, 7])])
-def test_old_checkpoints_go(keep: str, left: list[int], tmp_path: Path, train) -> None:
-    args = [*ARGS, "--steps", "7", "--checkpoint-every", "2", "--keep-checkpoints", keep, "--out", "run"]
-    assert train(2, *args).status == 0
-    assert folders(tmp_path / "run") == [f"step-{step:08d}" for step in left]
+def test_old_checkpoints_go(tmp_path: Path) -> None:
+    left = {"0": [2, 4, 6, 7], "1": [7], "2": [6, 7]}
+    common = f"{' '.join(ARGS)} --steps 7 --checkpoint-every 2"
+    commands = [f"{common} --keep-checkpoints {keep} --out {keep}" for keep in left]
+    train_all(2, commands, tmp_path)
+    for keep, steps in left.items():
+        assert folders(tmp_path / keep) == [f"step-{step:08d}" for step in steps]
 
 
 def test_old_checkpoints_stay_until_a_new_one_is_complete(tmp_path: Path) -> None:

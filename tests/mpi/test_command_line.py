@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from dls import checkpoint, models, sparsifiers, trace
 from tests.conftest import lines
-from tests.launch import ROOT, launch
+from tests.launch import ROOT, Outcome, launch, outcomes
 
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 
@@ -42,44 +43,66 @@ REFUSED = {
     "a model beyond memory": (["--mlp-widths", "1000000000,1000000000"], "do not fit into memory"),
     "not a chain": (["--model", "resnet20", "--dls-init", "variance"], "--dls-init variance needs a model whose layers form a"),
     "nesterov alone": (["--nesterov", "--momentum", "0"], "--nesterov needs --momentum above 0"),
+    "elastic alone": (["--elastic"], "--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm"),
     "out is a file": (["--out", "file.txt"], "file.txt is in the way; choose another --out"),
 }
 
 
+FILES = {
+    "densty = 0.1": "bad.toml: there is no setting 'densty'; the nearest is 'density'",
+    "density = ": "bad.toml is not valid TOML",
+    "density = true": "--density true: expected a number",
+    "batch_size = 2.5": "--batch-size 2.5: expected a whole number",
+    "mlp_widths = []": "--mlp-widths needs at least one width",
+    "method = 3": "--method 3: expected a text",
+    "[dls]\nsteps = 1": "there is no setting 'dls'",
+}
+"""Configuration files and what is said of each."""
+
+UNCHANGED = {
+    "another model": (["--model", "lenet"], "--model lenet is not that of the run in run, which has mlp"),
+    "other widths": (["--mlp-widths", "9"], "--mlp-widths 9 is not that of the run"),
+    "another density": (["--density", "0.5"], "--density 0.5 is not that of the run"),
+    "fewer steps": (["--steps", "1"], "the run already has 2 steps; a length of 1 lies behind them"),
+}
+"""What a resumed run cannot change."""
+
+
+def is_refused(outcome: Outcome, words: str) -> None:
+    """Status 2 on all ranks, and one line from one of them."""
+    assert set(outcome.statuses) == {2}, outcome
+    (line,) = lines(outcome.err)
+    assert line.startswith("dls.train: ")
+    assert words in line
+    assert outcome.out == ""
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What came of every command line of REFUSED and of every file of FILES, on two ranks that go on to the next."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "file.txt").write_text("in the way")
+    commands = {case: args if "--steps" in args else ["--steps", "1", *args] for case, (args, _) in REFUSED.items()}
+    for number, text in enumerate(FILES):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "bad.toml").write_text(text)
+        commands[text] = ["--config", f"{number}/bad.toml"]
+    happened = outcomes(2, "dls.train", [shlex.join(command) for command in commands.values()], folder)
+    return dict(zip(commands, happened, strict=True))
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_usage_is_one_line_and_status_2(case: str, tmp_path: Path, train) -> None:
-    (tmp_path / "file.txt").write_text("in the way")
-    args, words = REFUSED[case]
-    done = train(2, "--steps", "1", *args) if "--steps" not in args else train(2, *args)
-    assert done.status == 2, done
-    assert len(lines(done.err)) == 1, done.err
-    assert done.err.startswith("dls.train: ")
-    assert words in done.err
-    assert done.out == ""
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt"]
+def test_bad_usage_is_one_line_and_status_2(case: str, refused: dict[str, Outcome]) -> None:
+    is_refused(refused[case], REFUSED[case][1])
+    assert refused[case].left == sorted(["file.txt", *map(str, range(len(FILES)))])
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("densty = 0.1", "bad.toml: there is no setting 'densty'; the nearest is 'density'"),
-        ("density = ", "bad.toml is not valid TOML"),
-        ("density = true", "--density true: expected a number"),
-        ("batch_size = 2.5", "--batch-size 2.5: expected a whole number"),
-        ("mlp_widths = []", "--mlp-widths needs at least one width"),
-        ("method = 3", "--method 3: expected a text"),
-        ("[dls]\nsteps = 1", "there is no setting 'dls'"),
-    ],
-)
-def test_a_bad_configuration_file_too(text: str, words: str, tmp_path: Path, train) -> None:
-    (tmp_path / "bad.toml").write_text(text)
-    done = train(2, "--config", "bad.toml")
-    assert done.status == 2
-    assert len(lines(done.err)) == 1
-    assert words in done.err
+@pytest.mark.parametrize("text", FILES)
+def test_a_bad_configuration_file_too(text: str, refused: dict[str, Outcome]) -> None:
+    is_refused(refused[text], FILES[text])
 
 
-def test_a_truncated_data_file_is_named(tmp_path: Path, train) -> None:
+def test_mpirun_ends_with_the_status_of_the_ranks(tmp_path: Path, train) -> None:
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x05")
     done = train(2, "--dataset", "mnist", "--data-dir", tmp_path)
@@ -94,71 +117,44 @@ def test_without_mpirun_it_is_a_world_of_one(tmp_path: Path, train) -> None:
     assert trace.read(tmp_path / "alone" / "trace.h5").header.ranks == 1
 
 
-def test_help_is_said_once(train) -> None:
-    done = train(2, "--help")
-    assert done.status == 0
-    assert done.out.count("usage:") == 1
-    assert "--dls-steps" in done.out
-
-
-def test_flags_beat_the_file_and_the_run_keeps_its_configuration(tmp_path: Path, train) -> None:
+def test_a_day_of_a_user(tmp_path: Path) -> None:
+    """Help, runs, resumes and what is refused of them, on two ranks and in one folder, one after the other."""
     (tmp_path / "a.toml").write_text('density = 0.1\nmethod = "layerwise-topk"\nmlp_widths = [8]\nbatch_size = 4\nsteps = 7')
-    assert train(2, "--config", "a.toml", "--density", "0.2", "--out", "run").status == 0
-    kept = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    day = {
+        "help": ["--help"],
+        "file and flag": ["--config", "a.toml", "--density", "0.2", "--out", "first"],
+        "what it kept": ["--config", "first/config.toml", "--out", "again"],
+        "no name": [*TINY, "--steps", "1"],
+        "run": [*TINY, "--steps", "2", "--out", "run"],
+        "run again": [*TINY, "--steps", "2", "--out", "run"],
+        **{case: ["--out", "run", "--resume", *args] for case, (args, _) in UNCHANGED.items()},
+        "auto": [*TINY, "--steps", "2", "--out", "auto", "--resume=auto"],
+        "auto again": [*TINY, "--steps", "4", "--out", "auto", "--resume=auto"],
+    }
+    happened = outcomes(2, "dls.train", [shlex.join(command) for command in day.values()], tmp_path)
+    told = dict(zip(day, happened, strict=True))
+    refused = {case: words for case, (_, words) in UNCHANGED.items()}
+    refused["run again"] = "run already holds a run; add --resume"
+    for case, outcome in told.items():
+        if case in refused:
+            is_refused(outcome, refused[case])
+        else:
+            assert (set(outcome.statuses), outcome.err) == ({0}, ""), case
+
+    assert told["help"].out.count("usage:") == 1
+    assert "--dls-steps" in told["help"].out
+
+    kept = tomllib.loads((tmp_path / "first" / "config.toml").read_text())
     assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (0.2, "layerwise-topk", [8], 7)
-    again = train(2, "--config", "run/config.toml", "--out", "again")
-    assert again.status == 0
-    one, two = (trace.read(tmp_path / name / "trace.h5").steps["loss"] for name in ("run", "again"))
+    one, two = (trace.read(tmp_path / name / "trace.h5").steps["loss"] for name in ("first", "again"))
     assert one.tolist() == two.tolist()
 
-
-def test_a_run_gets_a_folder_of_its_own(tmp_path: Path, train) -> None:
-    assert train(2, *TINY, "--steps", "1").status == 0
     (out,) = (tmp_path / "runs").iterdir()
     assert out.name.startswith("digits-mlp-dls-")
     assert (out / "checkpoints" / "step-00000001" / "manifest.json").exists()
-
-
-def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path, train) -> None:
-    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
-    before = (tmp_path / "run" / "trace.h5").read_bytes()
-    done = train(2, *TINY, "--steps", "2", "--out", "run")
-    assert done.status == 2
-    assert "run already holds a run; add --resume" in done.err
-    assert (tmp_path / "run" / "trace.h5").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--model", "lenet"], "--model lenet is not that of the run in run, which has mlp"),
-        (["--mlp-widths", "9"], "--mlp-widths 9 is not that of the run"),
-        (["--density", "0.5"], "--density 0.5 is not that of the run"),
-        (["--steps", "1"], "the run already has 2 steps; a length of 1 lies behind them"),
-    ],
-)
-def test_what_a_resumed_run_cannot_change(args: list[str], words: str, tmp_path: Path, train) -> None:
-    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
-    done = train(2, "--out", "run", "--resume", *args)
-    assert done.status == 2
-    assert len(lines(done.err)) == 1
-    assert words in done.err
-
-
-def test_resume_needs_a_whole_checkpoint(tmp_path: Path, train) -> None:
-    assert train(2, *TINY, "--steps", "2", "--out", "run").status == 0
-    part = tmp_path / "run" / "checkpoints" / "step-00000002" / "rank-00001.h5"
-    part.write_bytes(part.read_bytes()[:-1])
-    damaged = train(2, "--out", "run", "--resume", "--steps", "3")
-    assert damaged.status == 2
-    assert len(lines(damaged.err)) == 1
-    assert "rank-00001.h5 is damaged" in damaged.err
-
-
-def test_resume_auto_starts_afresh_where_there_is_nothing(tmp_path: Path, train) -> None:
-    assert train(2, *TINY, "--steps", "2", "--out", "run", "--resume=auto").status == 0
-    assert train(2, *TINY, "--steps", "4", "--out", "run", "--resume=auto").status == 0
-    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4]
+    for name, steps in (("run", [1, 2]), ("auto", [1, 2, 3, 4])):
+        assert trace.read(tmp_path / name / "trace.h5").steps["step"].tolist() == steps
+        assert trace.series(tmp_path / name) == [tmp_path / name / "trace.h5"]
 
 
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:

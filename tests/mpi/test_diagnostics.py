@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dls import timeline, trace
-from tests.launch import launch
+from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
 
 COMMON = "--density 0.02 --batch-size 8 --threads 1 --mlp-widths 12,8 --check-every 0"
@@ -33,8 +33,7 @@ def test_looking_closely_changes_no_bit_and_is_recorded_once(ranks: int, tmp_pat
             f"{COMMON} --method {method} --steps 7 --checkpoint-every 5 --diagnose-every 2 --trace-every 3 --out {closely}",
             f"--out {closely} --resume --steps 10",
         ]
-    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
-    assert done.status == 0, done.err
+    train_all(ranks, command, tmp_path)
     for number, method in enumerate(METHODS):
         states = [loaded(tmp_path / f"{name}{number}", ranks) for name in ("plain", "closely")]
         for a, b in zip(*states, strict=True):
@@ -63,11 +62,10 @@ def check(found: trace.Trace, ranks: int, all_of_it: bool) -> None:
 def test_a_trace_without_diagnostics_is_read_and_gone_on_with(tmp_path: Path) -> None:
     """Those of before there were any."""
     first, second = f"{COMMON} --steps 4 --out {tmp_path}/old", f"--out {tmp_path}/old --resume --steps 8 --diagnose-every 4"
-    many = Path(__file__).with_name("many.py")
-    assert launch([(2, [many, first])], tmp_path).status == 0
+    train_all(2, [first], tmp_path)
     with h5py.File(tmp_path / "old" / "trace.h5", "r+") as file:
         del file["diagnostics"]
     assert trace.read(tmp_path / "old" / "trace.h5").diagnostics["begin"].shape == (0, 2, 3, 4)
-    assert launch([(2, [many, second])], tmp_path).status == 0
+    train_all(2, [second], tmp_path)
     found = trace.read(tmp_path / "old" / "trace.h5")
     assert (found.steps["step"].tolist(), found.diagnostics["step"].tolist()) == ([*range(1, 9)], [8])

@@ -14,7 +14,7 @@ from tests.mpi.test_bits import loaded
 
 COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--density", "0.05"]
 FAULT_TOLERANT = ["--with-ft", "ulfm"]
-needs_open_mpi = pytest.mark.skipif(MPI.get_vendor()[0] != "Open MPI", reason="needs Open MPI: make test MPI=openmpi")
+pytestmark = pytest.mark.skipif(MPI.get_vendor()[0] != "Open MPI", reason="needs Open MPI: make test MPI=openmpi")
 
 STRUCK = """
 import os, signal, sys
@@ -47,7 +47,6 @@ def recorded(out: Path) -> list[int]:
     return [step for path in trace.series(out) for step in trace.read(path).steps["step"].tolist()]
 
 
-@needs_open_mpi
 @pytest.mark.parametrize("method", ["dls", "layerwise-topk", "global-topk", "dense"])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_the_others_go_on_to_the_bits_of_a_resume(rank: int, method: str, tmp_path: Path) -> None:
@@ -65,7 +64,6 @@ def test_the_others_go_on_to_the_bits_of_a_resume(rank: int, method: str, tmp_pa
     assert recorded(tmp_path / "run") == list(range(1, 41))
 
 
-@needs_open_mpi
 @pytest.mark.parametrize(
     ("ranks", "deaths", "left"),
     [
@@ -84,14 +82,12 @@ def test_deaths_at_any_time(ranks: int, deaths: str, left: int, tmp_path: Path) 
     assert len(loaded(tmp_path / "run", left)) == left
 
 
-@needs_open_mpi
 def test_images_that_cannot_be_shared_are_fewer(tmp_path: Path) -> None:
     done = struck(tmp_path, 4, "3:27", "--batch-size", "5", "--checkpoint-every", "10")
     assert done.status == 0, done
     assert "15 images a step, 5 a rank" in done.out
 
 
-@needs_open_mpi
 @pytest.mark.parametrize(("ranks", "deaths"), [(2, "0:27"), (4, "0:27,1:27"), (3, "1:27,2:27")])
 def test_the_smaller_part_ends(ranks: int, deaths: str, tmp_path: Path) -> None:
     done = struck(tmp_path, ranks, deaths, "--checkpoint-every", "10")
@@ -101,16 +97,8 @@ def test_the_smaller_part_ends(ranks: int, deaths: str, tmp_path: Path) -> None:
     assert line.endswith(f"after the loss of a rank: {left} of {ranks} ranks are left, which is not most of them")
 
 
-@needs_open_mpi
 def test_without_elastic_a_death_ends_the_run(tmp_path: Path) -> None:
     done = struck(tmp_path, 3, "1:27", "--no-elastic")
     assert done.status == 1, done
     (line,) = spoken(done.err)
     assert line.endswith(": a rank is lost")
-
-
-def test_where_ranks_cannot_outlive_each_other_it_is_refused(tmp_path: Path, train) -> None:
-    done = train(2, *COMMON, "--steps", "1", "--elastic")
-    assert done.status == 2
-    (line,) = lines(done.err)
-    assert line == "dls.train: --elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm"

@@ -12,7 +12,7 @@ import pytest
 
 from dls import trace
 from tests.conftest import lines
-from tests.launch import finish, launch, start, wait_until
+from tests.launch import finish, launch, start, train_all, wait_until
 from tests.mpi.test_bits import loaded
 
 METHODS = (
@@ -40,8 +40,7 @@ def test_fifty_and_fifty_are_a_hundred(ranks: int, tmp_path: Path) -> None:
             f"{COMMON} --method {method} --steps 50 --out {tmp_path}/halves{number}",
             f"--out {tmp_path}/halves{number} --resume --steps 100",
         ]
-    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
-    assert done.status == 0, done.err
+    train_all(ranks, command, tmp_path)
     for number, method in enumerate(METHODS):
         whole, halves = tmp_path / f"whole{number}", tmp_path / f"halves{number}"
         for a, b in zip(loaded(whole, ranks), loaded(halves, ranks), strict=True):
@@ -64,8 +63,7 @@ def test_batch_norm_statistics_survive(backend: str, tmp_path: Path) -> None:
         f"{common} --steps 2 --out {tmp_path}/halves",
         f"--steps 4 --out {tmp_path}/halves --resume",
     ]
-    done = launch([(2, [Path(__file__).with_name("many.py"), *command])], tmp_path)
-    assert done.status == 0, done.err
+    train_all(2, command, tmp_path)
     for a, b in zip(loaded(tmp_path / "whole", 2), loaded(tmp_path / "halves", 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
 

@@ -10,7 +10,7 @@ import pytest
 from dls import checkpoint, config, data, models, trace
 from dls.batches import Batches
 from reference import adjustment, cluster, methods, nn
-from tests.launch import launch
+from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
 
 SETTINGS = "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy --bucket-size 1"
@@ -54,8 +54,7 @@ def message_bytes(n: int, k: int) -> int:
 def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
     runs = {name: tmp_path / str(number) for number, name in enumerate(METHODS)}
     command = [f"--method {name} {SETTINGS} --out {out}" for name, out in runs.items()]
-    done = launch([(ranks, [Path(__file__).with_name("many.py"), *command])], tmp_path)
-    assert done.status == 0, done.err
+    train_all(ranks, command, tmp_path)
     for name, out in runs.items():
         recorded, method = trace.read(out / "trace.h5"), METHODS[name]
         sizes = np.array(recorded.header.layers["size"])
