@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,31 @@ from tests.gpu_on_host import Host
 from tests.launch import ROOT, Finished, launch
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test has the marker that its folder is named for: laws, backends, mpi or tools."""
     for item in items:
         item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+    waiting = [item for item in items if item.get_closest_marker("gpu")]
+    if waiting and not os.environ.get("DLS_TEST_GPU") and not has_gpu():
+        let_one_speak(waiting, items, config)
+
+
+def has_gpu() -> bool:
+    try:
+        return importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
+    except Exception:  # whatever a driver that is absent or broken raises
+        return False
+
+
+def let_one_speak(
+    waiting: Sequence[pytest.Item], items: list[pytest.Item], config: pytest.Config
+) -> None:
+    """One skipped test says how many need a GPU; the others are not there."""
+    first, others = waiting[0], list(waiting[1:])
+    reason = f"{len(waiting)} cases wait for a GPU: make test-gpu runs them"
+    first.add_marker(pytest.mark.skip(reason=reason))
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def start(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[s
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def train_all(ranks: int, commands: Sequence[str], cwd: Path) -> Finished:
+def train_all(ranks: int, commands: Iterable[str], cwd: Path) -> Finished:
     """Train under one mpirun, one command line of dls.train after the other; each ends well."""
     done = launch([(ranks, [ROOT / "tests" / "mpi" / "many.py", *commands])], cwd)
     assert done.status == 0, done.err

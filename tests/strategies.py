@@ -26,7 +26,7 @@ ABOVE_ONE = float(np.nextafter(F32(1), F32(2)))
 BELOW_ONE = float(np.nextafter(F32(1), F32(0)))
 FAR = float(F32(1e30))  # far from 1, yet a few of them may be added in float32
 
-QUICK = settings(max_examples=100, deadline=None, database=None, derandomize=True)
+QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 SLOW = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
 

@@ -5,7 +5,7 @@ That names and signatures agree is tested in `test_backends`.
 
 from __future__ import annotations
 
-import importlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from dls import backends, models
 from dls.backends import Backend
 from gpu import cupy_nn, device, numba_nn, numba_work
 from reference import nn as reference
-from tests.backends.test_backends import NEED_GPU
+from tests.pairwise import pairwise
 
 Array = np.ndarray[Any, Any]
 
@@ -28,31 +28,35 @@ TOLERANCE = {np.float32: 3e-6, np.float64: 1e-13}
 MODEL_TOLERANCE = 1e-4
 """How far a layer's float32 gradient may be off in a whole model, as a share of its norm."""
 
-CASES = [(name, threads) for name in backends.names() for threads in ((1, 3) if name == "numba" else (1,))]
-CONVOLUTIONS = [
-    (kernel, stride, padding, batch, size)
-    for kernel, stride, padding in itertools.product((1, 3, 5), (1, 2), (0, 1, 2))
-    for batch, size in ((1, (5, 8)), (5, (7, 5)))
-]
-DIRECT = [(3, 1, 1, 1, (32, 32)), (3, 1, 1, 5, (16, 17)), (3, 1, 1, 33, (8, 8)), (3, 1, 1, 3, (1, 1)), (3, 1, 1, 2, (40, 1))]
-"""Further sizes for 3x3 kernels, which numba sums directly: one image or many in a row of memory, a last one that is not full."""
+DTYPES = (np.float32, np.float64)
+CASES = [("numba", 1), ("numba", 3), pytest.param(("cupy", 1), marks=pytest.mark.gpu)]
+"""Backends and their threads."""
+GEOMETRIES = list(itertools.product((1, 3, 5), (1, 2), (0, 1, 2)))
+"""Kernel, stride and padding of a convolution."""
+CHANNELS = ((3, 4), (1, 7), (17, 2))
+DIRECT = [(1, (32, 32)), (5, (16, 17)), (33, (8, 8)), (3, (1, 1)), (2, (40, 1))]
+"""Images and their sizes for 3x3 kernels, which numba sums directly.
+
+One image or many in a row of memory, and a last one that is not full.
+"""
 
 
-def has_gpu() -> bool:
-    try:
-        return importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
-    except Exception:  # whatever a driver that is absent or broken raises
-        return False
+def case_id(case: tuple[str, int]) -> str:
+    return f"{case[0]}-{case[1]}"
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES, ids=case_id)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name, threads = request.param
-    if name in NEED_GPU and not has_gpu():
-        pytest.skip(f"the backend '{name}' needs a GPU")
     with pytest.MonkeyPatch.context() as patch:
         use_threads(patch, threads)
         yield backends.load(name)
+
+
+of_the_reference_too = pytest.mark.parametrize(
+    "backend", [("numpy", 1), *CASES], ids=case_id, indirect=True, scope="module"
+)
+"""For tests that say themselves what comes out."""
 
 
 def use_threads(patch: pytest.MonkeyPatch, threads: int) -> None:
@@ -61,7 +65,7 @@ def use_threads(patch: pytest.MonkeyPatch, threads: int) -> None:
     patch.setattr(numba_work, "_GRAIN", 1)
 
 
-@pytest.fixture(params=[np.float32, np.float64])
+@pytest.fixture(params=DTYPES)
 def dtype(request: pytest.FixtureRequest) -> type[np.floating[Any]]:
     return request.param
 
@@ -150,29 +154,37 @@ ORDERS = [plain, channels_first, strided]
 # ---------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "batch", "size"), CONVOLUTIONS + DIRECT)
+@pytest.mark.parametrize(
+    ("geometry", "images", "channels", "dtype"),
+    [
+        *pairwise(GEOMETRIES, [(1, (5, 8)), (5, (7, 5))], CHANNELS, DTYPES),
+        *pairwise([(3, 1, 1)], DIRECT, CHANNELS, DTYPES),
+    ],
+)
 def test_convolution(
     backend: Backend,
-    dtype: type,
     rng: np.random.Generator,
-    kernel: int,
-    stride: int,
-    padding: int,
-    batch: int,
-    size: tuple[int, int],
+    geometry: tuple[int, int, int],
+    images: tuple[int, tuple[int, int]],
+    channels: tuple[int, int],
+    dtype: type,
 ) -> None:
-    for inputs, outputs in ((3, 4), (1, 7), (17, 2)):
-        x = rng.normal(size=(batch, inputs, *size)).astype(dtype)
-        w = rng.normal(size=(outputs, inputs, kernel, kernel)).astype(dtype)
-        if min(size) + 2 * padding < kernel:
-            with pytest.raises(ValueError, match="does not fit"):
-                backend.nn.conv2d_forward(backend.nn.asarray(x), backend.nn.asarray(w), None, stride, padding)
-            return
-        for b in (None, rng.normal(size=outputs).astype(dtype)):
-            mine, theirs = Twin(backend, "conv2d_forward")(x, w, b, stride, padding)
-        dy = rng.normal(size=theirs[0].shape).astype(dtype)
-        run_weight_gradients(backend, "conv2d", dy, (mine[1], theirs[1]), w)
-        run_backward(backend, "conv2d_input_gradient", dy, (mine[1], theirs[1]), w)
+    (kernel, stride, padding), (batch, size), (inputs, outputs) = geometry, images, channels
+    x = rng.normal(size=(batch, inputs, *size)).astype(dtype)
+    w = rng.normal(size=(outputs, inputs, kernel, kernel)).astype(dtype)
+    for b in (None, rng.normal(size=outputs).astype(dtype)):
+        mine, theirs = Twin(backend, "conv2d_forward")(x, w, b, stride, padding)
+    dy = rng.normal(size=theirs[0].shape).astype(dtype)
+    run_weight_gradients(backend, "conv2d", dy, (mine[1], theirs[1]), w)
+    run_backward(backend, "conv2d_input_gradient", dy, (mine[1], theirs[1]), w)
+
+
+@of_the_reference_too
+@pytest.mark.parametrize(("side", "padding"), [(4, 0), (1, 1)])
+def test_a_kernel_larger_than_the_image_is_refused(backend: Backend, side: int, padding: int) -> None:
+    x, w = (backend.nn.asarray(np.ones((1, 1, n, n), np.float32)) for n in (side, 5))
+    with pytest.raises(ValueError, match="does not fit"):
+        backend.nn.conv2d_forward(x, w, None, 1, padding)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -197,8 +209,10 @@ def test_linear(backend: Backend, dtype: type, rng: np.random.Generator) -> None
         run_weight_gradients(backend, "linear", dy, (backend.nn.asarray(x), x.astype(np.float64)), w)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shape", [(5, 3, 7, 5), (1, 2, 1, 1), (2, 3, 70, 41), (5, 6), (1, 1)])
+@pytest.mark.parametrize(
+    ("order", "shape", "dtype"),
+    pairwise(ORDERS, [(5, 3, 7, 5), (1, 2, 1, 1), (2, 3, 70, 41), (5, 6), (1, 1)], DTYPES),
+)
 def test_relu_and_residual_sum(
     backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], shape: tuple[int, ...]
 ) -> None:
@@ -209,8 +223,10 @@ def test_relu_and_residual_sum(
     Twin(backend, "add_backward")(dy)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("size", [1, 2, 3, 16])
+@pytest.mark.parametrize(
+    ("order", "size", "dtype"),
+    pairwise(ORDERS, [1, 2, 3, 16], DTYPES),
+)
 def test_max_pool_sends_the_gradient_to_the_first_of_equals(
     backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], size: int
 ) -> None:
@@ -235,8 +251,10 @@ def test_global_average_pool_flatten_and_shortcut(
         Twin(backend, "shortcut_backward")(order(rng.normal(size=y.shape).astype(dtype)), x.shape, stride)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shape", [(5, 3, 7, 5), (1, 20, 3, 2), (2, 2, 90, 81), (5, 6), (8, 1)])
+@pytest.mark.parametrize(
+    ("order", "shape", "dtype"),
+    pairwise(ORDERS, [(5, 3, 7, 5), (1, 20, 3, 2), (2, 2, 90, 81), (5, 6), (8, 1)], DTYPES),
+)
 def test_batch_norm(
     backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], shape: tuple[int, ...]
 ) -> None:
@@ -247,6 +265,7 @@ def test_batch_norm(
     Twin(backend, "batch_norm_inference")(x, gamma, beta, *(part.astype(dtype) for part in theirs[1:3]), 1e-5)
 
 
+@of_the_reference_too
 def test_batch_norm_of_a_large_mean_keeps_the_variance(backend: Backend, rng: np.random.Generator) -> None:
     x = (1000 + rng.integers(-3, 4, (5, 2, 40, 40))).astype(np.float32)
     one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
@@ -257,6 +276,7 @@ def test_batch_norm_of_a_large_mean_keeps_the_variance(backend: Backend, rng: np
     np.testing.assert_allclose(backend.ops.to_host(y), expected[0], atol=1e-4)
 
 
+@of_the_reference_too
 def test_batch_norm_of_one_value_is_refused(backend: Backend) -> None:
     one = backend.nn.asarray(np.ones(3, np.float32))
     with pytest.raises(ValueError, match="at least two values"):
@@ -295,10 +315,17 @@ def train_once(model: models.Model, nn: Any, count: int = 2) -> tuple[float, Arr
     return loss, model.gradients
 
 
+@functools.cache
+def trained_reference(name: str) -> tuple[models.Model, float, Array]:
+    """The model in float64 with its loss and gradients, for all backends."""
+    model = build(name, reference, np.float64)
+    return model, *train_once(model, reference)
+
+
 @pytest.mark.parametrize("name", ["lenet", "cnn", "resnet20", "vgg16"])
 def test_gradients_of_a_model(backend: Backend, name: str) -> None:
-    mine, theirs = build(name, backend.nn), build(name, reference, np.float64)
-    (loss, gradients), (expected_loss, expected) = train_once(mine, backend.nn), train_once(theirs, reference)
+    mine, (theirs, expected_loss, expected) = build(name, backend.nn), trained_reference(name)
+    loss, gradients = train_once(mine, backend.nn)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     gradients = backend.ops.to_host(gradients)
     for start, stop in itertools.pairwise(theirs.offsets):
@@ -324,6 +351,7 @@ def test_threads_of_numba_change_no_bits(monkeypatch: pytest.MonkeyPatch, name: 
     assert len(set(results)) == 1
 
 
+@of_the_reference_too
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_a_broken_image_gives_a_broken_loss(backend: Backend, name: str, bad: float) -> None:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dls import backends
@@ -27,6 +27,7 @@ from tests.strategies import (
     LARGEST_SUBNORMAL,
     NASTY_LAYERS,
     NASTY_VECTORS,
+    QUICK,
     TINY,
     layers_and_k,
     vector,
@@ -40,16 +41,21 @@ HELPERS = {
     "gpu.cupy_ops": {"apart", "counts_at_least", "kth_bits", "neighbours"},
 }
 """Public functions beyond the reference's, which a backend's own modules share."""
-QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 HINTS = (0.0, -1.0, math.inf, -math.inf, math.nan, 1e-300, 1e300, 1e-45, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 1000.0)
 """The last seven are factors of the last threshold, the others hints themselves."""
 
 
 # The numba backend splits work over numba's threads; so many equal shares give the same splits on a machine of any size.
-CASES = [(name, shares) for name in backends.names() for shares in ((1, 2, 3) if name == "numba" else (1,))]
+OTHERS = tuple(name for name in backends.names() if name != "numpy")
+"""All but the reference itself."""
+CASES = [(name, shares) for name in OTHERS for shares in ((1, 2, 3) if name == "numba" else (1,))]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case_id(case: tuple[str, int]) -> str:
+    return f"{case[0]}-{case[1]}"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=case_id)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name, shares = request.param
     if name in NEED_GPU:
@@ -59,6 +65,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
             for module in (numba_ops, numba_selection):
                 patch.setattr(module, "threads_for", lambda n: max(1, min(shares, n)))
         yield backends.load(name)
+
+
+of_the_reference_too = pytest.mark.parametrize(
+    "backend", [("numpy", 1), *CASES], ids=case_id, indirect=True, scope="module"
+)
+"""For tests that say themselves what comes out."""
 
 
 # ---------------------------------------------------------------- the same names
@@ -79,7 +91,7 @@ def public_functions(module: ModuleType) -> dict[str, Callable[..., object]]:
     }
 
 
-@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("part", MODULES)
 def test_a_backend_has_the_reference_s_functions_and_signatures(name: str, part: str) -> None:
     home = backends._HOMES[name][0][MODULES.index(part)]
@@ -193,6 +205,7 @@ def test_large_layers(backend: Backend, kind: str) -> None:
         thresholds = twins.step(draw(kind, rng, int(sizes.sum())), k, hints)
 
 
+@of_the_reference_too
 def test_a_layer_beyond_the_integers_of_float32(backend: Backend) -> None:
     """Indices above 2^24, which float32 cannot tell apart."""
     n, rng = 2**24 + 3, np.random.default_rng(0)
@@ -222,6 +235,7 @@ def test_one_layer(backend: Backend, case: tuple[np.ndarray, int]) -> None:
     assert isinstance(threshold, float) and threshold == t
 
 
+@of_the_reference_too
 @pytest.mark.parametrize("n", [5, 200, 70_000])
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 def test_non_finite_is_refused_and_the_next_call_works(backend: Backend, bad: float, n: int) -> None:
@@ -244,12 +258,14 @@ def test_non_finite_is_refused_and_the_next_call_works(backend: Backend, bad: fl
     same(host(backend, backend.ops.top_k(put(v), 3)), ops.top_k(v, 3))
 
 
+@of_the_reference_too
 def test_a_sum_that_overflows_is_refused(backend: Backend) -> None:
     residual, gradient = (backend.ops.from_host(vector([1.0, LARGEST, 2.0])) for _ in range(2))
     with np.errstate(over="ignore"), pytest.raises(ops.NonFiniteError):
         backend.ops.select(residual, gradient, 1, 0.0)
 
 
+@of_the_reference_too
 @pytest.mark.parametrize("k", [-1, 4])
 def test_a_wrong_k_is_refused(backend: Backend, k: int) -> None:
     v = vector([1, 2, 3])
@@ -262,6 +278,7 @@ def test_a_wrong_k_is_refused(backend: Backend, k: int) -> None:
             attempt()
 
 
+@of_the_reference_too
 def test_arguments_need_be_neither_contiguous_nor_writable(backend: Backend) -> None:
     v = np.arange(-50, 50, dtype=F32)
     k = np.array([5])
@@ -411,9 +428,17 @@ def test_adjustments_of_large_layers(backend: Backend, kind: str, seed: int) -> 
     check_adjustment(backend, layers, k)
 
 
+@pytest.mark.parametrize("name", NASTY_VECTORS)
+def test_top_k_of_nasty_vectors(backend: Backend, name: str) -> None:
+    check_top_k(backend, NASTY_VECTORS[name])
+
+
 @QUICK
 @given(st.lists(EXTREME, min_size=1, max_size=6))
-def test_the_vectors_of_the_other_law_tests(backend: Backend, values: list[float]) -> None:
-    for v in (vector(values), *NASTY_VECTORS.values()):
-        for k in range(v.size + 1):
-            same(host(backend, backend.ops.top_k(backend.ops.from_host(v), k)), ops.top_k(v, k))
+def test_top_k_at_every_k(backend: Backend, values: list[float]) -> None:
+    check_top_k(backend, vector(values))
+
+
+def check_top_k(backend: Backend, v: np.ndarray) -> None:
+    for k in range(v.size + 1):
+        same(host(backend, backend.ops.top_k(backend.ops.from_host(v), k)), ops.top_k(v, k))

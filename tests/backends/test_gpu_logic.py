@@ -87,19 +87,6 @@ def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.Mon
     assert_same(one[:3], ops.select_layers(np.zeros_like(g), g, offsets, k, hints)[:3])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("k", [0, 3, 50])
-def test_what_is_not_finite_is_refused(bad: float, k: int) -> None:
-    g = np.ones(50, dtype=np.float32)
-    g[17] = bad
-    with pytest.raises(ops.NonFiniteError):
-        cupy_ops.select(cupy_ops.zeros(50), put(g), k, 0.0)
-    with pytest.raises(ops.NonFiniteError):
-        cupy_ops.top_k(put(g), k)
-    with pytest.raises(ops.NonFiniteError):
-        cupy_adjustment.optimal_adjustment([put(np.ones(9, dtype=np.float32)), put(g)], np.array([0, k]))
-
-
 @settings(max_examples=150, deadline=None)
 @given(layer_sizes, st.integers(0, 2**32), st.booleans(), st.data())
 def test_adjustment_is_the_reference_s(sizes, seed, nasty, data) -> None:

@@ -2,9 +2,16 @@
 
 import shlex
 import sys
+from collections.abc import Iterable
 
 from dls.train import main
 
-for line in sys.argv[1:]:
-    status = main(shlex.split(line))
-    assert status == 0, (status, line)
+
+def train_all(commands: Iterable[str]) -> None:
+    for command in commands:
+        status = main(shlex.split(command))
+        assert status == 0, (status, command)
+
+
+if __name__ == "__main__":
+    train_all(sys.argv[1:])

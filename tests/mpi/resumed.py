@@ -1,4 +1,4 @@
-"""Prepare several resumes under one mpirun, one an argument, and keep what each rank starts from, as OUT/rank-N.npz."""
+"""Go on with several runs under one mpirun, one an argument; keep what each rank starts from, as OUT/rank-N.npz."""
 
 import shlex
 import sys
@@ -7,6 +7,7 @@ import numpy as np
 
 from dls import config, startup
 from dls.comm import Comm
+from dls.train import main
 
 comm = Comm()
 for line in sys.argv[1:]:
@@ -14,3 +15,5 @@ for line in sys.argv[1:]:
     place = {"first": run.first, "total": run.total, "batch": run.config.batch_size, "place": run.batches.place(run.first)}
     arrays = run.sparsifier.state() | {"statistics": run.model.statistics, "weights": run.model.parameters}
     np.savez(run.out / f"rank-{comm.rank}.npz", momentum=run.optimizer.momentum, **arrays, **place)
+    status = main(shlex.split(line))
+    assert status == 0, (status, line)

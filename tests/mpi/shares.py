@@ -1,9 +1,11 @@
 """On every rank: the share of Global Top-k's choice that each method sends, against a plain sort of the same v, ties and all.
 
-Run it under mpirun; it prints a word a rank when all is well.
+Run it under mpirun; it prints a word a rank when all is well, and trains then as many.py does.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from dls import backends, config, data, models, sparsifiers
 from dls.comm import Comm
 from dls.sparsifiers import Setup
 from reference import nn
+from tests.mpi import many
 
 METHODS = ("dense", "global-topk", "layerwise-topk", "dls", "dls --dls-steps optimal", "dls --density 1")
 STEPS = 4
@@ -63,3 +66,4 @@ def largest(v: np.ndarray, k: np.ndarray, offsets: np.ndarray, whole: bool) -> s
 
 
 main()
+many.train_all(sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from dls import heartbeat
 from tests.conftest import lines
-from tests.launch import launch, wait_until
+from tests.launch import launch, train_all, wait_until
 from tests.mpi.test_bits import loaded
 
 STEPS = 60
@@ -54,28 +55,38 @@ def all_end(folder: Path, seconds: float = 30.0) -> bool:
 
 
 def go_on(folder: Path) -> str:
-    done = launch([(3, ["-m", "dls.train", "--resume", "--out", "run"])], folder)
-    assert done.status == 0, done.err
-    return done.out
+    """Resume, and resume what is complete then."""
+    return train_all(3, ["--resume --out run"] * 2, folder).out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = train_all(3, [shlex.join([*COMMON, "--out", "run"])], folder)
+    assert "the run before" not in done.out
+    return folder / "run"
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_killed_rank_is_named_by_the_resume(rank: int, tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_by_the_resume(rank: int, whole: Path, tmp_path: Path) -> None:
     step = random.randint(11, STEPS)
-    assert struck(tmp_path, "SIGKILL", rank, step, "--checkpoint-every", "10").status not in (0, 75), step
+    struck_run = struck(tmp_path, "SIGKILL", rank, step, "--checkpoint-every", "10")
+    assert struck_run.status not in (0, 75), step
     assert all_end(tmp_path)
     beat = json.loads((tmp_path / "run" / "heartbeats" / f"rank-{rank:05d}.json").read_text())
     assert beat["step"] < step
-    words = f"the run before broke off: rank {rank} (process {beat['pid']} on {beat['host']}) was the first to die, "
-    assert f"{words}last heard of after step {beat['step']} at {beat['time']}\n" in go_on(tmp_path)
-    whole = launch([(3, ["-m", "dls.train", *COMMON, "--out", "whole"])], tmp_path)
-    assert whole.status == 0
-    assert "the run before" not in whole.out
-    for one, two in zip(loaded(tmp_path / "run", 3), loaded(tmp_path / "whole", 3), strict=True):
+    who = f"rank {rank} (process {beat['pid']} on {beat['host']})"
+    words = f"the run before broke off: {who} was the first to die, "
+    said = go_on(tmp_path)
+    assert f"{words}last heard of after step {beat['step']} at {beat['time']}\n" in said
+    assert said.count("the run before") == 1
+    for one, two in zip(loaded(tmp_path / "run", 3), loaded(whole, 3), strict=True):
         assert all(one[name].tobytes() == two[name].tobytes() for name in one), step
-    beats = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "heartbeats").iterdir())]
-    assert [(beat["rank"], beat["step"], beat["state"]) for beat in beats] == [(r, STEPS, "ended") for r in range(3)]
-    assert "the run before" not in launch([(3, ["-m", "dls.train", "--resume", "--out", "run"])], tmp_path).out
+    paths = sorted((tmp_path / "run" / "heartbeats").iterdir())
+    beats = [json.loads(path.read_text()) for path in paths]
+    ends = [(beat["rank"], beat["step"], beat["state"]) for beat in beats]
+    assert ends == [(r, STEPS, "ended") for r in range(3)]
     assert all_end(tmp_path)
 
 

@@ -17,14 +17,9 @@ METHODS = ("dense", "global-topk --backend numpy", "layerwise-topk --bucket-size
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_share_of_the_global_choice(ranks: int, tmp_path: Path) -> None:
-    done = launch([(ranks, [Path(__file__).with_name("shares.py")])], tmp_path)
-    assert done.status == 0, done.err
-    assert all(f"<checked {rank}>" in done.out for rank in range(ranks))
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_looking_closely_changes_no_bit_and_is_recorded_once(ranks: int, tmp_path: Path) -> None:
+def test_looking_closely_finds_the_share_changes_no_bit_and_is_recorded_once(
+    ranks: int, tmp_path: Path
+) -> None:
     command = []
     for number, method in enumerate(METHODS):
         plain, closely = tmp_path / f"plain{number}", tmp_path / f"closely{number}"
@@ -33,7 +28,9 @@ def test_looking_closely_changes_no_bit_and_is_recorded_once(ranks: int, tmp_pat
             f"{COMMON} --method {method} --steps 7 --checkpoint-every 5 --diagnose-every 2 --trace-every 3 --out {closely}",
             f"--out {closely} --resume --steps 10",
         ]
-    train_all(ranks, command, tmp_path)
+    done = launch([(ranks, [Path(__file__).with_name("shares.py"), *command])], tmp_path)
+    assert done.status == 0, done.err
+    assert all(f"<checked {rank}>" in done.out for rank in range(ranks))
     for number, method in enumerate(METHODS):
         states = [loaded(tmp_path / f"{name}{number}", ranks) for name in ("plain", "closely")]
         for a, b in zip(*states, strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from dls import checkpoint, trace
 from dls.batches import Batches, Position
@@ -13,90 +13,118 @@ from dls.data import load
 from dls.inspect import series
 from reference import ranks
 from tests.conftest import lines
-from tests.launch import launch
+from tests.launch import launch, outcomes, train_all
 from tests.mpi.test_bits import loaded
 
 METHODS = ("dense", "global-topk", "layerwise-topk", "dls", "dls --dls-steps optimal --density-warmup 9 --nesterov --augment")
 COMMON = "--density 0.02 --batch-size 12 --threads 1 --backend numpy --mlp-widths 20,10"
 
 
-def train_all(ranks_now: int, folder: Path, arguments: list[str], program: str = "many.py") -> None:
-    done = launch([(ranks_now, [Path(__file__).with_name(program), *arguments])], folder)
+State = Mapping[str, np.ndarray]
+CHANGES = [(1, 3, 5), (3, 2, 7), (2, 4, 9), (4, 4, 11), (4, 1, 13)]
+"""From so many ranks to so many, and until which step these go on."""
+
+
+def go_on(new: int, commands: Iterable[str], folder: Path) -> None:
+    """Resume; what each rank starts from is kept beside the run."""
+    done = launch([(new, [Path(__file__).with_name("resumed.py"), *commands])], folder)
     assert done.status == 0, done.err
 
 
-@pytest.mark.parametrize(("old", "new"), [(1, 3), (2, 4), (3, 2), (4, 1)])
-def test_what_the_new_ranks_start_from(old: int, new: int, tmp_path: Path) -> None:
-    outs = {method: tmp_path / str(number) for number, method in enumerate(METHODS)}
-    train_all(old, tmp_path, [f"{COMMON} --method {method} --steps 5 --out {out}" for method, out in outs.items()])
-    train_all(new, tmp_path, [f"--out {out} --resume --steps 9" for out in outs.values()], "resumed.py")
-    for method, out in outs.items():
-        before, after = loaded(out, old), [np.load(out / f"rank-{rank}.npz") for rank in range(new)]
-        for state in after:
-            assert state["weights"].tobytes() == before[0]["weights"].tobytes()
-            assert state["momentum"].tobytes() == before[0]["momentum"].tobytes()
-            assert (state["first"], state["total"], state["batch"]) == (5, 9, 12 * old // new)
-        if method == "dense":
-            assert "residual" not in after[0]
-            continue
-        means = [np.mean([state["residual"].astype(float) for state in states], axis=0) for states in (before, after)]
-        bound = 2.0**-24 * np.mean([np.abs(state["residual"]) for state in after], axis=0) + 2.0**-150
-        assert (np.abs(means[0] - means[1]) <= bound * (1 + 1e-6)).all(), method
-        assert np.abs(means[0]).max() > 0
-        assert {int(state["k"].sum()) for state in after} == {int(before[0]["k"].sum())}
-        expected = [ranks.merge((s, before[p]) for p, s in ranks.shares(old, new, rank).items()) for rank in range(new)]
-        for own, state in zip(expected, after, strict=True):
-            assert all(own[name].tobytes() == state[name].tobytes() for name in ("residual", "k", "thresholds", "statistics"))
+def started_from(out: Path, new: int) -> list[State]:
+    return [np.load(out / f"rank-{rank}.npz") for rank in range(new)]
 
 
-def test_several_changes_in_a_row_and_every_step_once(tmp_path: Path) -> None:
+def test_several_changes_in_a_row(tmp_path: Path) -> None:
+    """What the new ranks start from, and each step in the trace once."""
     outs = {method: tmp_path / str(number) for number, method in enumerate(METHODS)}
-    train_all(2, tmp_path, [f"{COMMON} --method {method} --steps 3 --out {out}" for method, out in outs.items()])
-    for new, steps in ((3, 5), (4, 7), (4, 9), (1, 11)):
-        train_all(new, tmp_path, [f"--out {out} --resume --steps {steps}" for out in outs.values()])
+    first = [f"{COMMON} --method {method} --steps 3 --out {out}" for method, out in outs.items()]
+    train_all(1, first, tmp_path)
+    begin = 3
+    for old, new, steps in CHANGES:
+        before = {out: loaded(out, old) for out in outs.values()}
+        go_on(new, [f"--out {out} --resume --steps {steps}" for out in outs.values()], tmp_path)
+        for method, out in outs.items():
+            after = started_from(out, new)
+            for state in after:
+                place = state["first"], state["total"], state["batch"]
+                assert place == (begin, steps, 12 // new)
+                assert state["weights"].tobytes() == before[out][0]["weights"].tobytes()
+                assert state["momentum"].tobytes() == before[out][0]["momentum"].tobytes()
+            if method == "dense":
+                assert "residual" not in after[0]
+            else:
+                check_shares(before[out], after)
+        begin = steps
     for method, out in outs.items():
-        files = [trace.read(path) for path in trace.series(out)]
-        assert [file.path.name for file in files] == ["trace.h5", *(f"trace-{step:08d}.h5" for step in (3, 5, 9))]
-        assert [file.header.ranks for file in files] == [2, 3, 4, 1]
-        assert [step for file in files for step in file.steps["step"].tolist()] == list(range(1, 12))
-        assert series.load(out).steps["step"].tolist() == list(range(1, 12))
-        if method in ("global-topk", "dls"):
-            assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
+        check_traces(out, one_budget=method in ("global-topk", "dls"))
         found = checkpoint.latest(out)
         assert found is not None
-        assert (found.position, found.world_size) == (Position(11, 0, 11 * 24), 1)
+        assert (found.position, found.world_size) == (Position(13, 0, 13 * 12), 1)
+
+
+def check_shares(before: Sequence[State], after: Sequence[State]) -> None:
+    """The mean residual stays, up to rounding, k keeps its budget, and each rank has its shares."""
+    means = [mean_residual(states) for states in (before, after)]
+    size = np.mean([np.abs(state["residual"]) for state in after], axis=0)
+    bound = (2.0**-24 * size + 2.0**-150) * (1 + 1e-6)
+    assert (np.abs(means[0] - means[1]) <= bound).all()
+    assert np.abs(means[0]).max() > 0
+    assert {int(state["k"].sum()) for state in after} == {int(before[0]["k"].sum())}
+    for rank, state in enumerate(after):
+        shares = ranks.shares(len(before), len(after), rank)
+        own = ranks.merge((share, before[other]) for other, share in shares.items())
+        for name in ("residual", "k", "thresholds", "statistics"):
+            assert own[name].tobytes() == state[name].tobytes()
+
+
+def mean_residual(states: Sequence[State]) -> np.ndarray:
+    return np.mean([state["residual"].astype(float) for state in states], axis=0)
+
+
+def check_traces(out: Path, one_budget: bool) -> None:
+    files = [trace.read(path) for path in trace.series(out)]
+    later = [f"trace-{step:08d}.h5" for step in (3, 5, 7, 11)]
+    assert [file.path.name for file in files] == ["trace.h5", *later]
+    assert [file.header.ranks for file in files] == [1, 3, 2, 4, 1]
+    steps = [step for file in files for step in file.steps["step"].tolist()]
+    assert steps == series.load(out).steps["step"].tolist() == list(range(1, 14))
+    if one_budget:
+        assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
 
 
 def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path: Path) -> None:
     """2 ranks until 4, 3 ranks from 4 to 6, of which the checkpoint is lost: 2 ranks go on from 4."""
-    train_all(2, tmp_path, [f"{COMMON} --steps 4 --out run"])
-    train_all(3, tmp_path, ["--out run --resume --steps 6"])
+    train_all(2, [f"{COMMON} --steps 4 --out run"], tmp_path)
+    train_all(3, ["--out run --resume --steps 6"], tmp_path)
     (tmp_path / "run/checkpoints/step-00000006/manifest.json").unlink()
-    train_all(2, tmp_path, ["--out run --resume --steps 7"])
+    train_all(2, ["--out run --resume --steps 7"], tmp_path)
     assert [path.name for path in trace.series(tmp_path / "run")] == ["trace.h5"]
     assert trace.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_batch_norm_keeps_its_mean_statistics(tmp_path: Path) -> None:
-    train_all(3, tmp_path, ["--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy --steps 1 --out run"])
-    train_all(2, tmp_path, ["--out run --resume --steps 2"], "resumed.py")
-    mean = np.mean([np.load(tmp_path / f"run/rank-{rank}.npz")["statistics"] for rank in range(2)], axis=0)
-    np.testing.assert_allclose(mean, loaded(tmp_path / "run", 3)[0]["mean_statistics"], rtol=1e-6, atol=1e-7)
+    common = "--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy"
+    train_all(3, [f"{common} --steps 1 --out run"], tmp_path)
+    before = loaded(tmp_path / "run", 3)
+    go_on(2, ["--out run --resume --steps 2"], tmp_path)
+    mean = np.mean([state["statistics"] for state in started_from(tmp_path / "run", 2)], axis=0)
+    np.testing.assert_allclose(mean, before[0]["mean_statistics"], rtol=1e-6, atol=1e-7)
 
 
-def test_the_images_of_a_step_stay_as_many_or_are_asked_for(tmp_path: Path, train) -> None:
-    common = [*COMMON.split(), "--batch-size", "5"]
-    assert train(2, *common, "--steps", "2", "--out", "run").status == 0
-    refused = train(3, "--out", "run", "--resume", "--steps", "4")
-    assert refused.status == 2
-    assert len(lines(refused.err)) == 1
-    assert "was written by 2 ranks with 10 images a step, which 3 ranks cannot share equally; give --batch-size" in refused.err
-    given = train(3, "--out", "run", "--resume", "--steps", "4", "--batch-size", "4")
-    assert given.status == 0, given.err
-    assert "ranks: 3, before 2; each goes on with the mean of those that it follows; 12 images a step, 4 a rank" in given.out
-    again = train(3, "--out", "run", "--resume", "--steps", "5", "--batch-size", "5")
-    assert again.status == 2
-    assert "--batch-size 5 is not that of the run in run, which has 4" in again.err
+def test_the_images_of_a_step_stay_as_many_or_are_asked_for(tmp_path: Path) -> None:
+    train_all(2, [f"{COMMON} --batch-size 5 --steps 2 --out run"], tmp_path)
+    again = "--out run --resume"
+    commands = [f"{again} --steps 4{more}" for more in ("", " --batch-size 4", " --batch-size 5")]
+    refused, given, other = outcomes(3, "dls.train", commands, tmp_path)
+    assert refused.statuses == other.statuses == [2, 2, 2]
+    assert len(lines(refused.err)) == len(lines(other.err)) == 1
+    written = "was written by 2 ranks with 10 images a step, which 3 ranks cannot share equally"
+    assert f"{written}; give --batch-size" in refused.err
+    assert given.statuses == [0, 0, 0], given.err
+    words = "ranks: 3, before 2; each goes on with the mean of those that it follows"
+    assert f"{words}; 12 images a step, 4 a rank" in given.out
+    assert "--batch-size 5 is not that of the run in run, which has 4" in other.err
 
 
 def test_epochs_go_on_where_they_stood(tmp_path: Path, train) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from dls import checkpoint, trace
 from tests.conftest import lines
-from tests.launch import finish, launch, start
+from tests.launch import finish, launch, start, train_all
 from tests.mpi.test_bits import loaded
 
 COMMON = ["--density", "0.02", "--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy"]
@@ -43,7 +44,7 @@ def asked(folder: Path, ranks: int, signals: str, *args: str):
     [(1, "SIGINT", "dls"), (2, "SIGINT,SIGTERM", "global-topk"), (3, "SIGTERM", "dls"), (3, "SIGUSR1", "dense")],
 )
 def test_one_rank_is_asked_and_all_stop_and_go_on(ranks: int, signals: str, method: str, tmp_path: Path) -> None:
-    args = ("--method", method, "--steps", "20", "--out")
+    args = ["--method", method, "--steps", "20", "--out"]
     stopped = asked(tmp_path, ranks, signals, *args, "run")
     assert stopped.status == os.EX_TEMPFAIL, stopped
     assert not lines(stopped.err)
@@ -51,8 +52,8 @@ def test_one_rank_is_asked_and_all_stop_and_go_on(ranks: int, signals: str, meth
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 8
-    assert launch([(ranks, ["-m", "dls.train", "--resume", "--out", "run"])], tmp_path).status == 0
-    assert launch([(ranks, ["-m", "dls.train", *COMMON, *args, "whole"])], tmp_path).status == 0
+    commands = [["--resume", "--out", "run"], [*COMMON, *args, "whole"]]
+    train_all(ranks, map(shlex.join, commands), tmp_path)
     for one, two in zip(loaded(tmp_path / "run", ranks), loaded(tmp_path / "whole", ranks), strict=True):
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
     assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == list(range(1, 21))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -46,29 +47,38 @@ def spoilt(folder: Path, ranks: int, *commands: str):
     return launch([(ranks, [program, *(f"{c} --on-nan skip --threads 1 --backend numpy" for c in commands)])], folder)
 
 
+CHOSEN = {
+    "global-topk": ("--method global-topk", methods.GlobalTopk()),
+    "layerwise": ("--method layerwise-topk --no-overlap", methods.LayerwiseTopk()),
+    "dls": ("--method dls --bucket-size 1", methods.Dls(1)),
+    "optimal": ("--method dls --dls-steps optimal --dls-every 2", methods.Dls("optimal", 2)),
+}
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("setting", ["mlp", "warm", "clip"])
-def test_skipped_steps_leave_nothing_behind(ranks: int, setting: str, tmp_path: Path) -> None:
-    chosen = {
-        "global-topk": ("--method global-topk", methods.GlobalTopk()),
-        "layerwise": ("--method layerwise-topk --no-overlap", methods.LayerwiseTopk()),
-        "dls": ("--method dls --bucket-size 1", methods.Dls(1)),
-        "optimal": ("--method dls --dls-steps optimal --dls-every 2", methods.Dls("optimal", 2)),
-    }
-    commands = [f"{flags} {SETTINGS[setting]} --steps {STEPS} --out {name}" for name, (flags, _) in chosen.items()]
+def test_skipped_steps_leave_nothing_behind(ranks: int, tmp_path: Path) -> None:
+    runs = list(itertools.product(("mlp", "warm", "clip"), CHOSEN))
+    commands = [
+        f"{CHOSEN[name][0]} {SETTINGS[setting]} --steps {STEPS} --out {setting}-{name}"
+        for setting, name in runs
+    ]
     done = spoilt(tmp_path, ranks, *commands)
     assert done.status == 0, done.err
-    assert done.out.count(f"step 3/{STEPS}  skipped: NaN or infinity on rank {ranks - 1}\n") == len(chosen)
-    assert done.out.count(f"{STEPS} steps in ") == done.out.count(" s, 2 of them skipped; ") == len(chosen)
-    for name, (_, method) in chosen.items():
-        expected = reference_run(SETTINGS[setting], method, ranks, skipped=SKIPPED)
-        for rank, state in enumerate(loaded(tmp_path / name, ranks)):
-            where = f"{name} rank {rank}"
+    skipped = f"step 3/{STEPS}  skipped: NaN or infinity on rank {ranks - 1}\n"
+    assert done.out.count(skipped) == len(runs)
+    ended = done.out.count(f"{STEPS} steps in ")
+    assert ended == done.out.count(" s, 2 of them skipped; ") == len(runs)
+    for setting, name in runs:
+        out = tmp_path / f"{setting}-{name}"
+        expected = reference_run(SETTINGS[setting], CHOSEN[name][1], ranks, skipped=SKIPPED)
+        for rank, state in enumerate(loaded(out, ranks)):
+            where = f"{setting} {name} rank {rank}"
             assert state["weights"].tobytes() == expected.models[0].parameters.tobytes(), where
             assert state["momentum"].tobytes() == expected.momentum.tobytes(), where
             assert state["residual"].tobytes() == expected.residuals[rank].tobytes(), where
-            assert name == "global-topk" or state["k"].tolist() == expected.k[rank].tolist(), where
-        steps = trace.read(tmp_path / name / "trace.h5").steps
+            same_k = state["k"].tolist() == expected.k[rank].tolist()
+            assert name == "global-topk" or same_k, where
+        steps = trace.read(out / "trace.h5").steps
         spoilt_rows = np.isin(steps["step"], SKIPPED)
         assert (np.isnan(steps["loss"]) == spoilt_rows[:, None]).all()
         assert (steps["payload_bytes"] > 0).all()

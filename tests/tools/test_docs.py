@@ -22,13 +22,18 @@ FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
     r"dls\.train(?!.*--steps)": "--epochs 1",
+    r"dls\.train.*--resume": "--steps 40",
+    r"(dls\.|my_)train(?!.*--resume)": "--backend numpy",
     r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
-    r"dls\.bench exchange": "--sizes 1000 --steps 1",
-    r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1",
+    r"dls\.bench exchange": "--sizes 1000 --steps 1 --backend numpy",
+    r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
     r"dls\.study runs": "--report-only --out .",
     "pytest": "--collect-only",
 }
-"""What is added to commands that would take minutes; a later flag beats an earlier one."""
+"""What is added to commands that would take long; a later flag beats an earlier one.
+
+Each program that computes with numba would load it, which takes longer than these short runs.
+"""
 ELSEWHERE = {
     r"^\. \.venv": "the environment is this one",
     r"^sbatch": "needs Slurm; tests/mpi/test_command_line.py runs the script",
@@ -100,7 +105,7 @@ def test_every_command_of_the_page_runs(page: str, checkout: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     programs = save_programs(text, checkout)
     if "runs/dls" in text and "--out runs/dls\n" not in text:  # the page looks at a run of the tutorial's
-        run(["bash", "-c", "mpirun -n 2 python -m dls.train --steps 2 --out runs/dls"], checkout)
+        run(["bash", "-c", "mpirun -n 2 python -m dls.train --backend numpy --steps 2 --out runs/dls"], checkout)
     for command in commands(text):
         check_extras(command)
         if not is_elsewhere(command):
