@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MPI)
 GPU_TESTS := $(addprefix tests/backends/test_,gpu_logic.py backends.py backend_nn.py replay.py) tests/tools/test_bench.py
+TEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist worksteal
 GPU_SIZES := 1000000,25600000,100000000,vgg16,resnet20
 
 # Open MPI alone looks at these: ranks in a container, and more ranks than cores.
@@ -14,14 +15,17 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 
-.PHONY: train test test-gpu bench-network study chaos lint clean
+.PHONY: train test test-quick test-gpu bench-network study chaos lint clean
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dls.train --config runs/digits.toml $(if $(MAKE_TERMOUT),--progress bar) $(ARGS)
 
-test: $(READY)  ## all tests, three at a time, as many of them wait
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+test: $(READY)  ## all tests, three at a time, as many of them wait, and which took longest
+	$(TEST) --durations=15 $(ARGS)
+
+test-quick: $(READY)  ## the laws of reference/ and what backends owe them, in a minute
+	$(TEST) tests/laws tests/backends $(ARGS)
 
 test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'

@@ -10,8 +10,24 @@ from pathlib import Path
 import pytest
 
 from gpu import device
+from tests import compiled
 from tests.gpu_on_host import Host
 from tests.launch import ROOT, Finished, launch
+
+COMPILED = "dls/compiled"
+"""Where pytest's cache keeps the fingerprint of what is compiled."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before there are workers, compile for all of them, where that was not done before."""
+    config = session.config
+    if not config.getoption("numprocesses", None) or config.getoption("collectonly"):
+        return
+    found = compiled.fingerprint()
+    if config.cache is not None and config.cache.get(COMPILED, None) != found:
+        compiled.compile_all()
+        config.cache.set(COMPILED, found)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

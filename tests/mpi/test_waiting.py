@@ -56,11 +56,11 @@ def test_a_rank_that_is_seconds_late_is_waited_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, call: int, bucket: str) -> None:
-    done = held_up(tmp_path, 2, 100, call, "--method", method, "--timeout", "1", "--out", "run")
+    done = held_up(tmp_path, 2, 100, call, "--method", method, "--timeout", "5", "--out", "run")
     assert done.status == 1
     (line,) = lines(done.err)
     assert line.startswith("dls.train: rank ")
-    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 1 s of waiting (--timeout)" in line
+    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 5 s of waiting (--timeout)" in line
 
 
 def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
