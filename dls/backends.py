@@ -25,6 +25,10 @@ class Backend:
     adjustment: ModuleType
     wire: ModuleType
     nn: ModuleType
+    compiled: bool = True
+    """Whether its code lay ready on this machine when it was loaded; else the first steps wait for a compiler."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it on this machine, a line each."""
 
 
 _HOMES = {
@@ -55,8 +59,9 @@ def load(name: str, rank_on_node: int = 0) -> Backend:
     """
     homes, hint = _HOMES[name]
     try:
-        backend = Backend(name, *map(importlib.import_module, homes))
-        backend.ops.set_device(rank_on_node)
+        ops, adjustment, wire, nn = map(importlib.import_module, homes)
+        ops.set_device(rank_on_node)
+        backend = Backend(name, ops, adjustment, wire, nn, ops.is_compiled(), ops.notes())
         _try(backend)
         return backend
     except Exception as error:  # whatever a driver, a compiler or a library raises
