@@ -37,6 +37,8 @@ from numba.core.serialize import dumps
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
 """Those of numba's settings that change machine code."""
 PREFIX, SUFFIX = "dls-", ".code"
+LAST = "gpu.numba_ops._sgd"
+"""The function that a training step calls last: where its code is, the others' is."""
 KEPT, DAY = 8, 86400.0
 """So many folders stay, those that were used last; and every one that was used within a day, in seconds."""
 PROBE = 1 << 20
@@ -146,15 +148,17 @@ def target() -> tuple[str, str, str]:
 
 @lru_cache(maxsize=1)
 def is_compiled() -> bool:
-    """See `reference.ops.is_compiled`: whether a run has compiled here before, as it was when first asked."""
+    """See `reference.ops.is_compiled`: whether a training step has been compiled here, as it was when first asked."""
     for folder in folders():
-        if any(folder.glob(f"*{SUFFIX}")):
-            _mark_as_used(folder)
-            return True
+        with contextlib.suppress(OSError):
+            if any(name.startswith(LAST) and name.endswith(SUFFIX) for name in os.listdir(folder)):
+                _mark_as_used(folder)
+                return True
     return False
 
 
 def _mark_as_used(folder: Path) -> None:
+    """Let the folder's time be less than a day old, if it is ours."""
     with contextlib.suppress(OSError):
         if time.time() - folder.stat().st_mtime > DAY:
             os.utime(folder)
