@@ -6,16 +6,24 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MPI)
-GPU_TESTS := $(addprefix tests/backends/test_,gpu_logic.py backends.py backend_nn.py replay.py) tests/tools/test_bench.py
 TEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist worksteal
-GPU_SIZES := 1000000,25600000,100000000,vgg16,resnet20
+# With SYSTEM set, test-gpu runs on $(PYTHON) and its packages; what is missing comes from wheels/ into .system/, without a network.
+SYSTEM ?=
+SYSTEM_HAS := numpy numba mpi4py h5py
+FOR ?= 3.12
+# The packages of pyproject.toml that tests without a GPU need, less those that are named.
+NEEDED = import re, sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	e = p["optional-dependencies"]; all = [*p["dependencies"], *e["mpich"], *e["test"]]; \
+	print(*(n for n in all if re.match(r"[\w.-]+", n)[0] not in sys.argv), sep="\n")
+# A line for site-packages that adds those of another Python, which may itself be that of a virtual environment.
+PACKAGES = import sys; print("import site;", *(f"site.addsitedir({p!r});" for p in sys.path if p.endswith("-packages")))
 
 # Open MPI alone looks at these: ranks in a container, and more ranks than cores.
 export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 
-.PHONY: train test test-quick test-gpu bench-network study chaos lint clean
+.PHONY: train test test-quick test-gpu wheels bench-network study chaos lint clean
 .DELETE_ON_ERROR:
 
 train: $(READY)  ## train on the embedded digits; RANKS=4 ARGS="--density 0.001" change the run
@@ -27,11 +35,21 @@ test: $(READY)  ## all tests, three at a time, as many of them wait, and which t
 test-quick: $(READY)  ## the laws of reference/ and what backends owe them, in a minute
 	$(TEST) tests/laws tests/backends $(ARGS)
 
-test-gpu: $(READY)  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
-	DLS_TEST_GPU=1 $(BIN)/python -m pytest $(GPU_TESTS) $(ARGS)
-	$(BIN)/python -m dls.bench select --backend cupy --sizes $(GPU_SIZES) --threads $$(nproc) --report runs/results
-	$(BIN)/python -m dls.bench adjust --backend cupy --sizes vgg16,resnet20 --threads $$(nproc) --report runs/results
+test-gpu: $(if $(SYSTEM),.system/.ready,$(READY))  ## every test of the CuPy backend on this machine's GPU, then its times, to runs/results/
+	$(if $(SYSTEM),,$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]')
+	$(if $(SYSTEM),.system/bin/python,$(BIN)/python) -m tests.card $(ARGS)
+
+wheels: $(READY)  ## for test-gpu SYSTEM=1 on a machine without a network: packages for its Python, FOR=3.12, to wheels/
+	$(BIN)/python -c '$(NEEDED)' $(SYSTEM_HAS) > wheels.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(FOR) --dest wheels -r wheels.txt
+	@rm wheels.txt
+
+.system/.ready: pyproject.toml $(wildcard wheels/*.whl)
+	$(PYTHON) -m venv --clear --without-pip .system
+	$(PYTHON) -c '$(PACKAGES)' > $$(echo .system/lib/python*/site-packages)/system.pth
+	$(PYTHON) -c '$(NEEDED)' > .system/needed.txt
+	.system/bin/python -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels -r .system/needed.txt
+	@touch $@
 
 bench-network: $(READY)  ## steps of every method over slow networks that this machine plays itself (root), to runs/results/
 	$(BIN)/python -m dls.bench network --report runs/results --chart runs/results/network.png $(ARGS)
@@ -53,4 +71,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:  ## remove what set-up and tests made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .system wheels .pytest_cache .mypy_cache .ruff_cache .hypothesis

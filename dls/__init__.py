@@ -1,3 +1,41 @@
 """DLS: data-parallel training over MPI with sparsified gradients."""
 
+import os
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+
 __version__ = "0.1.0"
+
+
+def _take_along(name: str) -> None:
+    """Import the package that lies beside this one, whatever else of its name sys.path may find first.
+
+    `python -m` puts the user's folder there, where a gpu.py or a reference/ may lie. ImportError where such a one is imported
+    already: a process has one module of a name.
+    """
+    beside = os.path.dirname(os.path.dirname(__file__))
+    spec = PathFinder.find_spec(name, [beside])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"dls is not whole: its package {name} is not in {beside}", name=name)
+    there = sys.modules.get(name)
+    if there is None:
+        sys.modules[name] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif not _is_same(there.__file__, spec.origin):
+        raise ImportError(
+            f"{there.__file__ or 'a folder of that name'} was imported as {name}, the name of a package of dls: rename it",
+            name=name,
+        )
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    """Whether two paths are of one file; in an archive there are only names."""
+    try:
+        return os.path.samefile(one or "", other or "")
+    except OSError:
+        return one == other
+
+
+_take_along("reference")
+_take_along("gpu")

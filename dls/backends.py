@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 
 class BackendMissing(ValueError):
@@ -25,17 +26,32 @@ class Backend:
     adjustment: ModuleType
     wire: ModuleType
     nn: ModuleType
+    compiled: bool = True
+    """Whether its code lay ready on this machine when it was loaded; else the first steps wait for a compiler."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it on this machine, a line each."""
+
+
+class _Home(NamedTuple):
+    """Where a backend's modules lie, and what they need."""
+
+    modules: str
+    """What stands before ops, adjustment, wire and nn in their names."""
+    install: str
+    """How the packages that they import come here."""
+    needs: str = ""
+    """What there must be beside packages."""
 
 
 _HOMES = {
-    "numpy": (("reference.ops", "reference.adjustment", "reference.wire", "reference.nn"), "pip install numpy"),
-    "numba": (("gpu.numba_ops", "gpu.numba_adjustment", "gpu.numba_wire", "gpu.numba_nn"), "pip install numba"),
-    "cupy": (
-        ("gpu.cupy_ops", "gpu.cupy_adjustment", "gpu.cupy_wire", "gpu.cupy_nn"),
-        "pip install 'dls[cuda]', on a machine with a GPU",
+    "numpy": _Home("reference.", "pip install numpy"),
+    "numba": _Home("gpu.numba_", "pip install numba"),
+    "cupy": _Home(
+        "gpu.cupy_",
+        "pip install 'dls[cuda]'",
+        "a GPU with its driver, and CUDA's compiler and libraries, which pip install 'dls[cuda]' brings",
     ),
 }
-"""Name to the modules of Backend, and how to install what they need."""
 
 
 def names() -> tuple[str, ...]:
@@ -51,17 +67,33 @@ def default() -> str:
 def load(name: str, rank_on_node: int = 0) -> Backend:
     """The backend of that name, on this rank's share of the machine's devices.
 
-    BackendMissing, with the install command, where its packages, compiler or device are absent.
+    BackendMissing, with what is to do, where its packages, compiler or device are absent.
     """
-    homes, hint = _HOMES[name]
     try:
-        backend = Backend(name, *map(importlib.import_module, homes))
-        backend.ops.set_device(rank_on_node)
+        prefix = _HOMES[name].modules
+        ops, adjustment, wire, nn = (importlib.import_module(prefix + part) for part in ("ops", "adjustment", "wire", "nn"))
+        ops.set_device(rank_on_node)
+        backend = Backend(name, ops, adjustment, wire, nn, ops.is_compiled(), ops.notes())
         _try(backend)
         return backend
     except Exception as error:  # whatever a driver, a compiler or a library raises
-        words = next(iter(str(error).splitlines()), type(error).__name__)  # a compiler has many
-        raise BackendMissing(f"the backend '{name}' cannot be loaded ({words}); install it with: {hint}") from error
+        raise BackendMissing(f"the backend '{name}' {_why(error, _HOMES[name])}") from error
+
+
+def _why(error: BaseException, home: _Home) -> str:
+    """What is wrong with a backend, and what to do. An install command only where a package is missing."""
+    words = next(iter(str(error).splitlines()), type(error).__name__)  # a compiler has many
+    if _is_missing_package(error):
+        return f"is not installed ({words}); install it with: {home.install}"
+    needs = f"; it needs {home.needs}" if home.needs else ""
+    return f"cannot be used here: {words}{needs}"
+
+
+def _is_missing_package(error: BaseException | None) -> bool:
+    """Whether a module was not found, in the error or in one that it comes from."""
+    if error is None:
+        return False
+    return isinstance(error, ModuleNotFoundError) or _is_missing_package(error.__cause__ or error.__context__)
 
 
 def _try(backend: Backend) -> None:

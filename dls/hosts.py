@@ -168,6 +168,11 @@ def _address(last: int) -> str:
     return f"{NETWORK}.{last}"
 
 
+def python() -> list[str]:
+    """This Python as the beginning of a command; -P, which leaves the current folder's modules alone, goes on."""
+    return [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+
+
 def mpirun() -> str:
     """mpirun of this environment, or that on the path. HostsError where there is none."""
     beside = Path(sys.executable).parent / "mpirun"

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 import dls
-from dls import backends, sources
+from dls import backends, files, sources
 
-PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "torch")
 """Those on which a time may depend."""
 
 
@@ -56,14 +57,33 @@ def prepare(options: argparse.Namespace) -> None:
         options.report.mkdir(parents=True, exist_ok=True)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a command measures with a backend, for a file in the folder that is named after both the command and the device."""
+
+    folder: Path
+    command: str
+    backend: str
+    measured_on: dict[str, Any]
+
+    @classmethod
+    def begin(cls, folder: Path, command: str, backend: str) -> Report:
+        """On this machine and with these sources."""
+        return cls(folder, command, backend, about(backend))
+
+    def write(self, rows: Sequence[dict[str, Any]], complete: bool) -> Path:
+        """Write the rows that there are, and on what they were measured; return the file."""
+        path = self.folder / f"{self.command}-{slug(self.measured_on['device'])}.json"
+        report = {"command": self.command, "backend": self.backend, **self.measured_on}
+        report |= {"complete": complete, "rows": list(rows)}
+        files.write_text(path, json.dumps(report, indent=2) + "\n")
+        return path
+
+
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write the rows and what they were measured on to <command>-<device>.json in the folder; return the file."""
-    measured_on = about(backend)
+    """Write a measurement that is complete to <command>-<device>.json in the folder; return the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{command}-{slug(measured_on['device'])}.json"
-    report = {"command": command, "backend": backend, **measured_on, "rows": list(rows)}
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return path
+    return Report.begin(folder, command, backend).write(rows, complete=True)
 
 
 def about(backend: str) -> dict[str, Any]:

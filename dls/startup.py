@@ -63,7 +63,7 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     run = comm.together(lambda: build(settings, comm, threads))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
     if found is not None:
-        run = replace(comm.together(lambda: _stand(run, found)), notes=_notes(passed, run, found, comm))
+        run = replace(comm.together(lambda: _stand(run, found)), notes=(*run.notes, *_notes(passed, run, found, comm)))
         _restore(run, found, comm)
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
     out = comm.from_rank_0(lambda: _make_folder(settings, command.resume, found))
@@ -177,7 +177,7 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
         raise UsageError(str(error)) from None
     optimizer = Sgd(model.parameters, backend.ops.zeros(model.parameters.size), settings, backend.ops)
     total = settings.steps or batches.steps_until(settings.epochs)
-    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total)
+    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total, backend.notes)
 
 
 def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from reference.ops import (
     Selection,
     Vector,
     float32_ceiling,
+    is_compiled,
+    notes,
 )
 
 from gpu import device
 from gpu.device import Chunks
 from gpu.numba_selection import MARGIN, ROOM, SPREAD
 
-__all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling"]
+__all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling", "is_compiled", "notes"]
 # float32_ceiling is arithmetic on a single number: the reference's own.
 
 SLACK = 1024

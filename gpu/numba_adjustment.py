@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from reference.adjustment import (  # work on L values alone
     Counts,
     Thresholds,
@@ -23,6 +23,7 @@ from reference.ops import NonFiniteError, Vector, float32_ceiling
 
 from gpu import numba_ops as ops
 from gpu import numba_selection as selection
+from gpu.numba_cache import njit
 
 __all__ = [
     "Counts",
@@ -44,14 +45,14 @@ PIECE = 1 << 16
 # Counting -------------------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _ceiling(t):
     """`reference.ops.float32_ceiling`."""
     nearest = np.float32(t)
     return np.nextafter(nearest, np.float32(np.inf)) if nearest < t else nearest
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_two(v, t, other):
     """N(t) and N(other) of v (n), for float64 thresholds, in one pass."""
     low, high = _ceiling(t), _ceiling(other)
@@ -66,7 +67,7 @@ def _count_two(v, t, other):
     return total_low, total_high
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _count_two_threads(v, t, other, threads):
     counts = np.zeros((threads, 2), dtype=np.int64)
     for thread in prange(threads):
@@ -75,7 +76,7 @@ def _count_two_threads(v, t, other, threads):
     return counts[:, 0].sum(), counts[:, 1].sum()
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _least(v):
     """The smallest magnitude of v (n); infinity of none."""
     least = np.float32(np.inf)

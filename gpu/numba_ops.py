@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from reference import ops as reference
 from reference.ops import (  # what numpy does well enough: allocation, scalars, and work on k values alone
@@ -28,6 +28,7 @@ from reference.ops import (  # what numpy does well enough: allocation, scalars,
 )
 
 from gpu import numba_selection as selection
+from gpu.numba_cache import is_compiled, njit, notes
 from gpu.numba_selection import plain, threads_for
 
 __all__ = [
@@ -41,9 +42,11 @@ __all__ = [
     "count_at_least",
     "float32_ceiling",
     "from_host",
+    "is_compiled",
     "kth_largest",
     "l2_norm",
     "l2_norms",
+    "notes",
     "scale",
     "scatter_add",
     "scatter_subtract",
@@ -114,7 +117,7 @@ def count_at_least(v: Vector, t: float) -> int:
     return int(_count_floats(v, float32_ceiling(t)))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_floats(v, t):
     """Floats, not bits, as any t may come, NaN included, and a NaN in v reaches none."""
     count = 0
@@ -132,7 +135,7 @@ def accumulate(residual: Vector, gradient: Vector) -> None:
         _accumulate_threads(residual, gradient, threads)
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _accumulate_threads(v, gradient, threads):
     for thread in prange(threads):
         first, stop = v.size * thread // threads, v.size * (thread + 1) // threads
@@ -164,14 +167,14 @@ def _entries(target: Vector, index: Index, values: Vector) -> bool:
     return plain(target, values) and index.dtype == np.int64 and index.flags.c_contiguous and index.size == values.size
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scatter(target, index, values, sign):
     """target[index] += sign·values; x + (−1)·y has the bits of x − y."""
     for i in range(index.size):
         target[index[i]] += sign * values[i]
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _scatter_threads(target, index, values, sign, threads):
     for thread in prange(threads):
         mine = slice(index.size * thread // threads, index.size * (thread + 1) // threads)
@@ -187,7 +190,7 @@ def scale(v: Vector, factor: float) -> None:
         _scale_threads(v, np.float32(factor), threads)
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _scale_threads(v, factor, threads):
     for thread in prange(threads):
         first, stop = v.size * thread // threads, v.size * (thread + 1) // threads
@@ -205,7 +208,7 @@ def l2_norms(v: Vector, offsets: Index) -> NDArray[np.float64]:
     return np.array([l2_norm(v[start:stop]) for start, stop in pairwise(offsets)], dtype=np.float64)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sum_of_squares(v):
     """numpy's pairwise summation: halves, a multiple of 8 long, down to 128 values, which eight sums share."""
     n = v.size
@@ -244,7 +247,7 @@ def sgd_update(
         _sgd_threads(weights, momentum, update, *factors, nesterov, threads)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sgd(weights, momentum, update, lr, mu, weight_decay, nesterov):
     for i in range(weights.size):
         u = update[i] + weight_decay * weights[i]
@@ -253,7 +256,7 @@ def _sgd(weights, momentum, update, lr, mu, weight_decay, nesterov):
         weights[i] -= lr * (u + mu * m if nesterov else m)
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _sgd_threads(weights, momentum, update, lr, mu, weight_decay, nesterov, threads):
     for thread in prange(threads):
         mine = slice(weights.size * thread // threads, weights.size * (thread + 1) // threads)

@@ -17,9 +17,11 @@ import math
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from reference.ops import Index, NonFiniteError, Vector
+
+from gpu.numba_cache import njit
 
 Bits = NDArray[np.int32]
 
@@ -63,7 +65,7 @@ def plain(*vectors: Vector) -> bool:
 # The pass over all values ---------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sweep(v, bits, gradient, start, stop, cut, places, found):
     """Accumulate v[start:stop] and collect what reaches the cut.
 
@@ -88,7 +90,7 @@ def _sweep(v, bits, gradient, start, stop, cut, places, found):
     return count, largest
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, inline="always")
 def _add(v, gradient):
     if v.size == BLOCK:  # a length known to the compiler makes a loop without remainder
         for i in range(BLOCK):
@@ -98,7 +100,7 @@ def _add(v, gradient):
             v[i] += gradient[i]
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, inline="always")
 def _top(bits):
     top = np.int32(0)
     if bits.size == BLOCK:
@@ -110,7 +112,7 @@ def _top(bits):
     return top
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _collect(bits, cut, flags, busy, first, places, found, count):
     """Append a whole block's candidates, its first value being number `first`. Returns the new count, or one above the room.
 
@@ -135,7 +137,7 @@ def _collect(bits, cut, flags, busy, first, places, found, count):
     return np.int64(at)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _collect_rest(bits, cut, first, places, found, count):
     """`_collect` of an incomplete block."""
     for i in range(bits.size):
@@ -148,7 +150,7 @@ def _collect_rest(bits, cut, first, places, found, count):
 # The exact choice -----------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count(bits, cut):
     """How many magnitudes reach the cut."""
     count = 0
@@ -160,7 +162,7 @@ def _count(bits, cut):
     return count
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _least_from(bits, cut):
     """The smallest magnitude that reaches the cut."""
     least = MAGNITUDE
@@ -171,7 +173,7 @@ def _least_from(bits, cut):
     return least
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _bisect(bits, k, low, high):
     """The k-th largest magnitude, k >= 1, which lies between low and high."""
     low, high = np.int64(low), np.int64(high) + 1
@@ -187,7 +189,7 @@ def _bisect(bits, k, low, high):
     return np.int32(low)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _kth(bits, k, low, high):
     """The k-th largest magnitude, k >= 1, of magnitudes between low and high: by bisection, of many first to one bucket."""
     if bits.size <= MANY:
@@ -211,7 +213,7 @@ def _kth(bits, k, low, high):
     return _bisect(inside[:count], k - above, first, min(np.int64(high), first + (1 << shift) - 1))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _emit(v, bits, k, threshold, above, origin, index, values):
     """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer.
 
@@ -230,7 +232,7 @@ def _emit(v, bits, k, threshold, above, origin, index, values):
                 count += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _emit_found(places, found, k, threshold, origin, index, values):
     """`_emit`, from a layer's candidates. Every one is written, and the next one over it unless it counts: no branch to guess."""
     ties, count = k - _count(found, threshold + np.int32(1)), 0
@@ -248,7 +250,7 @@ def _emit_found(places, found, k, threshold, origin, index, values):
 # All layers of a call -------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _cuts(offsets, k, hints):
     """Each layer's cut and its room for candidates; infinity and no room where no candidates are wanted."""
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
@@ -261,7 +263,7 @@ def _cuts(offsets, k, hints):
     return cuts, room
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _plan(offsets, room, threads):
     """Equal shares of the values for all threads, cut at layers: what each part is, and where each thread's parts begin.
 
@@ -286,7 +288,7 @@ def _plan(offsets, room, threads):
     return parts[:count], starts
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest):
     """One thread's parts: `_sweep` each, positions counted within the layer."""
     for part in range(starts[thread], starts[thread + 1]):
@@ -305,7 +307,7 @@ def _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places
         )
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _gather(parts, counts, largest, places, found, layers):
     """Move each layer's candidates together. Returns summary int64 (layers, 3): first place, count, largest magnitude.
 
@@ -330,7 +332,7 @@ def _gather(parts, counts, largest, places, found, layers):
     return summary, finite
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds):
     """One thread's layers: the exact choice. A layer that must be searched afresh keeps −1 as its threshold's magnitude."""
     for layer in range(thread, cuts.size, threads):
@@ -349,7 +351,7 @@ def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, 
             _emit(v[first:stop], own, k, thresholds[layer], above, first, index[begin:end], values[begin:end])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """`_step_threads` on one thread, without waking any."""
     places, found, counts, largest = _scratch(parts)
@@ -360,7 +362,7 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
     return finite, found, summary
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
 
@@ -377,7 +379,7 @@ def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, 
     return finite, found, summary
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scratch(parts):
     """Places and bits of candidates, and per part their count and the largest magnitude."""
     size = parts[-1, 3] + parts[-1, 4] if len(parts) else 0
@@ -388,7 +390,7 @@ def _scratch(parts):
 # The search afresh, for a large layer ---------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _histogram_share(bits, prefix, shift, width, counts):
     """Add to counts (2^width) the next `width` bits, from bit `shift` on, of each magnitude that begins with the prefix.
 
@@ -407,7 +409,7 @@ def _histogram_share(bits, prefix, shift, width, counts):
         counts[i] += other[i]
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _histogram(bits, prefix, shift, width, threads):
     """`_histogram_share` of each thread's equal share: int64 (threads, 2^width)."""
     counts = np.zeros((threads, 1 << width), dtype=np.int64)
@@ -435,7 +437,7 @@ def _narrow(bits: Bits, k: int, enough: int, threads: int) -> tuple[int, NDArray
     return cut, above, True
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _count_threads(bits, cut, threads):
     """How many magnitudes of each thread's equal share reach the cut: int64 (threads)."""
     counts = np.zeros(threads, dtype=np.int64)
@@ -444,7 +446,7 @@ def _count_threads(bits, cut, threads):
     return counts
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def _collect_threads(v, bits, cut, starts, places, found):
     """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and GROUP more."""
     threads = starts.size - 1
@@ -476,7 +478,7 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
     return int(threshold)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _guess(bits, k):
     """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach."""
     lines = max(1, min(bits.size // DENSE, max(SAMPLE, 128 * bits.size // k)) // LINE)
@@ -541,7 +543,7 @@ def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) 
     return _choose_by_histogram(v, k, origin, index, values)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def largest_magnitude(bits):
     """The largest magnitude, as bits; 0 of an empty vector."""
     largest = np.int32(0)
@@ -550,7 +552,7 @@ def largest_magnitude(bits):
     return largest
 
 
-@njit(nogil=True, cache=True, parallel=True)
+@njit(nogil=True, parallel=True)
 def largest_magnitude_threads(bits, threads):
     """`largest_magnitude` on several threads."""
     largest = np.zeros(threads, dtype=np.int32)

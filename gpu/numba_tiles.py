@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-BYTES = 64 if _WIDE else 32  # of a vector
+from gpu.numba_cache import target
+
+_FEATURES = target()[2].split(",")  # of the processor that numba compiles for, which need not be this one
+_WIDE = "+avx512f" in _FEATURES
+BYTES = 64 if _WIDE else 32 if "+avx" in _FEATURES else 16  # of a vector
 ROWS, COLUMNS = 4, 6 if _WIDE else 3
 PLACES = 16  # a multiple of every vector's length
 

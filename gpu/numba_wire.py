@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from reference.ops import Index, Selection, Vector
 from reference.wire import (  # arithmetic on single numbers, the checksum, and what numpy does well enough with k values
     CHECKSUM,
@@ -22,6 +21,8 @@ from reference.wire import (  # arithmetic on single numbers, the checksum, and 
     unseal,
     values_to_bytes,
 )
+
+from gpu.numba_cache import njit
 
 __all__ = [
     "CHECKSUM",
@@ -86,7 +87,7 @@ def _as_words(data: Bytes) -> np.ndarray:
     return words
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _write(index, low, low_code, high_code):
     """Add the indices (k) to the zeroed words of both strings of bits."""
     mask, width = (np.uint64(1) << np.uint64(low)) - np.uint64(1), np.uint64(low)
@@ -100,7 +101,7 @@ def _write(index, low, low_code, high_code):
         high_code[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _read(index, low, low_code, high_code, n):
     """Fill index (k) from both strings of bits. False unless they hold k indices that ascend within 0..n−1."""
     mask, width = (np.uint64(1) << np.uint64(low)) - np.uint64(1), np.uint64(low)

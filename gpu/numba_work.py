@@ -21,7 +21,9 @@ import numpy as np
 from reference.nn import Array, Shape
 from threadpoolctl import ThreadpoolController
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+from gpu.numba_cache import njit
+
+compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
 # Threads --------------------------------------------------------------------------------------

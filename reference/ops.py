@@ -35,6 +35,16 @@ def wait() -> None:
     """Return when all that was asked for is computed; a host computes at once."""
 
 
+def is_compiled() -> bool:
+    """Whether the backend's code lies ready, so that the first steps wait for no compiler; numpy needs none."""
+    return True
+
+
+def notes() -> tuple[str, ...]:
+    """What the user should know of the backend on this machine, a line each."""
+    return ()
+
+
 def zeros(n: int) -> Vector:
     """A new vector of n times +0.0, where the backend computes."""
     return np.zeros(n, dtype=np.float32)

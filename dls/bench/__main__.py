@@ -17,6 +17,7 @@ from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
 from dls.hosts import HostsError, bits_per_second
+from dls.reports import Report
 
 if TYPE_CHECKING:
     from dls.comm import Comm
@@ -244,12 +245,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _measure(options: argparse.Namespace) -> Sequence[Row]:
-    """The command's rows; the JSON file, if any, has them as soon as they are there."""
-    rows = []
+    """The command's rows; the files that were asked for have them as soon as they are there."""
+    rows: list[Row] = []
+    report = None
     for row in COMMANDS[options.command].rows(options):
         rows.append(row)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        if options.report:
+            report = report or Report.begin(options.report, options.command, getattr(options, "backend", "numpy"))
+            report.write(rows, complete=False)
     return rows
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from dls.bench.contenders import AT_END, Row
 from dls.config import UsageError
 from dls.drawing import MISSING
-from dls.hosts import Hosts
+from dls.hosts import Hosts, python
 
 UNLIMITED = "unlimited"
 TARGETS = {"exposed / at the end": 0.2, "step / layerwise": 1.05, "step / bound": 1.1, "step / global": 1.0}
@@ -43,7 +42,7 @@ def measure(rates: Sequence[str], hosts: Sequence[int], step_options: Sequence[s
 def _step(network: Hosts, ranks: int, options: Sequence[str]) -> Sequence[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
-        command = [sys.executable, "-m", "dls.bench", "step", *options, "--json", str(path)]
+        command = [*python(), "-m", "dls.bench", "step", *options, "--json", str(path)]
         done = subprocess.run(network.mpirun(ranks, command), capture_output=True, text=True, check=False)
         if done.returncode:
             raise UsageError(f"dls.bench step failed: {done.stderr.strip()}")

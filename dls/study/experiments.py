@@ -6,7 +6,6 @@ sets its own density is run once a seed, the others at every density.
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import tomli_w
 
 from dls import checkpoint, config
 from dls.config import Config, UsageError
-from dls.hosts import mpirun
+from dls.hosts import mpirun, python
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
@@ -60,7 +59,7 @@ class Experiment:
     def command(self, out: Path) -> list[str]:
         """What runs it, or goes on with it."""
         flags = [_flag(name, value) for name, value in self.settings.items()]
-        program = [sys.executable, "-m", "dls.train", *flags, f"--out={out / self.name}", "--resume=auto"]
+        program = [*python(), "-m", "dls.train", *flags, f"--out={out / self.name}", "--resume=auto"]
         return [mpirun(), "-n", str(self.ranks), *program]
 
 

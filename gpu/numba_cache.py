@@ -1,0 +1,210 @@
+"""Where numba's machine code is kept between runs: in a folder that is named for all that it depends on.
+
+Numba's own cache looks at the file of a function alone. But its machine code also holds what it calls in other files, constants,
+and vectors as long as those of one kind of processor. Here the folder's name is a hash of all of these, so that other sources
+or another processor find another folder. Within it every file is complete or does not count: it is written under another name
+first, and begins with its checksum. Ranks that compile the same function at the same time write the same file.
+
+Where no folder can be written, the code lasts as long as the process; `notes` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pickle
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+
+SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
+"""Those of numba's settings that change machine code."""
+PREFIX, SUFFIX = "dls-", ".code"
+LAST = "gpu.numba_ops._sgd"
+"""The function that a training step calls last: where its code is, the others' is."""
+KEPT, DAY = 8, 86400.0
+"""So many folders stay, those that were used last; and every one that was used within a day, in seconds."""
+PROBE = 1 << 20
+"""Bytes that a folder must take to be of use."""
+
+
+def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit`, with its options, for a function whose machine code is kept."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = numba.njit(**options)(function)
+        if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
+            compiled._cache = _Kept(function)
+        return compiled
+
+    return decorate
+
+
+class _Kept(NullCache):
+    """What a dispatcher of numba asks for the code of one function, and tells of code that is new."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = f"{function.__module__}.{function.__qualname__}"
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """The code for arguments of these types, if it is there and whole."""
+        target_context.refresh()
+        for folder in folders():
+            code = _read(folder / self._name(sig))
+            if code is not None:
+                return CompileResult._rebuild(target_context, *pickle.loads(code))
+        return None
+
+    def save_overload(self, sig: Any, cres: CompileResult) -> None:
+        """Keep the code in the first folder that takes it."""
+        if cres.library.has_dynamic_globals:  # addresses of this very process
+            return
+        code = dumps(cres._reduce())
+        any(_write(folder / self._name(sig), code) for folder in folders())
+
+    def _name(self, sig: Any) -> str:
+        return f"{self._function}-{hashlib.sha256(str(sig).encode()).hexdigest()[:16]}{SUFFIX}"
+
+
+def _read(path: Path) -> bytes | None:
+    """The code in a file; None where there is none that is whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    checksum, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == checksum else None
+
+
+def _write(path: Path, code: bytes) -> bool:
+    """Write the code as a whole or not at all; whether that went well."""
+    scratch = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(hashlib.sha256(code).digest() + code)
+        scratch.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        return False
+    return True
+
+
+# The folders ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def folders() -> tuple[Path, ...]:
+    """Where machine code of these sources for this processor may lie; the first that can be written is written to."""
+    return tuple(base / f"{PREFIX}{_key()}" for base in _bases())
+
+
+def _bases() -> Iterator[Path]:
+    """NUMBA_CACHE_DIR, if that is set; else beside the sources, or else in the user's folder for such things."""
+    if numba.config.CACHE_DIR:
+        yield Path(numba.config.CACHE_DIR)
+        return
+    yield Path(importlib.util.cache_from_source(__file__)).parent
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dls"
+
+
+def _key() -> str:
+    """A hash of all that the machine code depends on."""
+    digest = hashlib.sha256()
+    for package in ("gpu", "reference"):
+        for source in sorted(files(package).iterdir(), key=lambda file: file.name):
+            if source.name.endswith(".py"):
+                digest.update(f"{package}/{source.name}\n".encode() + source.read_bytes())
+    versions = (platform.python_implementation(), platform.python_version())
+    versions += (numba.__version__, llvmlite.__version__, np.__version__)
+    settings = [(name, str(getattr(numba.config, name, None))) for name in SETTINGS]
+    digest.update(repr((versions, settings, target())).encode())
+    return digest.hexdigest()[:20]
+
+
+def target() -> tuple[str, str, str]:
+    """For what numba compiles: triple, name of the processor and its features, as NUMBA_CPU_NAME and _FEATURES have them."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, name, features
+
+
+@lru_cache(maxsize=1)
+def is_compiled() -> bool:
+    """See `reference.ops.is_compiled`: whether a training step has been compiled here, as it was when first asked."""
+    for folder in folders():
+        with contextlib.suppress(OSError):
+            if any(name.startswith(LAST) and name.endswith(SUFFIX) for name in os.listdir(folder)):
+                _mark_as_used(folder)
+                return True
+    return False
+
+
+def _mark_as_used(folder: Path) -> None:
+    """Let the folder's time be less than a day old, if it is ours."""
+    with contextlib.suppress(OSError):
+        if time.time() - folder.stat().st_mtime > DAY:
+            os.utime(folder)
+
+
+@lru_cache(maxsize=1)
+def notes() -> tuple[str, ...]:
+    """See `reference.ops.notes`: why machine code cannot be kept, if so. Makes room where it has to be compiled."""
+    if is_compiled():
+        return ()
+    reasons = []
+    for folder in folders():
+        _remove_old(folder.parent)
+        reason = _refuses(folder)
+        if not reason:
+            return ()
+        reasons.append(f"{folder.parent}: {reason}")
+    return (
+        f"machine code cannot be kept ({'; '.join(reasons)}), so that every run compiles it anew; "
+        "NUMBA_CACHE_DIR=FOLDER names another place",
+    )
+
+
+def _refuses(folder: Path) -> str:
+    """Why the folder does not take a file; empty where it does."""
+    probe = folder / f"{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(PROBE))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return ""
+
+
+def _remove_old(base: Path) -> None:
+    """Remove the folders of other sources and processors that nobody has used for long.
+
+    A process that still reads one finds nothing there, and compiles.
+    """
+    try:
+        used = {folder: folder.stat().st_mtime for folder in base.glob(f"{PREFIX}*")}
+    except OSError:  # another rank is at it
+        return
+    for folder in sorted(used, key=lambda folder: -used[folder])[KEPT:]:
+        if time.time() - used[folder] > DAY:
+            shutil.rmtree(folder, ignore_errors=True)
