@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dls
-from dls import backends, sources
+from dls import backends, files, sources
 
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "torch")
 """Those on which a time may depend."""
@@ -54,6 +54,7 @@ def prepare(options: argparse.Namespace) -> None:
         options.json.write_text("[]\n", encoding="utf-8")
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
+        files.check_folder(options.report)
 
 
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
