@@ -116,3 +116,9 @@ def reason(error: BaseException) -> str:
         return str(error.args[0])
     number = re.search(r"errno = (\d+)", str(error))
     return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def described(error: BaseException) -> str:
+    """An error in words: of a file its name and why, else what it says itself."""
+    named = isinstance(error, OSError) and error.filename is not None
+    return f"{error.filename}: {reason(error)}" if named else str(error)  # type: ignore[attr-defined]

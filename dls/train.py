@@ -24,7 +24,7 @@ from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, RankLost
 from dls.config import CommandLine, UsageError
 from dls.consensus import Consensus, DivergenceError
-from dls.files import one_line
+from dls.files import described, one_line
 from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
@@ -225,7 +225,7 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoRe
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
     try:
         known = isinstance(error, KNOWN)
-        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(str(error))
+        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(described(error))
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)

@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (OSError, TraceError, UsageError) as error:
-        words = f"{error.filename}: {files.reason(error)}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"dls.inspect: {files.one_line(words)}", file=sys.stderr)
+        print(f"dls.inspect: {files.one_line(files.described(error))}", file=sys.stderr)
         return 2
 
 
