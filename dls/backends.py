@@ -108,10 +108,16 @@ def device(name: str) -> dict[str, str]:
     if name == "cupy":
         described: dict[str, str] = importlib.import_module("gpu.device").current().describe()
         return described
-    return {"device": _processor(), "cores": str(len(os.sched_getaffinity(0)))}
+    return {"device": processor(), "cores": str(len(os.sched_getaffinity(0)))}
 
 
-def _processor() -> str:
+def version(name: str) -> str:
+    """The backend of that name, which is loaded, with its library's version, and its device where that is not the processor."""
+    words, where = f"{name} {importlib.import_module(name).__version__}", device(name)["device"]
+    return words if where == processor() else f"{words} on {where}"
+
+
+def processor() -> str:
     """The processor's name as Linux gives it."""
     found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()

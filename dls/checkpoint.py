@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +39,18 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, or one about to be written, which has no hashes yet."""
+    """A complete checkpoint, or one about to be written, which has no hashes yet.
+
+    data: the checksum of its run's data, environment: on what it was made (`dls.environment`); older checkpoints lack them.
+    """
 
     folder: Path
     world_size: int
     position: Position
     config: str
     layers: tuple[tuple[str, int], ...]
+    data: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,28 +74,29 @@ def complete(out: Path) -> dict[Path, int]:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) -> None:
+def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) -> list[str]:
     """Write a checkpoint, then remove all but the newest `keep` (0: none). Every rank calls it.
 
+    Returns a line for each thing that is not needed any more and cannot be removed.
     CheckpointError, on all ranks, where any of them cannot write; then nothing is left of it, and the one before it is as it was.
     """
-    aside = about.folder.with_name(about.folder.name + ".partial")
 
-    def write() -> dict[str, str]:
+    def write(aside: Path) -> dict[str, str]:
         parts = {rank_file(comm.rank): own} | ({SHARED: shared} if comm.rank == 0 else {})
         return {name: _write(aside / name, arrays) for name, arrays in parts.items()}
 
+    aside: Path | None = None
     try:
-        comm.from_rank_0(lambda: _prepare(aside))
+        aside, left = comm.from_rank_0(lambda: _prepare(about.folder))
         hashes: dict[str, str] = {}
-        for written in comm.allgather_objects(comm.together(write)):
+        for written in comm.allgather_objects(comm.together(lambda: write(aside))):
             hashes |= written
-        comm.from_rank_0(lambda: _publish(about, aside, hashes))
+        left += comm.from_rank_0(lambda: _publish(about, aside, hashes))
     except OSError as error:
-        if comm.rank == 0:
+        if comm.rank == 0 and aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"cannot write {about.folder}: {files.reason(error)}; earlier checkpoints are untouched") from None
-    comm.from_rank_0(lambda: _prune(about, keep))
+    return left + comm.from_rank_0(lambda: _prune(about, keep))
 
 
 def rank_file(rank: int) -> str:
@@ -98,12 +104,16 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.h5"
 
 
-def _prepare(aside: Path) -> None:
-    """An empty folder to write in, without those that killed runs left behind. The run's own folder must still be there."""
-    aside.parent.mkdir(exist_ok=True)
-    for left in aside.parent.glob("step-*.partial"):
-        shutil.rmtree(left)
+def _prepare(final: Path) -> tuple[Path, list[str]]:
+    """An empty folder to write in, and a line for each that killed runs left behind and that stays.
+
+    The run's own folder must still be there.
+    """
+    final.parent.mkdir(exist_ok=True)
+    left = [line for folder in final.parent.glob("step-*.partial*") for line in _remove(folder)]
+    aside = files.aside(final)
     aside.mkdir()
+    return aside, left
 
 
 def _write(path: Path, arrays: Arrays) -> str:
@@ -111,7 +121,7 @@ def _write(path: Path, arrays: Arrays) -> str:
 
     The datasets stay open until all is flushed: h5py drops the error where closing one of them writes what it still holds.
     """
-    file = h5py.File(path, "x")
+    file = h5py.File(path, "x", locking=False)  # the run has its folder's lock
     try:
         datasets = [file.create_dataset(name, data=array) for name, array in arrays.items()]
         file.flush()
@@ -124,13 +134,15 @@ def _write(path: Path, arrays: Arrays) -> str:
     return _sha256(path)
 
 
-def _publish(about: Checkpoint, aside: Path, hashes: Mapping[str, str]) -> None:
+def _publish(about: Checkpoint, aside: Path, hashes: Mapping[str, str]) -> list[str]:
     where = {"step": about.position.step, "epoch": about.position.epoch, "seen": about.position.seen}
     manifest = {"format": FORMAT, "world_size": about.world_size, "position": where, "config": about.config}
+    manifest |= {"data": about.data, "environment": dict(about.environment)}
     manifest |= {"layers": about.layers, "sha256": dict(hashes)}
     files.write_text(aside / MANIFEST, json.dumps(manifest | {"seal": _seal(manifest)}, indent=1))
-    _remove(about.folder)  # a damaged one, which this run did not start from
+    left = _take_down(about.folder) if about.folder.exists() else []  # a damaged one, which this run did not start from
     files.publish(aside, about.folder)
+    return left
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -138,19 +150,39 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _prune(about: Checkpoint, keep: int) -> None:
+def _prune(about: Checkpoint, keep: int) -> list[str]:
     """Remove what is older than the newest `keep` up to this one; later steps are damaged ones, which were passed over."""
     ours = [folder for folder, step in complete(about.folder.parent.parent).items() if step <= about.step]
+    left: list[str] = []
     for folder in ours[keep:] if keep else []:
-        _remove(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):  # before its name goes: somebody wants to keep it
+            left.append(f"{folder} is write-protected; it stays")
+            continue
+        try:
+            left += _take_down(folder)
+        except OSError as error:
+            left.append(_stays(folder, error))
+    return left
 
 
-def _remove(folder: Path) -> None:
-    """The final name goes first, so that it never stands for half a checkpoint."""
-    left = folder.with_name(folder.name + ".removed.partial")
-    if folder.exists():
-        os.replace(folder, left)
-        shutil.rmtree(left, ignore_errors=True)
+def _take_down(folder: Path) -> list[str]:
+    """Remove a checkpoint. Its name goes first, so that it never stands for half a one. OSError where even that stays."""
+    aside = files.aside(folder.with_name(folder.name + ".removed"))
+    os.replace(folder, aside)
+    return _remove(aside)
+
+
+def _remove(folder: Path) -> list[str]:
+    """Remove what is not needed; a line where it stays."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        return [_stays(folder, error)]
+    return []
+
+
+def _stays(path: Path, error: OSError) -> str:
+    return f"{path} cannot be removed ({files.reason(error)}); it stays"
 
 
 def _sha256(path: Path) -> str:
@@ -234,7 +266,9 @@ def _parse(folder: Path, manifest: Any) -> Checkpoint:
     where = Position(*(_count(manifest["position"][name], 0) for name in ("step", "epoch", "seen")))
     if folder.name != place(folder, where.step).name:
         raise ValueError(f"it is that of step {where.step}")
-    return Checkpoint(folder, ranks, where, str(manifest["config"]), layers, hashes)
+    found = Checkpoint(folder, ranks, where, str(manifest["config"]), layers, hashes=hashes)
+    environment = {str(name): str(value) for name, value in manifest.get("environment", {}).items()}
+    return replace(found, data=str(manifest.get("data", "")), environment=environment)
 
 
 def _count(value: Any, low: int) -> int:
@@ -264,7 +298,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     try:
         left = path.stat().st_size
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             for name in file:
                 dataset = hdf5.dataset(file, name, left)
                 if dataset.dtype.kind not in "iuf":

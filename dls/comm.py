@@ -73,6 +73,7 @@ class Comm:
     `rank_on_node`, of `ranks_on_node`: its place among those that share its machine.
     `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
     `outlives_ranks`: whether a rank's death is a RankLost on the others; elsewhere the library ends them.
+    `library`: the MPI library's name and version.
     """
 
     outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
@@ -94,6 +95,8 @@ class Comm:
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.host: str = MPI.Get_processor_name()
+        name, version = MPI.get_vendor()
+        self.library = f"{name} {'.'.join(map(str, version))}"
         self._mover = _Mover()
         if self.size > 1 and before is None:
             atexit.register(lambda: _watch(self.timeout, "end"))

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -277,12 +278,16 @@ def build(*layers: Mapping[str, Any]) -> Config:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or auto)."""
+    """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or auto).
+
+    file: the settings in it, once they were read, for which a pipe gives one chance.
+    """
 
     flags: Mapping[str, Any]
     config: Path | None
     resume: str
     help: bool
+    file: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Parser(argparse.ArgumentParser):
@@ -343,10 +348,14 @@ def show_value(value: Any) -> str:
 
 
 def timeout_of(argv: Sequence[str]) -> float:
-    """The timeout that a command line sets, itself or in its TOML file; the default where they cannot be used."""
+    """The timeout that a command line sets, itself or in its TOML file; the default where they cannot be used.
+
+    The file is read again when the ranks have met: what is no plain file, such as a pipe, is left for then.
+    """
     try:
         command = parse_command_line(argv)
-        return build(read_toml(command.config) if command.config else {}, command.flags).timeout
+        table = read_toml(command.config) if command.config and os.path.isfile(command.config) else {}
+        return build(table, command.flags).timeout
     except UsageError:
         return Config.timeout
 

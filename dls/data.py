@@ -147,7 +147,7 @@ def _digits(_: Request) -> Dataset:
 def _mnist(request: Request) -> Dataset:
     """MNIST, Y. LeCun, C. Cortes, C. Burges; four IDX files."""
     advice = f"give --data-dir a folder with MNIST's four IDX files ({', '.join(IDX_FILES)})"
-    train, test = read_idx_folder("mnist", request.data_dir, advice)
+    train, test = read_idx_folder("mnist", request.data_dir, "MNIST", advice)
     return assemble("mnist", train, test, classes=10, mirror=False)
 
 
@@ -155,7 +155,7 @@ def _mnist(request: Request) -> Dataset:
 def _fashion_mnist(request: Request) -> Dataset:
     """Fashion-MNIST, H. Xiao, K. Rasul, R. Vollgraf, 2017; four IDX files."""
     advice = "apt-get install dataset-fashion-mnist, or give --data-dir its four IDX files' folder"
-    train, test = read_idx_folder("fashion-mnist", request.data_dir, advice)
+    train, test = read_idx_folder("fashion-mnist", request.data_dir, "FashionMNIST", advice)
     return assemble("fashion-mnist", train, test, classes=10)
 
 

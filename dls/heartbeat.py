@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dls import files
 from dls.comm import Comm
 
 INTERVAL = 1.0
@@ -34,13 +35,7 @@ class Heartbeat:
         self._about = {"rank": comm.rank, "host": comm.host, "pid": os.getpid()}
         self._written = time.monotonic()
         self._write(step, "running")
-        self._guardian = subprocess.Popen(
-            ["sh", "-c", GUARDIAN, "guardian", str(comm.rank), folder / "died"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # the launcher waits until nobody holds its pipes
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # out of reach of what kills the rank
-        )
+        self._guardian = _guardian(comm.rank, folder)
 
     def beat(self, step: int) -> None:
         """So many steps are finished."""
@@ -55,7 +50,7 @@ class Heartbeat:
 
     def leave(self) -> None:
         """No longer part of this run, dead or alive."""
-        if self._guardian.poll() is None:
+        if self._guardian is not None and self._guardian.poll() is None:
             self._guardian.communicate(b"farewell\n")
 
     def _write(self, step: int, state: str) -> None:
@@ -67,33 +62,62 @@ class Heartbeat:
             os.replace(aside, self._path)
 
 
-def last_words(out: Path) -> str | None:
-    """How the run before came to a bad end, in one line; None where it did not. Makes the folder anew, for this run."""
-    words = _failure(out / "failure.txt") or _death(out / "heartbeats")
-    (out / "failure.txt").unlink(missing_ok=True)
-    shutil.rmtree(out / "heartbeats", ignore_errors=True)
-    (out / "heartbeats").mkdir(exist_ok=True)
+def _guardian(rank: int, folder: Path) -> subprocess.Popen[bytes] | None:
+    """The shell beside a rank; None where the system has no room for it, which must not end the run."""
+    try:
+        return subprocess.Popen(
+            ["sh", "-c", GUARDIAN, "guardian", str(rank), folder / "died"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # the launcher waits until nobody holds its pipes
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # out of reach of what kills the rank
+        )
+    except OSError:
+        return None
+
+
+def last_words(out: Path) -> list[str]:
+    """How the run before came to a bad end, in one line, where it did; and a line for what it left behind that stays.
+
+    Makes the folder anew, for this run.
+    """
+    report, folder = out / "failure.txt", out / "heartbeats"
+    words = [*_failure(report), *_death(folder)][:1]
+    try:
+        report.unlink(missing_ok=True)
+    except OSError as error:
+        words.append(f"{report} cannot be removed ({files.reason(error)}): it is of the run before")
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    except OSError as error:
+        words.append(f"{folder} cannot be made anew ({files.reason(error)}): what it says may be of the run before")
     return words
 
 
-def _failure(report: Path) -> str | None:
-    if not report.exists():
-        return None
-    line, _, _ = report.read_text(encoding="utf-8").partition("\n")
-    return f"the run before failed: {line}"
+def _failure(report: Path) -> list[str]:
+    try:
+        line, _, _ = report.read_text(encoding="utf-8", errors="replace").partition("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"the run before failed: {report} cannot be read ({files.reason(error)})"]
+    return [f"the run before failed: {files.one_line(line)}"]
 
 
-def _death(folder: Path) -> str | None:
+def _death(folder: Path) -> list[str]:
     """What guardians and heartbeats tell; where a whole machine went down no guardian speaks, and the last rank is named."""
     running = [beat for beat in map(_read, sorted(folder.glob("rank-*.json"))) if beat.get("state") == "running"]
     if not running:
-        return None
-    died = folder / "died"
-    first = died.read_text(encoding="utf-8").strip() if died.exists() else ""
+        return []
+    first = ""
+    with suppress(OSError, ValueError):
+        first = (folder / "died").read_text(encoding="utf-8").strip()
     dead = next((beat for beat in running if str(beat["rank"]) == first), None)
     beat, fate = (dead, "was the first to die") if dead else (min(running, key=_progress), "was the furthest behind")
     who = f"rank {beat['rank']} (process {beat['pid']} on {beat['host']})"
-    return f"the run before broke off: {who} {fate}, last heard of after step {beat['step']} at {beat['time']}"
+    return [f"the run before broke off: {who} {fate}, last heard of after step {beat['step']} at {beat['time']}"]
 
 
 def _progress(beat: dict[str, Any]) -> tuple[int, str]:

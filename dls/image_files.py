@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import files
 from dls.images import DataError, Split
 
 SYSTEM_DIR = Path("/usr/share/datasets")  # where Debian's dataset-* packages put their files
@@ -29,20 +30,19 @@ IDX_FILES = (
 # --- files in IDX format (MNIST, Fashion-MNIST) ----------------------------------------------
 
 
-def read_idx_folder(name: str, data_dir: Path | None, advice: str) -> tuple[Split, Split]:
-    """Read the four IDX files, each plain or gzipped, of one folder: training set, test set."""
-    folders = [SYSTEM_DIR / name] if data_dir is None else [data_dir / name, data_dir]
-    wanted = [file + suffix for file in IDX_FILES for suffix in ("", ".gz")]
-    folder = _first_folder_with(folders, wanted)
+def read_idx_folder(
+    name: str, data_dir: Path | None, usual: str, advice: str
+) -> tuple[Split, Split]:
+    """Read the four IDX files of one folder, under any of their names: training set, test set.
+
+    usual: the folder that torchvision makes for the data set.
+    """
+    folders = _idx_folders(name, data_dir, usual)
+    folder = _first_folder_with(folders, _idx_names(IDX_FILES[0]))
     if folder is None:
-        raise DataError(f"{name}: no {_either(wanted[:2])} in {_either(folders)}; {advice}")
-    paths = []
-    for file in IDX_FILES:
-        choices = [folder / file, folder / f"{file}.gz"]
-        found = [path for path in choices if os.path.isfile(path)]
-        if not found:
-            raise DataError(f"{name}: neither {choices[0]} nor {file}.gz is there; {advice}")
-        paths.append(found[0])
+        names = f"{IDX_FILES[0]} or {_dotted(IDX_FILES[0])}, plain or .gz"
+        raise DataError(f"{name}: no {names}, in {_either(folders)}; {advice}")
+    paths = [_idx_path(name, folder, file, advice) for file in IDX_FILES]
     train = _read_idx_split(paths[0], paths[1], classes=10)
     test = _read_idx_split(paths[2], paths[3], classes=10)
     if train[0].shape[1:] != test[0].shape[1:]:
@@ -51,6 +51,35 @@ def read_idx_folder(name: str, data_dir: Path | None, advice: str) -> tuple[Spli
             f"{_by(train[0].shape[2:])}; get both from the same data set"
         )
     return train, test
+
+
+def _idx_folders(name: str, data_dir: Path | None, usual: str) -> list[Path]:
+    """Where the files may lie: a folder of their own comes first."""
+    if data_dir is None:
+        return [SYSTEM_DIR / name]
+    _check_folder(name, data_dir)
+    return [data_dir / name, data_dir / usual / "raw", data_dir / "raw", data_dir]
+
+
+def _idx_names(file: str) -> list[str]:
+    """The names under which an IDX file comes: as Y. LeCun gave it, or with a dot.
+
+    Some archives unpack to folders that have the file's name.
+    """
+    names = [name + suffix for name in (file, _dotted(file)) for suffix in ("", ".gz")]
+    return [*names, *(f"{name.removesuffix('.gz')}/{name}" for name in names)]
+
+
+def _dotted(file: str) -> str:
+    """train-images.idx3-ubyte for train-images-idx3-ubyte."""
+    return file.replace("-idx", ".idx")
+
+
+def _idx_path(name: str, folder: Path, file: str, advice: str) -> Path:
+    for each in _idx_names(file):
+        if os.path.isfile(folder / each):
+            return folder / each
+    raise DataError(f"{name}: neither {folder / file} nor {file}.gz is there; {advice}")
 
 
 def _read_idx_split(images_path: Path, labels_path: Path, classes: int) -> Split:
@@ -114,23 +143,24 @@ def _parse_idx_header(path: Path, header: bytes, dimensions: int) -> tuple[int, 
 
 
 def cifar_folder(
-    name: str, data_dir: Path | None, usual: tuple[str, str], files: Sequence[str]
+    name: str, data_dir: Path | None, usual: tuple[str, str], wanted: Sequence[str]
 ) -> Path:
-    """Return the folder with all `files`.
+    """Return the folder with all that is wanted.
 
     usual: the folders that the archives of the binary and of the python version unpack to.
     """
     archive = f"{name.replace('cifar', 'cifar-')}-binary.tar.gz from {CIFAR_SITE}"
     if data_dir is None:
-        raise DataError(f"{name}: where is {files[0]}? Unpack {archive} and give --data-dir")
+        raise DataError(f"{name}: where is {wanted[0]}? Unpack {archive} and give --data-dir")
+    _check_folder(name, data_dir)
     places = [data_dir / usual[0], data_dir]
-    folder = _first_folder_with(places, files)
+    folder = _first_folder_with(places, wanted)
     if folder is None:
-        pickles = [file.removesuffix(".bin") for file in files]
+        pickles = [file.removesuffix(".bin") for file in wanted]
         python = _first_folder_with([data_dir / usual[1], data_dir], pickles)
-        hint = f"; {python} has the python version, but the binary one is needed" if python else ""
-        raise DataError(f"{name}: no {files[0]} in {_either(places)}{hint}; unpack {archive}")
-    for file in files:
+        hint = f"; {python} has the python version, whose pickles are not opened" if python else ""
+        raise DataError(f"{name}: no {wanted[0]} in {_either(places)}{hint}; unpack {archive}")
+    for file in wanted:
         if not os.path.isfile(folder / file):
             raise DataError(f"{name}: {folder / file} is not there; unpack {archive}")
     return folder
@@ -163,10 +193,18 @@ def read_cifar(path: Path, label_classes: Sequence[int]) -> Split:
 # --- what the readers share ------------------------------------------------------------------
 
 
-def _first_folder_with(folders: Sequence[Path], files: Sequence[str]) -> Path | None:
-    """Return the first folder with any of the files: a data set never mixes two folders."""
+def _check_folder(name: str, folder: Path) -> None:
+    """Raise DataError unless the folder can be looked into."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise DataError(f"{name}: --data-dir {folder} cannot be read: {files.reason(error)}") from None
+
+
+def _first_folder_with(folders: Sequence[Path], wanted: Sequence[str]) -> Path | None:
+    """Return the first folder with any of the files wanted: a data set never mixes two folders."""
     for folder in folders:
-        if any(os.path.isfile(folder / file) for file in files):
+        if any(os.path.isfile(folder / file) for file in wanted):
             return folder
     return None
 

@@ -25,6 +25,7 @@ class Reporter:
         self._started = self._spoke = time.monotonic()
         self._first, self._training, self._sent = first, 0.0, 0
         self._last, self._skipped = "", 0
+        self._said: set[str] = set()
         launched = any(name in os.environ for name in LAUNCHERS)
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
@@ -40,6 +41,12 @@ class Reporter:
         self._spoke = time.monotonic()
         self._console.print(line, markup=False)
         self._console.file.flush()
+
+    def say_once(self, line: str) -> None:
+        """Print a line that may come again and again."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def step(self, step: int, loss: float, seconds: float, sent: int) -> None:
         """A step is done, after so many seconds and bytes."""

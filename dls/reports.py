@@ -55,6 +55,7 @@ def prepare(options: argparse.Namespace) -> None:
         options.json.write_text("[]\n", encoding="utf-8")
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
+        files.check_folder(options.report)
 
 
 @dataclass(frozen=True)

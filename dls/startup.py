@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import backends, checkpoint, config, data, files, models, sources, sparsifiers, trace
+from dls import backends, checkpoint, config, data, environment, files, lock, models, sources, sparsifiers, trace
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from dls.comm import Comm
 from dls.config import CommandLine, Config, UsageError
 from dls.data import Dataset
 from dls.images import DataError
+from dls.lock import Lock
 from dls.models import Model
 from dls.optim import Sgd
 from dls.sparsifiers import Setup, Sparsifier
@@ -28,13 +30,16 @@ from reference import ranks
 from reference.ranks import State
 
 T = TypeVar("T")
+LAST_BREATH = 0.5
+"""The share of the timeout that a run which lost ranks waits for the lock of a dead one: NFS may keep it a while."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`.
 
-    notes: lines that the user should read before it begins.
+    data: the data's checksum; environment: on what the ranks compute (`dls.environment`); notes: lines that the user should
+    read before it begins; lock: on rank 0 its folder's, until the run is over.
     """
 
     config: Config
@@ -47,13 +52,39 @@ class Run:
     optimizer: Sgd
     first: int
     total: int
+    data: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    lock: Lock = field(default_factory=Lock)
 
 
-def prepare(command: CommandLine, comm: Comm) -> Run:
-    """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend."""
-    layers = comm.together(lambda: _given(command))
-    found, passed = _find(command.resume, Path(config.build(*layers).out), comm)
+def read_command_line(argv: Sequence[str], comm: Comm) -> CommandLine:
+    """What the user typed, on every rank, with the settings of a file as rank 0 reads them, once. UsageError, on all ranks."""
+    command = comm.together(lambda: config.parse_command_line(argv))
+    check_same(comm, {"help": command.help, "resume": command.resume})
+    return replace(command, file=comm.from_rank_0(lambda: config.read_toml(command.config) if command.config else {}))
+
+
+def prepare(command: CommandLine, comm: Comm, own: Lock | None = None) -> Run:
+    """Every rank's run, the same on all. UsageError, on all ranks, for whatever the user can mend.
+
+    own: the lock of a run that goes on in this process, which may be on the folder already.
+    """
+    taken = own or Lock()
+    try:
+        return _prepare(command, comm, taken, LAST_BREATH * comm.timeout if own else lock.PATIENCE)
+    except BaseException:
+        if own is None:
+            taken.release()
+        raise
+
+
+def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Run:
+    layers = [command.file, command.flags]
+    named = comm.together(lambda: config.build(*layers)).out
+    comm.from_rank_0(lambda: _check_out(command.resume, named))
+    comm.from_rank_0(lambda: _claim(named, own, patience))
+    found, passed = _find(command.resume, Path(named), comm)
     settings = comm.together(lambda: _settings(layers, found, comm.size))
     check_same(comm, _fingerprint(settings, found))
     comm.timeout = settings.timeout
@@ -61,14 +92,15 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
         raise UsageError("--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm")
     threads = thread_count(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
-    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
+    run = replace(run, data=run.dataset.checksum(), environment=environment.describe(run.backend.name, threads, comm))
+    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.data})
     if found is not None:
         run = replace(comm.together(lambda: _stand(run, found)), notes=(*run.notes, *_notes(passed, run, found, comm)))
         _restore(run, found, comm)
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
-    out = comm.from_rank_0(lambda: _make_folder(settings, command.resume, found))
+    out, notes = comm.from_rank_0(lambda: _make_folder(settings, found, own))
     comm.together(lambda: _check_folder(out, comm))
-    return replace(run, config=replace(settings, out=str(out)), out=out)
+    return replace(run, config=replace(settings, out=str(out)), out=out, notes=(*notes, *run.notes), lock=own)
 
 
 def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
@@ -79,18 +111,39 @@ def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
     images = run.batches.global_batch
     share = run.config.batch_size if images % ranks else images // ranks
     settings = {**asdict(run.config), "out": str(run.out), "batch_size": share}
-    return replace(command, flags=settings, config=None, resume="auto")
+    return replace(command, flags=settings, file={}, resume="auto")
 
 
-def _given(command: CommandLine) -> list[Mapping[str, Any]]:
-    """The settings that the user gave, in a file and as flags. UsageError."""
-    layers = [config.read_toml(command.config) if command.config else {}, command.flags]
-    out = config.build(*layers).out
-    if command.resume == "never" and out and _holds_run(Path(out)):
-        raise UsageError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    if command.resume != "never" and not out:
-        raise UsageError("--resume needs --out, the folder of the run to go on with")
-    return layers
+def _check_out(resume: str, out: str) -> None:
+    """UsageError where it cannot be the run's folder."""
+    if not out:
+        if resume != "never":
+            raise UsageError("--resume needs --out, the folder of the run to go on with")
+        return
+    with _writing(Path(out)):
+        files.check_folder(Path(out))
+        if resume == "never" and _holds_run(Path(out)):
+            raise UsageError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+
+
+def _claim(out: str, own: Lock, patience: float) -> None:
+    """Take the lock of a folder that is about to be read, where it holds a run. UsageError."""
+    with _writing(Path(out)):
+        if out and _holds_run(Path(out)):
+            own.take(Path(out), patience)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """UsageError where the folder cannot be written, or another run has it."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} is in the way; choose another --out") from None
+    except OSError as error:
+        raise UsageError(f"cannot write to {error.filename or out}: {files.reason(error)}") from None
+    except lock.InUse as error:
+        raise UsageError(str(error)) from None
 
 
 def _find(resume: str, out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
@@ -207,6 +260,11 @@ def _stand(run: Run, found: Checkpoint) -> Run:
     """The run at its checkpoint's place in the data. UsageError where it is another's, or at its end already."""
     if found.layers != tuple((layer.name, layer.size) for layer in run.model.layers):
         raise UsageError(f"{found.folder} holds another model than --model {run.config.model} builds here")
+    if found.data and found.data != run.data:
+        raise UsageError(
+            f"{found.folder} is of a run on other data: its checksum is {found.data}, that of --dataset {run.config.dataset} "
+            f"here is {run.data}; give --data-dir the files that it began with"
+        )
     batches = replace(run.batches, start=found.position)
     total = run.config.steps or batches.steps_until(run.config.epochs)
     if found.step > total:
@@ -222,7 +280,8 @@ def _notes(passed: Sequence[str], run: Run, found: Checkpoint, comm: Comm) -> tu
             f"ranks: {comm.size}, before {found.world_size}; each goes on with the mean of those that it follows; "
             f"{run.batches.global_batch} images a step, {run.config.batch_size} a rank"
         )
-    return tuple(notes)
+    differences = environment.differences(found.environment, run.environment)
+    return (*notes, *([differences] if differences else []))
 
 
 def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
@@ -248,9 +307,8 @@ def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
 
 
 def _check_traces(out: Path) -> None:
-    """TraceError where one is damaged, or another run still writes it."""
+    """TraceError where one is damaged."""
     for path in trace.series(out):
-        trace.check_idle(path)
         trace.read(path)
 
 
@@ -263,27 +321,31 @@ def _fitting(arrays: State, expected: Mapping[str, Any], found: Checkpoint) -> S
     return {name: arrays[name] for name in expected}
 
 
-def _make_folder(settings: Config, resume: str, found: Checkpoint | None) -> Path:
-    """The run's folder, with its configuration in it. UsageError where it cannot be written, or another run was faster."""
+def _make_folder(settings: Config, found: Checkpoint | None, own: Lock) -> tuple[Path, list[str]]:
+    """The run's folder, this process's alone, with its configuration in it, and what the user should know of that.
+
+    UsageError where it cannot be written, or another run was faster.
+    """
     name = f"{settings.dataset}-{settings.model}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    try:
-        out = Path(settings.out) if settings.out else _fresh_folder(Path("runs") / name)
+    out = Path(settings.out or Path("runs") / name)
+    with _writing(out):
+        out = out if settings.out else _fresh_folder(out)
         out.mkdir(parents=True, exist_ok=True)
+        if not own.taken:
+            own.take(out)
+            if _holds_run(out):
+                raise UsageError(f"another run was faster, and has just begun in {out}; choose another --out")
+        notes = [f"{out} has no lock ({own.missing}): see to it that no second run writes there"] if own.missing else []
         if found is None:
-            _as_usage_error(lambda: _remove_traces(out))
-        files.write_text(out / "config.toml", replace(settings, out=str(out)).to_toml(), new=resume == "never")
-    except FileExistsError as error:
-        raise UsageError(f"{error.filename} is in the way; choose another --out") from None
-    except OSError as error:
-        raise UsageError(f"cannot write to {error.filename or out}: {files.reason(error)}") from None
-    return out
-
-
-def _remove_traces(out: Path) -> None:
-    """Those of a run that never came to a checkpoint. TraceError where it still goes on."""
-    for path in trace.series(out):
-        trace.check_idle(path)
-        path.unlink()
+            for path in trace.series(out):  # of a run that never came to a checkpoint
+                path.unlink()
+        try:
+            files.write_text(out / "config.toml", replace(settings, out=str(out)).to_toml())
+        except OSError as error:
+            if found is None:
+                raise
+            notes.append(f"{out / 'config.toml'} cannot be replaced ({files.reason(error)}); the checkpoints have the settings")
+    return out, notes
 
 
 def _fresh_folder(wanted: Path) -> Path:

@@ -5,12 +5,11 @@ trace.h5 holds a run from its first step on, and trace-STEP.h5 goes on after tha
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, hdf5, timeline
+from dls import files, hdf5, lock, timeline
+from dls.lock import Lock, State
 
 if TYPE_CHECKING:
     from dls.comm import Comm
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
 """Recorded steps that may be lost with a killed process."""
-ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "hosts", "started")
+ENVIRONMENT = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
+"""On what a run computed, see `dls.environment`."""
+ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "hosts", "started", "data", *ENVIRONMENT)
 WORDS = ("name", "kind")
+THEN = " → "
+"""What stands between the environments of a run that went on elsewhere."""
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
 ATTEMPTS, PAUSE = 40, 0.05
@@ -90,25 +94,22 @@ class Header:
 class Writer:
     """Appends recorded steps and evaluations; what was flushed survives a killed process.
 
-    OSError where the file cannot be written; then it is closed, and holds what was flushed before. A lock on the file, which
-    leaves readers alone, tells others that its writer lives.
+    OSError where the file cannot be written; then it is closed, and holds what was flushed before. Whoever writes has the
+    folder's lock (`dls.lock`): HDF5's own, which some file systems do not have, is not asked for.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path = path
         self._datasets: dict[str, h5py.Dataset] = {}  # open as long as the file: h5py drops the errors of closing one
-        self._file = h5py.File(path, "x", libver="latest")
-        self._lock = os.open(path, os.O_RDONLY)
+        self._file = h5py.File(path, "x", libver="latest", locking=False)
         try:
             with self._or_give_up():
                 self._datasets = _lay_out(self._file, header)
                 self._file.flush()
-                self._file.swmr_mode = True  # takes away HDF5's own lock
+                self._file.swmr_mode = True
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def steps(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Append T rows to every dataset of `steps`, by name (`seconds/total`, …), and flush."""
@@ -123,8 +124,11 @@ class Writer:
         self._append("evals", rows)
 
     def rename(self, path: Path) -> None:
-        """Take the place of another file."""
-        files.publish(self._path, path)
+        """Take the place of another file. OSError."""
+        try:
+            files.publish(self._path, path)
+        except OSError as error:
+            raise OSError(f"cannot replace {path}: {files.reason(error)}") from None
         self._path = path
 
     def close(self) -> None:
@@ -132,7 +136,6 @@ class Writer:
         if self._file:
             with self._or_give_up():
                 self._file.close()
-            os.close(self._lock)
 
     def diagnostics(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Append D rows to every dataset of `diagnostics`, and flush."""
@@ -141,7 +144,7 @@ class Writer:
     def _append(self, group: str, rows: Mapping[str, NDArray[Any]]) -> None:
         """The step's number comes last, when the rest is in the file: a row counts once its number is there."""
         with self._or_give_up():
-            if os.fstat(self._lock).st_nlink == 0:
+            if os.fstat(self._file.id.get_vfd_handle()).st_nlink == 0:
                 raise OSError("it was removed")
             for name in rows.keys() - {"step"}:
                 self._extend(f"{group}/{name}", rows[name])
@@ -161,7 +164,6 @@ class Writer:
             yield
         except (OSError, RuntimeError) as error:
             hdf5.give_up(self._file)
-            os.close(self._lock)
             raise OSError(f"cannot write {self._path}: {files.reason(error)}") from None
 
 
@@ -317,11 +319,11 @@ def read(path: Path) -> Trace:
     but takes any damage for a writer's work, and waits for ever.
     """
     for _ in range(ATTEMPTS - 1):
-        used = is_written(path)
+        written = state(path)
         try:
             return _read_file(path)
         except TraceError:
-            if not used:
+            if written is State.FREE:
                 raise
         time.sleep(PAUSE)
     return _read_file(path)
@@ -350,23 +352,20 @@ def _read_file(path: Path) -> Trace:
         raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
 
 
-def is_written(path: Path) -> bool:
-    """Whether a writer that lives holds its lock on the file."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file, or the file system has no locks
-        return False
-    return False
+def state(path: Path) -> State:
+    """Whether a run that lives has the trace's folder; what its writer has closed is free in any case."""
+    found = lock.state(path.parent)
+    return State.FREE if found is State.UNKNOWN and not left_open(path) else found
 
 
 def left_open(path: Path) -> bool:
-    """Whether its writer never closed it, and is gone. HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5) and not is_written(path)
+    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:  # what it is like shows when it is read
+        return False
+    return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5)
 
 
 def _cut_short(path: Path) -> bool:
@@ -479,7 +478,7 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
     kept: list[Path] = []
     for path in series(out):
         if _begins(path) >= step > 0:
-            path.unlink()
+            _drop(path)
         else:
             kept.append(path)
     if not kept:
@@ -493,42 +492,50 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
     return _rewrite(old, step, Header({**header.attributes, **_inherited(old.header, header)}, header.layers))
 
 
+def _drop(path: Path) -> None:
+    """Remove a trace of later steps. OSError: with it there, nobody could tell which of the two is true."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise OSError(f"{path} is of steps that are done again, and cannot be removed: {files.reason(error)}") from None
+
+
 def _inherited(old: Header, new: Header) -> dict[str, Any]:
-    """What a trace that goes on keeps of its beginning: when it started, and every commit that wrote to it, in order."""
+    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it, in order."""
     kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
+    for name in ENVIRONMENT:
+        words = [*str(old.attributes.get(name, "")).split(THEN), str(new.attributes.get(name, ""))]
+        kept |= {name: THEN.join(dict.fromkeys(filter(None, words)))} if any(words) else {}
     commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
     return kept | {"commit": " ".join(dict.fromkeys(commits))}
 
 
 def repair(path: Path) -> str:
     """Make a trace that a killed writer left behind open in any viewer. Returns what there was to do. TraceError, OSError."""
-    check_idle(path)
-    old = read(path)
-    steps = f"{len(old.steps['step'])} recorded steps"
+    found = read(path)
+    if not left_open(path):
+        return f"{path} is in order, with {_extent(found)}"
+    own = Lock()
     try:
-        with h5py.File(path, "r"):
-            return f"{path} is in order, with {steps}"
-    except OSError:
-        _rewrite(old, None, old.header).close()
-    return f"{path} is repaired, with {steps}"
+        own.take(path.parent)
+        if own.missing:
+            raise TraceError(f"whether a run still writes {path} cannot be told here ({own.missing}); copy it and repair that")
+        found = read(path)
+        _rewrite(found, None, found.header).close()
+    except lock.InUse as error:
+        raise TraceError(str(error)) from None
+    finally:
+        own.release()
+    return f"{path} is repaired, with {_extent(found)}"
 
 
-def check_idle(path: Path) -> None:
-    """TraceError where a run that lives writes the file; a killed one has no lock any more, whatever the file says.
-
-    A run that was killed just now may still be dying.
-    """
-    for _ in range(ATTEMPTS):
-        if not is_written(path):
-            return
-        time.sleep(PAUSE)
-    raise TraceError(f"{path} is in use, by a run that goes on; let that end first")
+def _extent(found: Trace) -> str:
+    return f"{len(found.steps['step'])} recorded steps"
 
 
 def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
     """Write a trace anew, up to `step`, and let that take its place. The old one stays where this fails."""
-    aside = old.path.with_suffix(".h5.partial")
-    aside.unlink(missing_ok=True)
+    aside = files.aside(old.path)
     try:
         writer = Writer(aside, header)
         for rows, write in (

@@ -24,7 +24,7 @@ from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, RankLost
 from dls.config import CommandLine, UsageError
 from dls.consensus import Consensus, DivergenceError
-from dls.files import one_line
+from dls.files import described, one_line
 from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
@@ -46,14 +46,14 @@ LATER = 0.1
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures."""
     argv = sys.argv[1:] if argv is None else argv
-    comm, request = _join(config.timeout_of(argv)), StopRequest()
+    comm = _join(config.timeout_of(argv))
     try:
-        command = comm.together(lambda: config.parse_command_line(argv))
-        startup.check_same(comm, {"help": command.help, "resume": command.resume})
+        command = startup.read_command_line(argv, comm)
         if command.help:
             if comm.rank == 0:
                 print(config.build_parser().format_help(), end="")
             return 0
+        request = StopRequest()  # only now: until then a signal ends what waits for a pipe
         run = startup.prepare(command, comm)
     except UsageError as error:
         if comm.rank == 0:
@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     while True:
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
-                return comm.end(_attempt(run, comm, request))
+                status = _attempt(run, comm, request)
+            run.lock.release()
+            return comm.end(status)
         except RankLost:
             run, comm = _without_lost(run, comm, command)
 
@@ -102,7 +104,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
+    for line in (*run.notes, *before, _opening(run, comm)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
@@ -115,7 +117,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
         if stop or step == run.total or _due(step, run.config.checkpoint_every):
             consensus.confirm(step)
             recorder.flush()
-            _checkpoint(run, worker, comm, step)
+            _checkpoint(run, worker, reporter, comm, step)
         if stop:
             break
     recorder.close()
@@ -134,7 +136,7 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
     while True:
         try:
             left, lost = comm.survivors()
-            again = startup.prepare(startup.without_lost(command, run, left.size), left)
+            again = startup.prepare(startup.without_lost(command, run, left.size), left, run.lock)
             note = f"lost: rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {comm.size}"
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
@@ -172,7 +174,7 @@ def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, 
     reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy)
 
 
-def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
+def _checkpoint(run: Run, worker: Worker, reporter: Reporter, comm: Comm, step: int) -> None:
     to_host = run.backend.ops.to_host
     if not run.backend.ops.all_finite(run.model.parameters):
         raise NonFiniteError("the weights are not finite; no checkpoint is written")
@@ -185,8 +187,10 @@ def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
     own |= {"weights_sha256": np.frombuffer(startup.weights_hash(run), dtype=np.uint8)}
     layers = tuple((layer.name, layer.size) for layer in run.model.layers)
     position, folder = run.batches.position(step), checkpoint.place(run.out, step)
-    about = checkpoint.Checkpoint(folder, comm.size, position, run.config.to_toml(), layers)
-    checkpoint.save(about, shared, own, run.config.keep_checkpoints, comm)
+    settings = run.config.to_toml()
+    about = checkpoint.Checkpoint(folder, comm.size, position, settings, layers, run.data, run.environment)
+    for line in checkpoint.save(about, shared, own, run.config.keep_checkpoints, comm):
+        reporter.say_once(line)
 
 
 def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
@@ -201,6 +205,8 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
         "seed": run.config.seed,
         "hosts": comm.allgather_objects(comm.host),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": run.data,
+        **run.environment,
     }
     header = trace.Header(attributes, layers)
     return None if comm.rank else trace.go_on(run.out, run.first, header)
@@ -219,7 +225,7 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoRe
     """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
     try:
         known = isinstance(error, KNOWN)
-        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(str(error))
+        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(described(error))
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, models, reports
+from dls import backends, files, models, reports
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
@@ -258,6 +258,13 @@ def _measure(options: argparse.Namespace) -> Sequence[Row]:
     return rows
 
 
+def _check_chart(options: argparse.Namespace) -> None:
+    """UsageError, before any measuring, where the chart cannot be written."""
+    chart = getattr(options, "chart", None)
+    if chart and (obstacle := files.obstacle(chart)):
+        raise UsageError(f"--chart {chart}: {obstacle}")
+
+
 def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Print the table and whatever follows it; write the report."""
     command = COMMANDS[options.command]
@@ -284,6 +291,7 @@ def main(argv: list[str] | None = None) -> int:
         options = build_parser().parse_args(argv)
         options.comm = comm
         reports.prepare(options)
+        _check_chart(options)
         rows = _measure(options)
         if comm is None or comm.rank == 0:
             _finish(options, rows)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dls import trace
+from dls import files, trace
 from dls.config import Parser, UsageError
-from dls.files import one_line
 from dls.inspect import page, pictures
 from dls.inspect.follow import follow
 from dls.inspect.groups import by_seed
 from dls.inspect.series import files_of, load
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
+from dls.lock import State
 from dls.trace import TraceError
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (OSError, TraceError, UsageError) as error:
-        print(f"dls.inspect: {one_line(str(error))}", file=sys.stderr)
+        print(f"dls.inspect: {files.one_line(files.described(error))}", file=sys.stderr)
         return 2
 
 
@@ -76,14 +76,19 @@ def _check_target(option: str, file: Path) -> None:
     """TraceError, before any work, for a place that cannot be written, or a name that is no page's: it may be the trace."""
     if option == "--html" and file.suffix not in (".html", ".htm"):
         raise TraceError(f"--html {file}: a page's name ends in .html")
-    if file.is_dir() or not file.parent.is_dir():
-        raise TraceError(f"{option} {file}: " + ("that is a folder" if file.is_dir() else f"there is no folder {file.parent}"))
+    if obstacle := files.obstacle(file):
+        raise TraceError(f"{option} {file}: {obstacle}")
 
 
 def _mention_killed(runs: Sequence[Path]) -> None:
     """What was killed left a trace that this program reads, and others do not."""
-    for path in [file for run in runs for file in files_of(run) if trace.left_open(file)]:
-        print(f"dls.inspect: what wrote {path} was killed; --repair lets other programs open it, too", file=sys.stderr)
+    for path in (file for run in runs for file in files_of(run)):
+        state = trace.state(path)  # first: what nobody writes any more stays as it is
+        if state is State.UNKNOWN:
+            words = f"whether a run still writes {path} cannot be told here ({state.value})"
+            print(f"dls.inspect: {words}", file=sys.stderr)
+        elif state is State.FREE and trace.left_open(path):
+            print(f"dls.inspect: what wrote {path} was killed; --repair lets other programs open it, too", file=sys.stderr)
 
 
 def _repair(runs: Sequence[Path]) -> int:

@@ -15,6 +15,7 @@ from dls.inspect.groups import by_seed, labels
 from dls.inspect.series import Series, files_of, load
 from dls.inspect.summary import Summary, single_figures, summarise, written
 from dls.inspect.tables import comparison, over_time, time_of_a_step
+from dls.lock import State
 
 EVERY = 1.0
 """Seconds between two looks; more where a look takes long."""
@@ -23,7 +24,7 @@ TOLD = ("step", "loss", "accuracy", "set_size", "global_share", "total_ms")
 
 
 def follow(paths: Sequence[Path], console: Console) -> None:
-    """Show runs while a writer holds the lock of one of them: tables that change on a terminal, a line for what is new elsewhere.
+    """Show runs while one of them goes on, or may: tables that change on a terminal, a line for what is new elsewhere.
 
     TraceError where one cannot be read.
     """
@@ -40,7 +41,7 @@ def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
     going_on = True
     while going_on:
         began = time.monotonic()
-        going_on = any(trace.is_written(file) for path in paths for file in files_of(path))
+        going_on = any(trace.state(file) is not State.FREE for path in paths for file in files_of(path))
         yield [load(path) for path in paths]
         if going_on:
             time.sleep(max(EVERY, 4 * (time.monotonic() - began)))

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from dls import files
 from dls.config import Parser, UsageError
 from dls.hosts import HostsError
 from dls.study import experiments, processes, provenance, results
@@ -28,10 +29,26 @@ def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int
     with stop.on_signals():
         for experiment, status in processes.run_all(missing, out, jobs, stop):
             failed, done = failed + bool(status), done + 1
-            log = out / f"{experiment.name}.log"
-            words = f" failed, see {log}: {processes.last_words(log)}" if status else ""
-            print(f"{done} of {len(runs)}: {experiment.name}{words}", flush=True)
+            print(f"{done} of {len(runs)}: {experiment.name}{_fate(status, out / f'{experiment.name}.log')}", flush=True)
     return processes.STOPPED if stop.made else 1 if failed else 0
+
+
+def _fate(status: int, log: Path) -> str:
+    """How a run ended, where it is not complete."""
+    if status == processes.ELSEWHERE:
+        return " is left to another process, which is at it"
+    return f" failed, see {log}: {processes.last_words(log)}" if status else ""
+
+
+def _check_out(out: Path, reads: bool) -> None:
+    """UsageError where the study's folder is not there to be read, or cannot be written."""
+    try:
+        if not reads:
+            files.check_folder(out)
+        elif not out.is_dir():
+            raise UsageError(f"--out {out} is no folder; there is nothing to report on")
+    except OSError as error:
+        raise UsageError(f"--out {out}: {files.reason(error)}") from None
 
 
 def _show(lines: Iterable[str]) -> None:
@@ -56,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all runs are complete, 1 some failed, 2 bad usage, 75 stopped: the same command goes on."""
+    """Exit status: 0 all runs are complete, 1 some are not, 2 bad usage, 75 stopped: the same command goes on."""
     try:
         return _do(build_parser().parse_args(argv))
     except (UsageError, HostsError) as error:
@@ -72,8 +89,7 @@ def _do(options: argparse.Namespace) -> int:
     runs = [each for each in planned if fnmatchcase(each.name, options.only)]
     if not runs:
         raise UsageError(f"no run's name fits {options.only!r}; {planned[0].name} is one")
-    if options.report_only and not options.out.is_dir():
-        raise UsageError(f"--out {options.out} is no folder; there is nothing to report on")
+    _check_out(options.out, options.report_only)
     if options.report:
         report.prepare(options.report)
     for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):

@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from dls import checkpoint, config
+from dls import checkpoint, config, files
 from dls.config import Config, UsageError
 from dls.hosts import mpirun, python
 
@@ -69,11 +69,11 @@ def _flag(name: str, value: Any) -> str:
     return f"{config.flag(name)}={config.show_value(value)}"
 
 
-def load(files: Sequence[Path]) -> list[Experiment]:
+def load(paths: Sequence[Path]) -> list[Experiment]:
     """The runs of experiment files, each seed by seed. UsageError where one cannot be used, or two runs have one name."""
-    experiments = [each for file in files for each in _load(file)]
+    experiments = [each for file in paths for each in _load(file)]
     if twice := [name for name, count in Counter(each.name for each in experiments).items() if count > 1]:
-        raise UsageError(f"{' and '.join(map(str, dict.fromkeys(files)))}: {twice[0]} is named more than once")
+        raise UsageError(f"{' and '.join(map(str, dict.fromkeys(paths)))}: {twice[0]} is named more than once")
     return experiments
 
 
@@ -81,7 +81,7 @@ def _load(file: Path) -> list[Experiment]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the experiments in {file}: {error}") from None
+        raise UsageError(f"cannot read the experiments in {file}: {files.reason(error)}") from None
     try:
         _check_keys(table)
         _check_names([table["workload"], *table["methods"]])

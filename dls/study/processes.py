@@ -14,13 +14,16 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dls import signals
+from dls import lock, signals
 from dls.config import UsageError
-from dls.files import one_line
+from dls.files import one_line, reason
+from dls.lock import State
 from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL
 """The status of a run, and of a study, that was asked to stop and can go on."""
+ELSEWHERE = -1
+"""That of a run which was not started, as another process has its folder; no process ends so."""
 
 
 class Stop:
@@ -84,14 +87,16 @@ def last_words(log: Path) -> str:
 def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
     """Run it, or go on with it, to its end, what it says going to a file beside its folder. Returns its exit status.
 
-    UsageError where it cannot be started.
+    ELSEWHERE where another study, or whoever, is at it. UsageError where it cannot be started.
     """
     log = out / f"{experiment.name}.log"
+    if lock.state(out / experiment.name) is State.HELD:
+        return ELSEWHERE
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         return stop.run(experiment.command(out), log)
     except OSError as error:
-        raise UsageError(f"cannot start {experiment.name}: {error}") from None
+        raise UsageError(f"cannot start {experiment.name}: {error.filename or log}: {reason(error)}") from None
 
 
 def run_all(runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop) -> Iterator[tuple[Experiment, int]]:

@@ -121,6 +121,7 @@ def prepare(folder: Path) -> None:
     """Make the report's folder: what cannot be written shows before hours of runs. UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        files.check_folder(folder)
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder}: {error.strerror}") from None
 

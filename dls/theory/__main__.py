@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from dls import data, reports, theory
 from dls.batches import Batches
 from dls.config import Parser, UsageError
-from dls.files import one_line
+from dls.files import described, one_line
 from dls.theory import networks, properties, report, variance
 from dls.theory.variance import Plan, Row
 from reference import methods
@@ -156,10 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
         _finish(options, rows)
-    except OSError as error:
-        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ValueError as error:
-        return _refuse(str(error))
+    except (OSError, ValueError) as error:
+        return _refuse(described(error))
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dls import files
 from dls.config import UsageError
 from dls.drawing import COLOURS, MISSING
 from dls.reports import show
@@ -152,8 +153,8 @@ def check_plot(path: Path) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise UsageError(f"--plot {path}: choose one of {', '.join(sorted(kinds))}")
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UsageError(f"--plot {path}: its folder is not there, or it is a folder itself")
+    if obstacle := files.obstacle(path):
+        raise UsageError(f"--plot {path}: {obstacle}")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

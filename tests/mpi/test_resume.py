@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -102,7 +101,6 @@ def test_two_runs_do_not_train_in_one_folder(resume: str, every: str, tmp_path: 
     first.send_signal(signal.SIGTERM)
     assert second.status == 2, second
     (line,) = lines(second.err)
-    newer = "differs from rank 0 in checkpoints"  # one was written while the ranks looked
-    assert re.search(f"trace.h5 is in use, by a run that goes on|holds no checkpoint|{newer}", line)
+    assert "run is in use, by a run that goes on" in line
     assert finish(first).status == os.EX_TEMPFAIL
     assert trace.read(tmp_path / "run" / "trace.h5").steps["step"][0] == 1

@@ -208,7 +208,7 @@ def test_a_folder_of_its_own_comes_first_and_folders_are_never_mixed(tmp_path: P
 def test_missing_idx_files_are_named_with_the_places_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with refused(TRAIN_IMAGES, f"{tmp_path / 'mnist'} or {tmp_path}"):
+    with refused(TRAIN_IMAGES, "train-images.idx3-ubyte", tmp_path / "mnist", tmp_path / "MNIST/raw"):
         data.load("mnist", tmp_path)
     monkeypatch.setattr(image_files, "SYSTEM_DIR", tmp_path / "none")
     with refused("apt-get install dataset-fashion-mnist", tmp_path / "none"):
@@ -371,7 +371,7 @@ def test_cifar_pickles_are_never_opened(subfolder: str, tmp_path: Path) -> None:
     folder = tmp_path / subfolder
     folder.mkdir(exist_ok=True)
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with refused(f"{folder} has the python version, but the binary one is needed"):
+    with refused(f"{folder} has the python version, whose pickles are not opened"):
         data.load("cifar10", tmp_path)
 
 
@@ -580,3 +580,48 @@ def test_what_is_no_data_set_is_refused(place: str, changes: dict[str, np.ndarra
 def test_images_of_two_shapes_are_refused() -> None:
     with pytest.raises(DataError, match="differ in shape"):
         data.assemble("own", whole(), whole(images=np.zeros((4, 1, 2, 3), np.uint8)), classes=3)
+
+
+# --- the other usual names -------------------------------------------------------------------
+
+LAYOUTS = {
+    "dots": "{dotted}",
+    "torchvision": "{usual}/raw/{plain}",
+    "torchvision's folder itself": "raw/{plain}",
+    "folders as Kaggle's": "{plain}/{plain}",
+    "dots in such folders": "{dotted}/{dotted}",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "usual"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_idx_files_are_found_under_their_other_names(
+    name: str, usual: str, layout: str, packed: bool, tmp_path: Path
+) -> None:
+    contents = idx_contents()
+    for plain, array in contents.items():
+        dotted = plain.replace("-idx", ".idx")
+        path = tmp_path / LAYOUTS[layout].format(plain=plain, dotted=dotted, usual=usual)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = idx_bytes(array)
+        path = path.with_name(path.name + ".gz") if packed else path
+        path.write_bytes(gzip.compress(raw) if packed else raw)
+    dataset = data.load(name, tmp_path)
+    assert np.array_equal(dataset.train_images[:, 0], contents[TRAIN_IMAGES])
+    assert np.array_equal(dataset.test_labels, contents[TEST_LABELS])
+
+
+def test_torchvisions_two_data_sets_are_told_apart(tmp_path: Path) -> None:
+    write_idx(tmp_path / "MNIST/raw", idx_contents(n_train=7))
+    write_idx(tmp_path / "FashionMNIST/raw", idx_contents(n_train=8))
+    assert len(data.load("mnist", tmp_path).train_labels) == 7
+    assert len(data.load("fashion-mnist", tmp_path).train_labels) == 8
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_a_folder_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, why in {"none": "No such file", "file": "Not a directory", "x" * 300: "File name too long"}.items():
+        with refused(f"--data-dir {tmp_path / folder} cannot be read: {why}"):
+            data.load(name, tmp_path / folder)

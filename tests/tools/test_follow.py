@@ -14,6 +14,7 @@ from rich.console import Console
 from dls import trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
+from dls.lock import Lock
 from tests.launch import ROOT, finish, start, wait_until
 from tests.tools.test_inspect import header, rows, write
 
@@ -29,6 +30,8 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
     """Here the writer is a thread of this program, which goes on when the last words were heard."""
+    own = Lock()
+    own.take(tmp_path)
     writer = trace.Writer(tmp_path / "trace.h5", header())
     with (tmp_path / "out.txt").open("w+") as file:
         console = Console(file=file, force_terminal=terminal, width=400, height=60, highlight=False)
@@ -46,6 +49,7 @@ def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
             assert watching.is_alive()
         writer.evals(3, 0.5, 0.875)
         writer.close()
+        own.release()
         watching.join(FAR)
         assert not watching.is_alive()
         said = text.read_text()
@@ -66,7 +70,8 @@ def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.Capt
 
 def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\nfrom dls import trace\n"
+        "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\nfrom dls import lock, trace\n"
+        "own = lock.Lock(); own.take(pathlib.Path(sys.argv[1]).parent)\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"
     )
@@ -87,6 +92,8 @@ def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_after_ctrl_c_it_says_what_it_always_says(tmp_path: Path) -> None:
+    own = Lock()
+    own.take(tmp_path)
     writer = trace.Writer(tmp_path / "trace.h5", header())
     watching = start([(0, ["-m", "dls.inspect", "--follow", tmp_path])], tmp_path)
     assert watching.stdout is not None
@@ -97,6 +104,7 @@ def test_after_ctrl_c_it_says_what_it_always_says(tmp_path: Path) -> None:
     assert "recorded        0" in done.out
     assert done.out.endswith("nothing recorded yet\n")
     writer.close()
+    own.release()
 
 
 @pytest.mark.parametrize("option", ["--json", "--repair"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from dls import trace
 from dls.inspect import __main__ as inspect
+from dls.lock import Lock, State
 from tests.launch import ROOT
 
 RANKS, LAYERS = 2, 3
@@ -104,8 +104,10 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
 KILLED = """
 import itertools, pathlib, sys
 from tests.tools.test_trace import header, rows
-from dls import trace
-writer = trace.Writer(pathlib.Path(sys.argv[1]), header())
+from dls import lock, trace
+path, own = pathlib.Path(sys.argv[1]), lock.Lock()
+own.take(path.parent)
+writer = trace.Writer(path, header())
 for first in itertools.count(1, 40):
     writer.steps(rows(first, 40))
     writer.evals(first + 39, 0.5, 0.5)
@@ -148,13 +150,12 @@ def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: floa
 
 def test_a_living_writer_keeps_its_trace(writing, tmp_path: Path, capsys) -> None:
     assert inspect.main(["--repair", str(tmp_path)]) == 2
-    assert "trace.h5 is in use, by a run that goes on" in capsys.readouterr().err
-    with pytest.raises(trace.TraceError, match="in use"):
-        trace.check_idle(tmp_path / "trace.h5")
+    assert f"{tmp_path} is in use, by a run that goes on (process {writing.pid} on" in capsys.readouterr().err
+    assert trace.state(tmp_path / "trace.h5") is State.HELD
     assert trace.read(tmp_path / "trace.h5").header.ranks == RANKS
     writing.kill()
     writing.wait()
-    trace.check_idle(tmp_path / "trace.h5")
+    assert trace.state(tmp_path / "trace.h5") is State.FREE
 
 
 def test_rows_claimed_but_never_written_do_not_count(tmp_path: Path) -> None:
@@ -351,10 +352,11 @@ def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatc
     content = bytearray(path.read_bytes())
     content[10_000] ^= 255
     path.write_bytes(content)
-    with path.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        with pytest.raises(trace.TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
-            trace.read(path)
+    own = Lock()
+    own.take(tmp_path)
+    with pytest.raises(trace.TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
+        trace.read(path)
+    own.release()
 
 
 def test_a_trace_names_every_commit_that_wrote_to_it(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""On what a run computes: what its bits depend on, beside its settings and its data.
+
+Another processor, BLAS or thread count adds up in another order, and a library of another version may. A checkpoint and a trace
+say on what they were made; where a run goes on elsewhere, a line names what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from threadpoolctl import threadpool_info
+
+from dls import backends
+from dls.comm import Comm
+
+Environment = dict[str, str]
+NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
+
+
+def describe(backend: str, threads: int, comm: Comm) -> Environment:
+    """The environment of all ranks, by NAMES; where ranks differ, all that there is, in the order of the ranks. Collective."""
+    own = {
+        "processor": backends.processor(),
+        "blas": _blas(),
+        "numpy": metadata.version("numpy"),
+        "mpi": comm.library,
+        "backend_version": backends.version(backend),
+        "threads": str(threads),
+    }
+    everyone = comm.allgather_objects(own)
+    return {name: ", ".join(dict.fromkeys(each[name] for each in everyone)) for name in NAMES}
+
+
+def _blas() -> str:
+    """The libraries for matrices that are loaded, with the kind of processor that each has chosen its code for."""
+    loaded = (each for each in threadpool_info() if each["user_api"] == "blas")
+    words = (" ".join(str(each.get(part) or "") for part in ("internal_api", "version", "architecture")) for each in loaded)
+    return " and ".join(sorted({word.strip() for word in words}))
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """A line that names what differs; empty where nothing does. What an older checkpoint does not say is left out."""
+    names = [name for name in NAMES if name in before and before[name] != now[name]]
+    changes = ", ".join(f"{name.replace('_', ' ')} {before[name]} → {now[name]}" for name in names)
+    return f"the bits may differ from those of an uninterrupted run: {changes}" if names else ""
