@@ -240,15 +240,8 @@ class SparseSparsifier(Sparsifier):
         except NonFiniteError:
             self.guard(parts, self.residual)
             raise
-        self.chosen[parts[0]] = Chosen(place, index, self._rounded(values, parts))
-
-    def _rounded(self, values: Vector, parts: Sequence[Part]) -> Vector:
-        """The values as they will arrive. NonFiniteError that names the parts where one is too large for the wire's type."""
-        try:
-            rounded: Vector = self.wire.round_values(values, self.setup.config.value_dtype)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}: {self.words(parts)}") from None
-        return rounded
+        sent = self.wire.round_values(values, self.setup.config.value_dtype)
+        self.chosen[parts[0]] = Chosen(place, index, sent)
 
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
