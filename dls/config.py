@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
+import os
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import tomli_w
 
-from dls import backends, data, models, sparsifiers
+import dls
+from dls import backends, data, launcher, models, names, sparsifiers
 from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
@@ -67,6 +68,66 @@ def _setting(
 
 TOML_BYTES = 2**14
 """A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
+ALIASES = {
+    "learning_rate": "lr",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "data": "dataset",
+    "data_path": "data_dir",
+    "data_root": "data_dir",
+    "network": "model",
+    "arch": "model",
+    "compressor": "method",
+    "compression": "method",
+    "algorithm": "method",
+    "sparsifier": "method",
+    "ratio": "density",
+    "sparsity": "density",
+    "compression_ratio": "density",
+    "k": "density",
+    "topk": "density",
+    "iterations": "steps",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "scheduler": "lr_schedule",
+    "warmup": "lr_warmup",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "clip": "clip_norm",
+    "max_norm": "clip_norm",
+    "grad_clip": "clip_norm",
+    "device": "backend",
+    "gpu": "backend",
+    "cuda": "backend",
+    "cpu": "backend",
+    "num_threads": "threads",
+    "output": "out",
+    "output_dir": "out",
+    "out_dir": "out",
+    "save_dir": "out",
+    "log_dir": "out",
+    "fp16": "value_dtype",
+    "dtype": "value_dtype",
+    "save_every": "checkpoint_every",
+    "log_every": "trace_every",
+}
+"""What people call a setting elsewhere, and what it is called here."""
+RANKS = "mpirun -n says how many ranks there are"
+OPTIMIZER = "SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"
+ELSEWHERE = {
+    "workers": RANKS,
+    "num_workers": RANKS,
+    "nprocs": RANKS,
+    "np": RANKS,
+    "ranks": RANKS,
+    "nproc_per_node": RANKS,
+    "world_size": RANKS,
+    "optimizer": OPTIMIZER,
+    "opt": OPTIMIZER,
+    "resume": "--resume is a flag of the command line alone",
+    "config": "--config is a flag of the command line alone",
+}
+"""What people look for among the settings, and where it is."""
 LARGEST = 1e12
 """No count is larger."""
 POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
@@ -118,7 +179,7 @@ class Config:
     seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
     backend: str = _setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
     threads: int = _setting(
-        0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=COUNT
+        0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )
     overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
     bucket_size: int = _setting(
@@ -215,7 +276,8 @@ def _check(name: str, value: Any) -> None:
     allowed: Range | None = FIELDS[name].metadata["allowed"]
     choices = FIELDS[name].metadata["choices"]
     if choices is not None and value not in choices():
-        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}")
+        hint = names.hint(str(value), choices())
+        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}{hint}")
     if allowed is None or value == "optimal":
         return
     for number in value if isinstance(value, tuple) else (value,):
@@ -239,14 +301,21 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of more digits, and lists in more lists, than Python reads
         raise UsageError(f"{source} is not valid TOML: {error}") from None
-    for key in table:
-        if key not in FIELDS:
-            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0)
-            raise UsageError(f"{source}: there is no setting '{key}'" + "".join(f"; the nearest is '{name}'" for name in near))
+    for key, value in table.items():
+        _check_key(key, value, source)
     try:
         return {key: parse_value(key, value) for key, value in table.items()}
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
+
+
+def _check_key(key: str, value: Any, source: str) -> None:
+    """UsageError for a table, and for a key that is no setting."""
+    if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
+        raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
+    if key not in FIELDS:
+        hint = names.hint(key.replace("-", "_"), FIELDS, ALIASES | ELSEWHERE)
+        raise UsageError(f"{source}: there is no setting '{key}'{hint}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -282,24 +351,57 @@ class CommandLine:
     flags: Mapping[str, Any]
     config: Path | None
     resume: str
-    help: bool
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line that takes no abbreviations, and whose errors are UsageError."""
+    """A command line that takes no abbreviations, knows --version, and whose errors are UsageError.
 
-    def __init__(self, **options: Any) -> None:
+    aliases: what people type for the name of an option, and what they mean, in words.
+    """
+
+    def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._aliases = aliases or {}
+        self.add_argument("--version", action="version", version=f"dls {dls.__version__}", help="show the version")
+
+    def parse_args(  # type: ignore[override]  # the other signatures are of no use here
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """The options. UsageError for one that there is not, with the nearest that there is."""
+        found, odd = self.parse_known_args(args, namespace)
+        if odd:
+            self.error(f"unrecognized arguments: {' '.join(odd)}" + self._hint(odd))
+        return found
+
+    def _hint(self, odd: Sequence[str]) -> str:
+        known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
+        flags = [text.removeprefix("--").partition("=")[0] for text in odd if text.startswith("--")]
+        hints = (names.hint(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
+        return next(filter(None, hints), "")
+
+    def _names(self) -> Iterator[str]:
+        """The options of this command line and of the commands below it."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for below in action.choices.values():
+                    yield from below._names()
 
     def error(self, message: str) -> NoReturn:
         """UsageError, in place of an end of the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version, from one rank of those that a launcher started."""
+        if launcher.rank(os.environ) == 0:
+            super()._print_message(message, file)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    parser = Parser(prog="python -m dls.train", add_help=False, description="Train a model on MPI ranks.")
-    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    aliases = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in ALIASES.items()}
+    aliases |= {name.replace("_", "-"): words for name, words in ELSEWHERE.items()}
+    parser = Parser(aliases, prog="python -m dls.train", description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(
         "--resume",
@@ -352,13 +454,11 @@ def timeout_of(argv: Sequence[str]) -> float:
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Read the flags; UsageError for an unknown flag or a bad value."""
+    """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and --version, which are said."""
     given = vars(build_parser().parse_args(argv))
-    config, resume, wants_help = given.pop("config"), given.pop("resume"), given.pop("help")
-    if wants_help:
-        return CommandLine({}, None, "never", True)
+    config, resume = given.pop("config"), given.pop("resume")
     flags = {name: parse_value(name, value) for name, value in given.items()}
-    return CommandLine(flags, Path(config) if config else None, resume, False)
+    return CommandLine(flags, Path(config) if config else None, resume)
 
 
 def _limits_in_table(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import backends, checkpoint, config, data, files, models, sources, sparsifiers, trace
+from dls import backends, checkpoint, config, cores, data, files, models, sources, sparsifiers, trace
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -145,8 +144,11 @@ def _as_usage_error(make: Callable[[], T]) -> T:
 
 
 def thread_count(comm: Comm, settings: Config) -> int:
-    """How many threads this rank computes with."""
-    return settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node)
+    """How many threads this rank computes with. Every rank calls it."""
+    if settings.threads:
+        return settings.threads
+    grants = comm.allgather_objects(cores.grant(), "the other ranks' cores")
+    return cores.share([grants[rank] for rank in comm.node], comm.rank_on_node)
 
 
 def build(settings: Config, comm: Comm, threads: int) -> Run:
