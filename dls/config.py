@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
 import tomli_w
@@ -58,12 +59,16 @@ def _setting(
     allowed: Range | None = None,
     choices: Callable[[], Sequence[str]] | None = None,
     fixed: bool = False,
+    of: str = "",
+    idle_with: Mapping[str, Callable[[Any], bool]] = MappingProxyType({}),
 ) -> Any:
-    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries."""
-    return field(
-        default=default,
-        metadata={"text": text, "unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed},
-    )
+    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries.
+
+    of: "method", "model" or "dataset", where it is these that read the setting or not, and say so;
+    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.idle`).
+    """
+    limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
+    return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
 
 
 TOML_BYTES = 2**14
@@ -140,28 +145,41 @@ class Config:
 
     method: str = _setting("dls", "sparsification method", choices=sparsifiers.names, fixed=True)
     density: float = _setting(
-        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
+        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True, of="method"
     )
     density_warmup: int = _setting(
-        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True
+        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True, of="method"
     )
-    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT)
-    dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
+    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT, of="method")
+    dls_every: int = _setting(
+        1,
+        "adjust only after every so many steps",
+        unit="steps",
+        allowed=POSITIVE,
+        of="method",
+        idle_with={"dls_steps": lambda steps: steps == 0},
+    )
     dls_init: str = _setting(
-        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True
+        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True, of="method"
     )
     model: str = _setting("mlp", "network", choices=models.names, fixed=True)
-    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True)
+    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model")
     dataset: str = _setting("digits", "training and test data", choices=data.names, fixed=True)
-    data_dir: str = _setting("", "folder that holds the dataset's files")
+    data_dir: str = _setting("", "folder that holds the dataset's files", of="dataset")
     synthetic_shape: ShapeOrWidths = _setting(
-        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True
+        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset"
     )
-    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True)
-    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True)
+    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset")
+    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset")
     augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
     batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
-    epochs: int = _setting(30, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
+    epochs: int = _setting(
+        30,
+        "length of the run, unless steps is given",
+        unit="epochs",
+        allowed=POSITIVE,
+        idle_with={"steps": lambda steps: steps > 0},
+    )
     steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
     lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
     lr_schedule: str = _setting(
@@ -181,15 +199,21 @@ class Config:
     threads: int = _setting(
         0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )
-    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
+    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated", of="method")
     bucket_size: int = _setting(
-        65_536, "layers leave together from so many gradient values on, with overlap", unit="values", allowed=POSITIVE
+        65_536,
+        "layers leave together from so many gradient values on, with overlap",
+        unit="values",
+        allowed=POSITIVE,
+        of="method",
+        idle_with={"overlap": lambda overlap: not overlap},
     )
     value_dtype: str = _setting(
         "float32",
         "type in which values travel; what rounding drops stays in the residual",
         choices=lambda: tuple(VALUE_BYTES),
         fixed=True,
+        of="method",
     )
     timeout: float = _setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)

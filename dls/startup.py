@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import backends, checkpoint, config, cores, data, files, models, sources, sparsifiers, trace
+from dls import backends, checkpoint, config, cores, data, files, idle, models, sources, sparsifiers, trace
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -62,12 +62,27 @@ def prepare(command: CommandLine, comm: Comm) -> Run:
     run = comm.together(lambda: build(settings, comm, threads))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.dataset.checksum()})
     if found is not None:
-        run = replace(comm.together(lambda: _stand(run, found)), notes=_notes(passed, run, found, comm))
+        run = comm.together(lambda: _stand(run, found))
+        run = replace(run, notes=_notes(passed, run, found, comm))
         _restore(run, found, comm)
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
     out = comm.from_rank_0(lambda: _make_folder(settings, command.resume, found))
     comm.together(lambda: _check_folder(out, comm))
-    return replace(run, config=replace(settings, out=str(out)), out=out)
+    return replace(run, config=replace(settings, out=str(out)), out=out, notes=(*run.notes, *_remarks(layers, run)))
+
+
+def _remarks(layers: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
+    """What was given and changes nothing, or not what one would think."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        if "steps" in layer:
+            given.pop("epochs", None)
+        given |= layer
+    if words := idle.remark(given, run.config):
+        yield words
+    for name in ("lr_warmup", "density_warmup"):
+        if name in given and given[name] >= run.total:
+            yield f"{config.flag(name)} {given[name]} is not over when the run ends, after step {run.total}"
 
 
 def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:

@@ -6,6 +6,10 @@ The algorithm is three calls away: `train` below takes the steps, `Worker.step` 
 
 from __future__ import annotations
 
+from dls.signals import StopRequest
+
+REQUEST = StopRequest() if __name__ == "__main__" else None  # before other imports: signals may come while those go on
+
 import os
 import sys
 import time
@@ -14,10 +18,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-from dls.signals import StopRequest
-
-REQUEST = StopRequest() if __name__ == "__main__" else None  # before the other imports, during which signals may come, too
 
 import numpy as np
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,11 @@ class Sparsifier(ABC):
     A training step calls, in this order: `begin`, `select` and `send` for each group of neighbouring parts (from the last
     to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, and
     `global_share`, may be asked for between `adjust` and `finish`.
+
+    reads: the settings of methods that have an effect on it; the others are named where they are given.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"overlap", "bucket_size"})
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.comm = setup, setup.comm
@@ -189,6 +193,8 @@ class SparseSparsifier(Sparsifier):
     A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k moves (`adjust`). The residual
     holds v, the accumulated gradient, from `select` until `finish` takes out what was sent.
     """
+
+    reads = Sparsifier.reads | {"density", "density_warmup", "value_dtype"}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

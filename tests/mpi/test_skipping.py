@@ -93,4 +93,6 @@ def test_without_it_the_run_stops(tmp_path: Path) -> None:
     program.write_text(SPOILT)
     done = launch([(2, [program, "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --steps 9 --out run"])], tmp_path)
     assert done.status == 1
-    assert lines(done.err) == ["dls.train: rank 1, step 3: the loss is nan"]
+    assert lines(done.err) == [
+        "dls.train: rank 1, step 3: the loss is nan; a lower --lr, --clip-norm or --on-nan skip may help"
+    ]
