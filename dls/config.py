@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 import tomli_w
 
 import dls
-from dls import backends, data, launcher, models, names, sparsifiers
+from dls import backends, data, hints, launcher, models, sparsifiers
 from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
@@ -300,7 +300,7 @@ def _check(name: str, value: Any) -> None:
     allowed: Range | None = FIELDS[name].metadata["allowed"]
     choices = FIELDS[name].metadata["choices"]
     if choices is not None and value not in choices():
-        hint = names.hint(str(value), choices())
+        hint = hints.near(str(value), choices())
         raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}{hint}")
     if allowed is None or value == "optimal":
         return
@@ -338,7 +338,7 @@ def _check_key(key: str, value: Any, source: str) -> None:
     if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
         raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
     if key not in FIELDS:
-        hint = names.hint(key.replace("-", "_"), FIELDS, ALIASES | ELSEWHERE)
+        hint = hints.near(key.replace("-", "_"), FIELDS, ALIASES | ELSEWHERE)
         raise UsageError(f"{source}: there is no setting '{key}'{hint}")
 
 
@@ -400,8 +400,8 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, odd: Sequence[str]) -> str:
         known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
         flags = [text.removeprefix("--").partition("=")[0] for text in odd if text.startswith("--")]
-        hints = (names.hint(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
-        return next(filter(None, hints), "")
+        found = (hints.near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
+        return next(filter(None, found), "")
 
     def _names(self) -> Iterator[str]:
         """The options of this command line and of the commands below it."""

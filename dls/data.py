@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import hints
 from dls.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
 from dls.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
@@ -136,7 +137,8 @@ def load(
     Raises DataError for an unknown name and for missing or broken files.
     """
     if name not in _LOADERS:
-        raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}")
+        hint = hints.near(name, names())
+        raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}{hint}")
     request = Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
     return _LOADERS[name](request)
 

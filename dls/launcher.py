@@ -54,7 +54,6 @@ def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
 
 def _number(name: str, environ: Mapping[str, str]) -> int | None:
     """The number in a variable, where there is one that speaks of tasks."""
-    if name.startswith("SLURM_") and int(environ.get("SLURM_STEP_ID", NO_TASKS)) >= NO_TASKS:
-        return None
-    text = environ.get(name, "")
-    return int(text) if text.isdecimal() else None
+    text, step = environ.get(name, ""), environ.get("SLURM_STEP_ID", "")
+    of_no_task = name.startswith("SLURM_") and not (step.isdecimal() and int(step) < NO_TASKS)
+    return int(text) if text.isdecimal() and not of_no_task else None

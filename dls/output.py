@@ -47,17 +47,13 @@ class _Unheard:
 def unheard(errors: type[OSError] = BrokenPipeError) -> Iterator[None]:
     """Let this block go on in silence when its words cannot be passed on: their reader has left, or another of these errors."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Unheard(each or _nowhere(), errors) for each in streams)
-    try:
-        yield
-        sys.stdout.flush()
-    finally:
-        sys.stdout, sys.stderr = streams
-
-
-def _nowhere() -> TextIO:
-    """What stands for a stream that was closed before the program began."""
-    return open(os.devnull, "w", encoding="utf-8")  # it lives as long as the program
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for a stream that was closed before the program began
+        sys.stdout, sys.stderr = (_Unheard(each or nowhere, errors) for each in streams)
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            sys.stdout, sys.stderr = streams
 
 
 def heard() -> bool:

@@ -72,7 +72,7 @@ def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
         run = startup.prepare(command, comm)
     except UsageError as error:
         return _refuse(error, comm.rank)
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:  # also an exit, which the other ranks would wait for
         return _fail(error, "at the start", None, comm)
     while True:
         try:
@@ -111,7 +111,7 @@ def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
         opened.callback(reporter.close)
         try:
             return train(run, comm, request, reporter, opened)
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             reporter.close()
             if run.config.elastic and isinstance(error, RankLost):
                 raise
@@ -165,7 +165,7 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
             continue  # another one, meanwhile
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             sys.exit(_fail(error, "after the loss of a rank", run.out, comm))
 
 

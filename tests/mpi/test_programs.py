@@ -12,7 +12,7 @@ import pytest
 from dls import checkpoint
 from dls.hosts import mpirun
 from tests.conftest import lines
-from tests.launch import OPEN_MPI, ROOT
+from tests.launch import OPEN_MPI, ROOT, launch
 
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
@@ -129,3 +129,22 @@ def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
         assert done.returncode == status, done.stderr
+
+
+EXITS = """
+import sys
+from mpi4py import MPI
+from dls import train, worker
+step = worker.Worker.step
+def leaving(self, batches, number, *rest, **named):
+    if number == 3 and MPI.COMM_WORLD.rank == 1: sys.exit(0)
+    return step(self, batches, number, *rest, **named)
+worker.Worker.step = leaving
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_exits_ends_all(tmp_path: Path) -> None:
+    done = launch([(3, ["-c", EXITS, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
+    assert done.status == 1
+    assert lines(done.err) == ["dls.train: rank 1, step 3: SystemExit: 0; see run/failure.txt"]

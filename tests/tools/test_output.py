@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -20,60 +21,58 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def left() -> Iterator[None]:
     """stdout is a pipe whose reader has left."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
         yield
-        monkeypatch.undo()
 
 
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def full() -> Iterator[None]:
     """stdout is a file on a full disk."""
-    with open("/dev/full", "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
+    with open("/dev/full", "w", encoding="utf-8") as stream, redirect_stdout(stream):
         yield
-        monkeypatch.undo()
-        stream.detach()
 
 
-def test_a_block_goes_on_when_its_reader_has_left(left: None) -> None:
-    with output.unheard():
-        assert output.heard()
+def test_a_block_goes_on_when_its_reader_has_left() -> None:
+    with left():
+        with output.unheard():
+            assert output.heard()
+            print("a line", flush=True)
+            assert not output.heard()
+            print("more" * 100_000)
+        print("what is behind the block goes nowhere, too", flush=True)
+
+
+def test_what_is_left_in_the_buffer_is_no_error_either() -> None:
+    with left():
+        with output.unheard():
+            print("a line")
+        sys.stdout.flush()
+
+
+def test_a_full_disk_is_an_error_unless_words_do_not_matter() -> None:
+    with full(), output.unheard(OSError):
         print("a line", flush=True)
         assert not output.heard()
-        print("more" * 100_000)
-    print("what is behind the block goes nowhere, too", flush=True)
-
-
-def test_what_is_left_in_the_buffer_is_no_error_either(left: None) -> None:
-    with output.unheard():
+    with pytest.raises(OSError, match="No space left"), full(), output.unheard():
         print("a line")
-    sys.stdout.flush()
 
 
-def test_a_full_disk_is_an_error_unless_words_do_not_matter(full: None) -> None:
-    with pytest.raises(OSError, match="No space left"), output.unheard():
-        print("a line")
-    with output.unheard(OSError):
-        print("a line", flush=True)
-        assert not output.heard()
+def test_a_stream_that_was_closed_before_the_program_began() -> None:
+    with redirect_stdout(None):
+        with output.unheard():
+            print("a line", flush=True)
+            assert not sys.stdout.isatty()
+        assert sys.stdout is None
 
 
-def test_a_stream_that_was_closed_before_the_program_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    with output.unheard():
-        print("a line", flush=True)
-        assert not sys.stdout.isatty()
-    assert sys.stdout is None
-
-
-def test_what_reads_and_measures_ends_well_without_a_reader(left: None, tmp_path: Path) -> None:
+def test_what_reads_and_measures_ends_well_without_a_reader(tmp_path: Path) -> None:
     for number, (main, args) in enumerate(SMALL.items()):
         file = tmp_path / f"{number}.json"
-        assert main([*args.split(), "--json", str(file)]) == 0
+        with left():
+            assert main([*args.split(), "--json", str(file)]) == 0
         assert json.loads(file.read_text())

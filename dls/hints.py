@@ -9,7 +9,7 @@ LIKE = 0.7
 """How alike two names are, from 0 to 1, before one is taken for a slip of the other."""
 
 
-def hint(typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = "") -> str:
+def near(typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = "") -> str:
     """"; did you mean …?" where one of the known names is near; "" elsewhere. dashes: what stands before each name.
 
     aliases: what is typed for a known name, which is then meant, or for something else, of which these are the words.
