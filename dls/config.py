@@ -73,66 +73,6 @@ def _setting(
 
 TOML_BYTES = 2**14
 """A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
-ALIASES = {
-    "learning_rate": "lr",
-    "batch": "batch_size",
-    "bs": "batch_size",
-    "data": "dataset",
-    "data_path": "data_dir",
-    "data_root": "data_dir",
-    "network": "model",
-    "arch": "model",
-    "compressor": "method",
-    "compression": "method",
-    "algorithm": "method",
-    "sparsifier": "method",
-    "ratio": "density",
-    "sparsity": "density",
-    "compression_ratio": "density",
-    "k": "density",
-    "topk": "density",
-    "iterations": "steps",
-    "max_steps": "steps",
-    "num_epochs": "epochs",
-    "scheduler": "lr_schedule",
-    "warmup": "lr_warmup",
-    "wd": "weight_decay",
-    "l2": "weight_decay",
-    "clip": "clip_norm",
-    "max_norm": "clip_norm",
-    "grad_clip": "clip_norm",
-    "device": "backend",
-    "gpu": "backend",
-    "cuda": "backend",
-    "cpu": "backend",
-    "num_threads": "threads",
-    "output": "out",
-    "output_dir": "out",
-    "out_dir": "out",
-    "save_dir": "out",
-    "log_dir": "out",
-    "fp16": "value_dtype",
-    "dtype": "value_dtype",
-    "save_every": "checkpoint_every",
-    "log_every": "trace_every",
-}
-"""What people call a setting elsewhere, and what it is called here."""
-RANKS = "mpirun -n says how many ranks there are"
-OPTIMIZER = "SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"
-ELSEWHERE = {
-    "workers": RANKS,
-    "num_workers": RANKS,
-    "nprocs": RANKS,
-    "np": RANKS,
-    "ranks": RANKS,
-    "nproc_per_node": RANKS,
-    "world_size": RANKS,
-    "optimizer": OPTIMIZER,
-    "opt": OPTIMIZER,
-    "resume": "--resume is a flag of the command line alone",
-    "config": "--config is a flag of the command line alone",
-}
-"""What people look for among the settings, and where it is."""
 LARGEST = 1e12
 """No count is larger."""
 POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
@@ -338,7 +278,7 @@ def _check_key(key: str, value: Any, source: str) -> None:
     if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
         raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
     if key not in FIELDS:
-        hint = hints.near(key.replace("-", "_"), FIELDS, ALIASES | ELSEWHERE)
+        hint = hints.near(key.replace("-", "_"), FIELDS, hints.ALIASES | hints.ELSEWHERE)
         raise UsageError(f"{source}: there is no setting '{key}'{hint}")
 
 
@@ -399,7 +339,7 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, odd: Sequence[str]) -> str:
         known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
-        flags = [text.removeprefix("--").partition("=")[0] for text in odd if text.startswith("--")]
+        flags = [text.lstrip("-").partition("=")[0] for text in odd if text.startswith("-") or "=" in text]
         found = (hints.near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
         return next(filter(None, found), "")
 
@@ -423,8 +363,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    aliases = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in ALIASES.items()}
-    aliases |= {name.replace("_", "-"): words for name, words in ELSEWHERE.items()}
+    aliases = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in hints.ALIASES.items()}
+    aliases |= {name.replace("_", "-"): words for name, words in hints.ELSEWHERE.items()}
     parser = Parser(aliases, prog="python -m dls.train", description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(

@@ -19,13 +19,13 @@ def remark(given: Mapping[str, Any], config: Config) -> str | None:
     """
     reasons: dict[str, list[str]] = {}
     for name, value in given.items():
-        if value != FIELDS[name].default and (reason := _reason(name, config)):
-            reasons.setdefault(reason, []).append(_typed(name, value))
-    words = [f"{', '.join(idle)} with {reason}" for reason, idle in reasons.items()]
+        if value != FIELDS[name].default and (found := reason(name, config)):
+            reasons.setdefault(found, []).append(_typed(name, value))
+    words = [f"{', '.join(idle)} with {found}" for found, idle in reasons.items()]
     return f"without effect: {'; '.join(words)}" if words else None
 
 
-def _reason(name: str, config: Config) -> str:
+def reason(name: str, config: Config) -> str:
     """The setting with which this one has no effect; "" where it has one."""
     owner: str = FIELDS[name].metadata["of"]
     if owner and not _reads(owner, getattr(config, owner), name):

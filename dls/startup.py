@@ -81,7 +81,7 @@ def _remarks(layers: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
     if words := idle.remark(given, run.config):
         yield words
     for name in ("lr_warmup", "density_warmup"):
-        if name in given and given[name] >= run.total:
+        if given.get(name, 0) >= run.total and not idle.reason(name, run.config):
             yield f"{config.flag(name)} {given[name]} is not over when the run ends, after step {run.total}"
 
 

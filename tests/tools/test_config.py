@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import config
+from dls import config, hints
 from dls.config import Config, UsageError
 from tests.launch import ROOT
 
@@ -84,6 +84,12 @@ def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hin
     assert str(refused.value) == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
 
 
+@pytest.mark.parametrize("typed", ["-lr", "--lr_=0.1", "lr=0.1", "---lr"])
+def test_other_ways_to_write_a_flag_get_the_hint_too(typed: str) -> None:
+    with pytest.raises(UsageError, match=r"; did you mean --lr\?;"):
+        config.parse_command_line([typed])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [
@@ -103,8 +109,8 @@ def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:
 
 
 def test_every_alias_means_a_setting_and_is_none() -> None:
-    assert set(config.ALIASES.values()) <= config.FIELDS.keys()
-    assert not (config.ALIASES | config.ELSEWHERE).keys() & config.FIELDS.keys()
+    assert set(hints.ALIASES.values()) <= config.FIELDS.keys()
+    assert not (hints.ALIASES | hints.ELSEWHERE).keys() & config.FIELDS.keys()
 
 
 @pytest.mark.parametrize("text", ["[dls]\nsteps = 1", "[[runs]]\nsteps = 1", "lr.value = 1", "[method]\nname = 'dls'"])

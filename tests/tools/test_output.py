@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dls import output
+from dls import output, trace
 from dls.bench.__main__ import main as bench
+from dls.inspect.__main__ import main as inspect
 from dls.theory.__main__ import main as theory
+from tests.tools.test_inspect import header
 
 SMALL = {
     bench: "select --sizes 1000 --densities 0.1 --steps 1 --backend numpy --threads 1",
@@ -76,3 +78,10 @@ def test_what_reads_and_measures_ends_well_without_a_reader(tmp_path: Path) -> N
         with left():
             assert main([*args.split(), "--json", str(file)]) == 0
         assert json.loads(file.read_text())
+
+
+def test_a_run_that_goes_on_is_followed_no_longer_than_somebody_reads(tmp_path: Path) -> None:
+    writer = trace.Writer(tmp_path / "trace.h5", header())
+    with left():
+        assert inspect([str(tmp_path), "--follow"]) == 0
+    writer.close()
