@@ -28,7 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 mpi4py.rc(initialize=False, finalize=True)  # it is a Comm that starts MPI, with a limit to its waiting
-from mpi4py import MPI  # noqa: E402
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:  # programs that start no ranks, and --help, do without
+    MPI = None  # type: ignore[assignment]
+    MISSING = str(error).partition("\n")[0]
 
 T = TypeVar("T")
 TIMEOUT = 600.0
@@ -39,7 +43,7 @@ PATIENCE, NAP = 0.001, 0.0001
 """Seconds of waiting without pause, and of each pause from then on, which leaves the core to other ranks."""
 GRACE = 2.0
 """Seconds that the others have to say that they wait too."""
-LOSSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN}
+LOSSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN} if MPI else set()
 """What tells that a rank has died, or that another rank has found so; nothing where the library knows no such thing."""
 TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun --with-ft ulfm sets."""
@@ -47,6 +51,10 @@ WATCHER = 'timeout "$1" cat; [ $? != 124 ] || { echo "$2" >&2; kill -KILL "$PPID
 """Reads nothing from the rank until that closes the pipe or ends; after so many seconds it says why, and ends the rank."""
 LAST_WORDS = 2.0
 """Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
+
+
+class MissingMPI(RuntimeError):
+    """There is no MPI library on this machine, or none that can be loaded."""
 
 
 class ExchangeError(RuntimeError):
@@ -70,18 +78,21 @@ class Pending(Protocol):
 class Comm:
     """This rank's place in the world. `sent_bytes` counts every byte given to MPI to send in a step, each once.
 
-    `rank_on_node`, of `ranks_on_node`: its place among those that share its machine.
+    `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
     `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
     `outlives_ranks`: whether a rank's death is a RankLost on the others; elsewhere the library ends them.
-    `library`: the MPI library's name and version.
+    `library`: the MPI library's name and version. MissingMPI where there is none.
     """
 
     outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
 
     def __init__(
-        self, timeout: float = TIMEOUT, world: MPI.Intracomm = MPI.COMM_WORLD, before: Comm | None = None
+        self, timeout: float = TIMEOUT, world: MPI.Intracomm | None = None, before: Comm | None = None
     ) -> None:
-        self._world, self.timeout = world, timeout
+        if not MPI:
+            words = "pip install 'dls[mpich]', or load the cluster's MPI (module load …)"
+            raise MissingMPI(f"there is no MPI library: {words}; {MISSING}")
+        self._world, self.timeout = MPI.COMM_WORLD if world is None else world, timeout
         self._before = before  # the library may still write to what was under way there
         self.sent_bytes = 0
         with _watched(timeout, "start"), _losses("the start"):
@@ -90,7 +101,7 @@ class Comm:
             self._roll_call = _RollCall(self._world)
             node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
             self.rank_on_node: int = node.Get_rank()
-            self.ranks_on_node: int = node.Get_size()
+            self.node: list[int] = node.allgather(self._world.Get_rank())
             node.Free()
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
@@ -100,6 +111,11 @@ class Comm:
         self._mover = _Mover()
         if self.size > 1 and before is None:
             atexit.register(lambda: _watch(self.timeout, "end"))
+
+    @property
+    def alone(self) -> bool:
+        """Whether this rank can end, or fail, without a word to others or to a launcher that would go on without it."""
+        return self.size == 1 and not self.outlives_ranks
 
     def allgatherv(
         self, payload: NDArray[np.uint8], sizes: Sequence[int], what: str

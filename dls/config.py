@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import os
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
 import tomli_w
 
-from dls import backends, data, models, sparsifiers
+import dls
+from dls import backends, data, hints, launcher, models, sparsifiers
 from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
@@ -58,12 +59,16 @@ def _setting(
     allowed: Range | None = None,
     choices: Callable[[], Sequence[str]] | None = None,
     fixed: bool = False,
+    of: str = "",
+    idle_with: Mapping[str, Callable[[Any], bool]] = MappingProxyType({}),
 ) -> Any:
-    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries."""
-    return field(
-        default=default,
-        metadata={"text": text, "unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed},
-    )
+    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries.
+
+    of: "method", "model" or "dataset", where it is these that read the setting or not, and say so;
+    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.idle`).
+    """
+    limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
+    return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
 
 
 TOML_BYTES = 2**14
@@ -80,28 +85,41 @@ class Config:
 
     method: str = _setting("dls", "sparsification method", choices=sparsifiers.names, fixed=True)
     density: float = _setting(
-        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
+        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True, of="method"
     )
     density_warmup: int = _setting(
-        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True
+        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True, of="method"
     )
-    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT)
-    dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
+    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT, of="method")
+    dls_every: int = _setting(
+        1,
+        "adjust only after every so many steps",
+        unit="steps",
+        allowed=POSITIVE,
+        of="method",
+        idle_with={"dls_steps": lambda steps: steps == 0},
+    )
     dls_init: str = _setting(
-        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True
+        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True, of="method"
     )
     model: str = _setting("mlp", "network", choices=models.names, fixed=True)
-    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True)
+    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model")
     dataset: str = _setting("digits", "training and test data", choices=data.names, fixed=True)
-    data_dir: str = _setting("", "folder that holds the dataset's files")
+    data_dir: str = _setting("", "folder that holds the dataset's files", of="dataset")
     synthetic_shape: ShapeOrWidths = _setting(
-        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True
+        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset"
     )
-    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True)
-    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True)
+    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset")
+    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset")
     augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
     batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
-    epochs: int = _setting(30, "length of the run, unless steps is given", unit="epochs", allowed=POSITIVE)
+    epochs: int = _setting(
+        30,
+        "length of the run, unless steps is given",
+        unit="epochs",
+        allowed=POSITIVE,
+        idle_with={"steps": lambda steps: steps > 0},
+    )
     steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
     lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
     lr_schedule: str = _setting(
@@ -119,17 +137,23 @@ class Config:
     seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
     backend: str = _setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
     threads: int = _setting(
-        0, "threads of each rank; 0: the node's cores divided by its ranks", allowed=COUNT
+        0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )
-    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated")
+    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated", of="method")
     bucket_size: int = _setting(
-        65_536, "layers leave together from so many gradient values on, with overlap", unit="values", allowed=POSITIVE
+        65_536,
+        "layers leave together from so many gradient values on, with overlap",
+        unit="values",
+        allowed=POSITIVE,
+        of="method",
+        idle_with={"overlap": lambda overlap: not overlap},
     )
     value_dtype: str = _setting(
         "float32",
         "type in which values travel; what rounding drops stays in the residual",
         choices=lambda: tuple(VALUE_BYTES),
         fixed=True,
+        of="method",
     )
     timeout: float = _setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
@@ -216,7 +240,8 @@ def _check(name: str, value: Any) -> None:
     allowed: Range | None = FIELDS[name].metadata["allowed"]
     choices = FIELDS[name].metadata["choices"]
     if choices is not None and value not in choices():
-        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}")
+        hint = hints.near(str(value), choices())
+        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}{hint}")
     if allowed is None or value == "optimal":
         return
     for number in value if isinstance(value, tuple) else (value,):
@@ -240,14 +265,21 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of more digits, and lists in more lists, than Python reads
         raise UsageError(f"{source} is not valid TOML: {error}") from None
-    for key in table:
-        if key not in FIELDS:
-            near = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1, cutoff=0)
-            raise UsageError(f"{source}: there is no setting '{key}'" + "".join(f"; the nearest is '{name}'" for name in near))
+    for key, value in table.items():
+        _check_key(key, value, source)
     try:
         return {key: parse_value(key, value) for key, value in table.items()}
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
+
+
+def _check_key(key: str, value: Any, source: str) -> None:
+    """UsageError for a table, and for a key that is no setting."""
+    if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
+        raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
+    if key not in FIELDS:
+        hint = hints.near(key.replace("-", "_"), FIELDS, hints.ALIASES | hints.ELSEWHERE)
+        raise UsageError(f"{source}: there is no setting '{key}'{hint}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -286,25 +318,58 @@ class CommandLine:
     flags: Mapping[str, Any]
     config: Path | None
     resume: str
-    help: bool
     file: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line that takes no abbreviations, and whose errors are UsageError."""
+    """A command line that takes no abbreviations, knows --version, and whose errors are UsageError.
 
-    def __init__(self, **options: Any) -> None:
+    aliases: what people type for the name of an option, and what they mean, in words.
+    """
+
+    def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._aliases = aliases or {}
+        self.add_argument("--version", action="version", version=f"dls {dls.__version__}", help="show the version")
+
+    def parse_args(  # type: ignore[override]  # the other signatures are of no use here
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """The options. UsageError for one that there is not, with the nearest that there is."""
+        found, odd = self.parse_known_args(args, namespace)
+        if odd:
+            self.error(f"unrecognized arguments: {' '.join(odd)}" + self._hint(odd))
+        return found
+
+    def _hint(self, odd: Sequence[str]) -> str:
+        known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
+        flags = [text.lstrip("-").partition("=")[0] for text in odd if text.startswith("-") or "=" in text]
+        found = (hints.near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
+        return next(filter(None, found), "")
+
+    def _names(self) -> Iterator[str]:
+        """The options of this command line and of the commands below it."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for below in action.choices.values():
+                    yield from below._names()
 
     def error(self, message: str) -> NoReturn:
         """UsageError, in place of an end of the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version, from one rank of those that a launcher started."""
+        if launcher.rank(os.environ) == 0:
+            super()._print_message(message, file)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    parser = Parser(prog="python -m dls.train", add_help=False, description="Train a model on MPI ranks.")
-    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    aliases = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in hints.ALIASES.items()}
+    aliases |= {name.replace("_", "-"): words for name, words in hints.ELSEWHERE.items()}
+    parser = Parser(aliases, prog="python -m dls.train", description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(
         "--resume",
@@ -361,13 +426,11 @@ def timeout_of(argv: Sequence[str]) -> float:
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Read the flags; UsageError for an unknown flag or a bad value."""
+    """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and --version, which are said."""
     given = vars(build_parser().parse_args(argv))
-    config, resume, wants_help = given.pop("config"), given.pop("resume"), given.pop("help")
-    if wants_help:
-        return CommandLine({}, None, "never", True)
+    config, resume = given.pop("config"), given.pop("resume")
     flags = {name: parse_value(name, value) for name, value in given.items()}
-    return CommandLine(flags, Path(config) if config else None, resume, False)
+    return CommandLine(flags, Path(config) if config else None, resume)
 
 
 def _limits_in_table(name: str) -> str:

@@ -11,13 +11,14 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import hints
 from dls.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
 from dls.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
@@ -89,13 +90,22 @@ class Request:
 
 Loader = Callable[[Request], Dataset]
 _LOADERS: dict[str, Loader] = {}
+_READS: dict[str, Collection[str]] = {}
+FILES = ("data_dir",)
+NOISE = ("synthetic_shape", "synthetic_classes", "synthetic_size")
 
 
-def register(name: str) -> Callable[[Loader], Loader]:
-    """Offer a function under a name; `assemble` makes what it returns."""
+def register(
+    name: str, reads: Collection[str] = (*FILES, *NOISE)
+) -> Callable[[Loader], Loader]:
+    """Offer a function under a name; `assemble` makes what it returns.
+
+    reads: the settings of data sets that it reads; the others are named where they are given.
+    """
 
     def add(loader: Loader) -> Loader:
         _LOADERS[name] = loader
+        _READS[name] = reads
         return loader
 
     return add
@@ -104,6 +114,11 @@ def register(name: str) -> Callable[[Loader], Loader]:
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
     return tuple(_LOADERS)
+
+
+def reads(name: str, setting: str) -> bool:
+    """Whether the data set reads a setting of data sets."""
+    return setting in _READS[name]
 
 
 def load(
@@ -122,12 +137,13 @@ def load(
     Raises DataError for an unknown name and for missing or broken files.
     """
     if name not in _LOADERS:
-        raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}")
+        hint = hints.near(name, names())
+        raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}{hint}")
     request = Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
     return _LOADERS[name](request)
 
 
-@register("digits")
+@register("digits", reads=())
 def _digits(_: Request) -> Dataset:
     """UCI handwritten digits, shipped with the program; its split is described in assets/."""
     path = ASSETS_DIR / "digits.npz"
@@ -143,7 +159,7 @@ def _digits(_: Request) -> Dataset:
     return assemble("digits", train, test, classes=10, mirror=False)
 
 
-@register("mnist")
+@register("mnist", reads=FILES)
 def _mnist(request: Request) -> Dataset:
     """MNIST, Y. LeCun, C. Cortes, C. Burges; four IDX files."""
     advice = f"give --data-dir a folder with MNIST's four IDX files ({', '.join(IDX_FILES)})"
@@ -151,7 +167,7 @@ def _mnist(request: Request) -> Dataset:
     return assemble("mnist", train, test, classes=10, mirror=False)
 
 
-@register("fashion-mnist")
+@register("fashion-mnist", reads=FILES)
 def _fashion_mnist(request: Request) -> Dataset:
     """Fashion-MNIST, H. Xiao, K. Rasul, R. Vollgraf, 2017; four IDX files."""
     advice = "apt-get install dataset-fashion-mnist, or give --data-dir its four IDX files' folder"
@@ -159,7 +175,7 @@ def _fashion_mnist(request: Request) -> Dataset:
     return assemble("fashion-mnist", train, test, classes=10)
 
 
-@register("cifar10")
+@register("cifar10", reads=FILES)
 def _cifar10(request: Request) -> Dataset:
     """CIFAR-10, A. Krizhevsky, 2009; the binary version: label byte, 3072 pixel bytes."""
     files = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
@@ -169,7 +185,7 @@ def _cifar10(request: Request) -> Dataset:
     return assemble("cifar10", join(splits[:-1]), splits[-1], classes=10)
 
 
-@register("cifar100")
+@register("cifar100", reads=FILES)
 def _cifar100(request: Request) -> Dataset:
     """CIFAR-100, A. Krizhevsky, 2009; the binary version: coarse and fine label byte, 3072 pixels.
 
@@ -182,7 +198,7 @@ def _cifar100(request: Request) -> Dataset:
     return assemble("cifar100", train, test, classes=100)
 
 
-@register("synthetic")
+@register("synthetic", reads=NOISE)
 def _synthetic(request: Request) -> Dataset:
     """Noise around one random image for each class, for measuring; a quarter more for testing."""
     shape, classes, train_size = request.synthetic_shape, request.synthetic_classes, request.synthetic_size

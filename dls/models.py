@@ -8,7 +8,7 @@ To add a model, write one function below that appends modules to a `Builder`, un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dls import modules
+from dls import hints, modules
 from dls.modules import (
     Array,
     BatchNorm,
@@ -280,13 +280,20 @@ def enlarge(images: Array, wanted: int) -> Array:
 
 Architecture = Callable[[Builder, int, Sequence[int]], Any]
 _ARCHITECTURES: dict[str, tuple[Architecture, int]] = {}
+_READS: dict[str, Collection[str]] = {}
 
 
-def register(wanted: int) -> Callable[[Architecture], Architecture]:
-    """Offer a function under its own name; images below `wanted` pixels a side are enlarged."""
+def register(
+    wanted: int, reads: Collection[str] = ("mlp_widths",)
+) -> Callable[[Architecture], Architecture]:
+    """Offer a function under its own name; images below `wanted` pixels a side are enlarged.
+
+    reads: the settings of models that it reads; the others are named where they are given.
+    """
 
     def add(architecture: Architecture) -> Architecture:
         _ARCHITECTURES[architecture.__name__] = architecture, wanted
+        _READS[architecture.__name__] = reads
         return architecture
 
     return add
@@ -295,6 +302,11 @@ def register(wanted: int) -> Callable[[Architecture], Architecture]:
 def names() -> tuple[str, ...]:
     """Return the names of all models, sorted."""
     return tuple(sorted(_ARCHITECTURES))
+
+
+def reads(name: str, setting: str) -> bool:
+    """Whether the model reads a setting of models."""
+    return setting in _READS[name]
 
 
 def build(
@@ -314,7 +326,8 @@ def build(
     Raises ValueError for an unknown name and for images that no model could take.
     """
     if name not in _ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}")
+        hint = hints.near(name, names())
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}{hint}")
     if min(input_shape) < 1 or classes < 1:
         raise ValueError(f"a model needs images and classes, not {input_shape} and {classes}")
     architecture, wanted = _ARCHITECTURES[name]
@@ -332,7 +345,7 @@ def mlp(net: Builder, classes: int, widths: Sequence[int]) -> None:
     net.linear(classes)
 
 
-@register(wanted=28)
+@register(wanted=28, reads=())
 def lenet(net: Builder, classes: int, _: Sequence[int]) -> None:
     """LeNet-5 with ReLU and max pooling, after LeCun et al., Proceedings of the IEEE, 1998."""
     net.conv(6, kernel=5, padding=2).relu().max_pool(2)
@@ -340,7 +353,7 @@ def lenet(net: Builder, classes: int, _: Sequence[int]) -> None:
     net.linear(120).relu().linear(84).relu().linear(classes)
 
 
-@register(wanted=32)
+@register(wanted=32, reads=())
 def cnn(net: Builder, classes: int, _: Sequence[int]) -> None:
     """Plain convolutions in the manner of VGG, without batch norm, as Eq. 8 and Eq. 9 assume."""
     for channels in (32, 64, 128):
@@ -349,7 +362,7 @@ def cnn(net: Builder, classes: int, _: Sequence[int]) -> None:
     net.linear(256).relu().linear(classes)
 
 
-@register(wanted=32)
+@register(wanted=32, reads=())
 def vgg16(net: Builder, classes: int, _: Sequence[int]) -> None:
     """VGG-16 for CIFAR: batch norm, one linear layer; after Simonyan and Zisserman, ICLR 2015."""
     for channels, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -359,7 +372,7 @@ def vgg16(net: Builder, classes: int, _: Sequence[int]) -> None:
     net.linear(classes)
 
 
-@register(wanted=32)
+@register(wanted=32, reads=())
 def resnet20(net: Builder, classes: int, _: Sequence[int]) -> None:
     """ResNet-20 for CIFAR with option A shortcuts; He et al., CVPR 2016, section 4.2."""
     net.conv(16, kernel=3, padding=1, bias=False).batch_norm().relu()

@@ -96,5 +96,11 @@ def _hash(files: Iterable[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        digest.update(name.encode() + path.read_bytes())
+        digest.update(name.encode() + _content(path))
     return digest.hexdigest()[:DIGITS]
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes or, for a program in an archive, the archive's; none where it was read from a pipe, or is gone by now."""
+    found = next((place for place in (path, *path.parents) if place.is_file()), None)
+    return found.read_bytes() if found else b""

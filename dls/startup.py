@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,21 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import backends, checkpoint, config, data, environment, files, lock, models, sources, sparsifiers, trace
+from dls import (
+    backends,
+    checkpoint,
+    config,
+    cores,
+    data,
+    environment,
+    files,
+    idle,
+    lock,
+    models,
+    sources,
+    sparsifiers,
+    trace,
+)
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -61,7 +74,7 @@ class Run:
 def read_command_line(argv: Sequence[str], comm: Comm) -> CommandLine:
     """What the user typed, on every rank, with the settings of a file as rank 0 reads them, once. UsageError, on all ranks."""
     command = comm.together(lambda: config.parse_command_line(argv))
-    check_same(comm, {"help": command.help, "resume": command.resume})
+    check_same(comm, {"resume": command.resume})
     return replace(command, file=comm.from_rank_0(lambda: config.read_toml(command.config) if command.config else {}))
 
 
@@ -95,12 +108,28 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
     run = replace(run, data=run.dataset.checksum(), environment=environment.describe(run.backend.name, threads, comm))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.data})
     if found is not None:
-        run = replace(comm.together(lambda: _stand(run, found)), notes=(*run.notes, *_notes(passed, run, found, comm)))
+        run = comm.together(lambda: _stand(run, found))
+        run = replace(run, notes=(*run.notes, *_notes(passed, run, found, comm)))
         _restore(run, found, comm)
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
-    out, notes = comm.from_rank_0(lambda: _make_folder(settings, found, own))
+    out, warnings = comm.from_rank_0(lambda: _make_folder(settings, found, own))
     comm.together(lambda: _check_folder(out, comm))
-    return replace(run, config=replace(settings, out=str(out)), out=out, notes=(*notes, *run.notes), lock=own)
+    notes = (*warnings, *run.notes, *_remarks(layers, run))
+    return replace(run, config=replace(settings, out=str(out)), out=out, notes=notes, lock=own)
+
+
+def _remarks(layers: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
+    """What was given and changes nothing, or not what one would think."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        if "steps" in layer:
+            given.pop("epochs", None)
+        given |= layer
+    if words := idle.remark(given, run.config):
+        yield words
+    for name in ("lr_warmup", "density_warmup"):
+        if given.get(name, 0) >= run.total and not idle.reason(name, run.config):
+            yield f"{config.flag(name)} {given[name]} is not over when the run ends, after step {run.total}"
 
 
 def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
@@ -198,8 +227,11 @@ def _as_usage_error(make: Callable[[], T]) -> T:
 
 
 def thread_count(comm: Comm, settings: Config) -> int:
-    """How many threads this rank computes with."""
-    return settings.threads or max(1, len(os.sched_getaffinity(0)) // comm.ranks_on_node)
+    """How many threads this rank computes with. Every rank calls it."""
+    if settings.threads:
+        return settings.threads
+    grants = comm.allgather_objects(cores.grant(), "the other ranks' cores")
+    return cores.share([grants[rank] for rank in comm.node], comm.rank_on_node)
 
 
 def build(settings: Config, comm: Comm, threads: int) -> Run:
@@ -230,7 +262,7 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
         raise UsageError(str(error)) from None
     optimizer = Sgd(model.parameters, backend.ops.zeros(model.parameters.size), settings, backend.ops)
     total = settings.steps or batches.steps_until(settings.epochs)
-    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total, backend.notes)
+    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total, notes=backend.notes)
 
 
 def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:

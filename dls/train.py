@@ -6,6 +6,10 @@ The algorithm is three calls away: `train` below takes the steps, `Worker.step` 
 
 from __future__ import annotations
 
+from dls.signals import StopRequest
+
+REQUEST = StopRequest() if __name__ == "__main__" else None  # before other imports: signals may come while those go on
+
 import os
 import sys
 import time
@@ -14,21 +18,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 import dls
-from dls import checkpoint, config, sources, startup, trace
+from dls import checkpoint, config, launcher, output, sources, startup, trace
 from dls.checkpoint import CheckpointError
-from dls.comm import Comm, ExchangeError, RankLost
+from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
 from dls.config import CommandLine, UsageError
 from dls.consensus import Consensus, DivergenceError
 from dls.files import described, one_line
 from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
 from dls.progress import Reporter
-from dls.signals import StopRequest
 from dls.startup import Run
 from dls.trace import Recorder, TraceError
 from dls.worker import Worker
@@ -37,30 +39,41 @@ from reference.wire import MessageError
 
 KNOWN = (CheckpointError, DivergenceError, ExchangeError, KeyboardInterrupt, MessageError, NonFiniteError, OSError, TraceError)
 """Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
+ADVICE: dict[type[BaseException], str] = {NonFiniteError: "; a lower --lr, --clip-norm or --on-nan skip may help"}
+"""What to do about some errors."""
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
 LATER = 0.1
 """Seconds by which each rank lets the one before it speak first, where no file can tell which failed first."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures."""
+def main(argv: list[str] | None = None, request: StopRequest | None = None) -> int:
+    """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures.
+
+    A program that calls it has its signals back afterwards, unless it gives a `request` of its own.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    comm = _join(config.timeout_of(argv))
-    try:
-        command = startup.read_command_line(argv, comm)
-        if command.help:
-            if comm.rank == 0:
-                print(config.build_parser().format_help(), end="")
+    with ExitStack() as opened:
+        opened.enter_context(output.unheard(OSError))
+        request = request or opened.enter_context(StopRequest())
+        try:
+            comm = _join(config.timeout_of(argv))
+        except SystemExit:  # --help or --version
             return 0
-        request = StopRequest()  # only now: until then a signal ends what waits for a pipe
+        except (MissingMPI, UsageError) as error:
+            return _refuse(error, launcher.rank(os.environ))
+        return _main(argv, comm, request)
+
+
+def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
+    try:
+        with request.at_once():
+            command = startup.read_command_line(argv, comm)
         run = startup.prepare(command, comm)
     except UsageError as error:
-        if comm.rank == 0:
-            print(f"dls.train: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except (Exception, KeyboardInterrupt) as error:
-        _fail(error, "at the start", None, comm)
+        return _refuse(error, comm.rank)
+    except BaseException as error:  # also an exit, which the other ranks would wait for
+        return _fail(error, "at the start", None, comm)
     while True:
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
@@ -71,13 +84,26 @@ def main(argv: list[str] | None = None) -> int:
             run, comm = _without_lost(run, comm, command)
 
 
+def _refuse(error: Exception, rank: int) -> int:
+    """Status 2, and one line from one rank."""
+    if rank == 0:
+        print(f"dls.train: {one_line(str(error))}", file=sys.stderr)
+    return 2
+
+
 def _join(timeout: float) -> Comm:
-    """This rank's place in the world. Where another dies before all are there, this one ends too."""
+    """This rank's place in the world. Where another dies before all are there, this one ends too.
+
+    UsageError where the launcher has started more ranks than there are in it.
+    """
     try:
-        return Comm(timeout)
+        comm = Comm(timeout)
     except RankLost as error:
         print(f"dls.train: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # the library's own end would wait
+    if words := launcher.alone(comm.size, comm.library, os.environ):
+        raise UsageError(words)
+    return comm
 
 
 def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
@@ -87,11 +113,11 @@ def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
         opened.callback(reporter.close)
         try:
             return train(run, comm, request, reporter, opened)
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             reporter.close()
             if run.config.elastic and isinstance(error, RankLost):
                 raise
-            _fail(error, f"step {reporter.at}", run.out, comm)
+            return _fail(error, f"step {reporter.at}", run.out, comm)
 
 
 def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened: ExitStack) -> int:
@@ -141,8 +167,8 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
             continue  # another one, meanwhile
-        except (Exception, KeyboardInterrupt) as error:
-            _fail(error, "after the loss of a rank", run.out, comm)
+        except BaseException as error:
+            sys.exit(_fail(error, "after the loss of a rank", run.out, comm))
 
 
 def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
@@ -221,18 +247,24 @@ def _opening(run: Run, comm: Comm) -> str:
     )
 
 
-def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoReturn:
-    """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt."""
+def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
+    """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt.
+
+    A rank that is alone returns the status, to whatever program it is part of.
+    """
     try:
         known = isinstance(error, KNOWN)
-        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(described(error))
+        advice = ADVICE.get(type(error), "")
+        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(described(error)) + advice
         line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
         report = out / "failure.txt" if out else None
         _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
         more = "" if known else f"; see {report}" if report else "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"dls.train: {line}{more}", file=sys.stderr)
     finally:
-        comm.abort(1)
+        if not comm.alone:
+            comm.abort(1)
+    return 1
 
 
 def _claim_first_word(report: Path | None, text: str, rank: int) -> None:
@@ -250,4 +282,4 @@ def _claim_first_word(report: Path | None, text: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(request=REQUEST))

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.ops import Index, NonFiniteError, Selection, Vector
+from reference.ops import Index, Selection, Vector
 
 Bytes = NDArray[np.uint8]
 
@@ -21,6 +21,8 @@ DAMAGED = "a damaged message: its checksum or its indices are wrong"
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """The types in which values may travel, and their bytes."""
+LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
+"""The largest finite value of the smaller types."""
 CHECKSUM = 4
 """Bytes of the CRC-32."""
 MAX_RANGE = 2**32
@@ -50,10 +52,10 @@ def payload_size(n: int, k: int, value_dtype: str = "float32") -> int:
 
 
 def round_values(values: Vector, value_dtype: str) -> Vector:
-    """values (k) as they will arrive: rounded to the wire's type, to even among equals, and float32 again.
+    """values (k), finite, as they will arrive: rounded to the wire's type, to even among equals, and float32 again.
 
-    What rounding drops is exact in float32, so values − round_values(values) stays in the residual and nothing is lost.
-    NonFiniteError where a value lies outside the type's finite range.
+    What rounding drops is exact in float32, so values − round_values(values) stays in the residual and nothing is lost. That
+    holds for a value beyond the type's finite range as well, of which as much is sent as the range has room for.
     """
     if value_dtype == "float32":
         return values
@@ -63,9 +65,19 @@ def round_values(values: Vector, value_dtype: str) -> Vector:
     else:
         bits = values.view(np.uint32)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
-    if not bool(np.isfinite(rounded).all()):
-        raise NonFiniteError(f"a value of the gradient lies outside the finite range of {value_dtype}")
-    return rounded
+    fits = np.isfinite(rounded)
+    return rounded if bool(fits.all()) else np.where(fits, rounded, _cut(values, LARGEST[value_dtype]))
+
+
+def _cut(values: Vector, largest: float) -> Vector:
+    """Of values (k) beyond `largest` the largest multiple of their own float32 spacing within it, signed: value − that is exact.
+
+    From 2**39 on the spacing of float32 is wider than the range of float16, and the multiple is 0.
+    """
+    power_of_two = (values.view(np.uint32) & 0x7F800000).view(np.float32)
+    spacing = np.maximum(power_of_two, np.float32(largest / 2)) * np.float32(2.0**-23)  # values within are of no interest
+    cut: Vector = np.copysign(np.floor(np.float32(largest) / spacing) * spacing, values)
+    return cut
 
 
 def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, files, models, reports
+from dls import backends, files, launcher, models, output, reports
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
@@ -275,36 +275,43 @@ def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
 
 
 def _ranks(command: str) -> Comm | None:
-    """The ranks that a command of this name measures."""
-    if command not in COMMANDS or not COMMANDS[command].ranks:
+    """The ranks that a command of this name measures. UsageError where there are none."""
+    if not COMMANDS[command].ranks:
         return None
-    from dls.comm import Comm  # here, as it loads MPI
+    from dls.comm import Comm, MissingMPI  # here, as it loads MPI
 
-    return Comm()
+    try:
+        comm = Comm()
+    except MissingMPI as error:
+        raise UsageError(str(error)) from None
+    if words := launcher.alone(comm.size, comm.library, os.environ):
+        raise UsageError(words)
+    return comm
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says. Exit status: 0 done, 2 bad usage."""
-    argv = sys.argv[1:] if argv is None else argv
-    comm = _ranks(argv[0]) if argv else None
+    rank = launcher.rank(os.environ)
     try:
-        options = build_parser().parse_args(argv)
-        options.comm = comm
-        reports.prepare(options)
-        _check_chart(options)
-        rows = _measure(options)
-        if comm is None or comm.rank == 0:
-            _finish(options, rows)
+        with output.unheard():
+            options = build_parser().parse_args(argv)
+            options.comm = _ranks(options.command)
+            rank = options.comm.rank if options.comm else 0
+            reports.prepare(options)
+            _check_chart(options)
+            rows = _measure(options)
+            if rank == 0:
+                _finish(options, rows)
     except (UsageError, HostsError, backends.BackendMissing, ValueError) as error:
-        return _refuse(str(error), comm)
+        return _refuse(str(error), rank)
     except OSError as error:
-        return _refuse(f"cannot write {error.filename}: {error.strerror}", comm)
+        return _refuse(f"cannot write {error.filename}: {error.strerror}", rank)
     return 0
 
 
-def _refuse(words: str, comm: Comm | None) -> int:
+def _refuse(words: str, rank: int) -> int:
     """Status 2, and one line from one rank."""
-    if comm is None or comm.rank == 0:
+    if rank == 0:
         print(f"dls.bench: {words}", file=sys.stderr)
     return 2
 

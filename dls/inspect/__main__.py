@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dls import files, trace
+from dls import files, output, trace
 from dls.config import Parser, UsageError
 from dls.inspect import page, pictures
 from dls.inspect.follow import follow
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Show runs as the command line says. Exit status: 0 done, 2 what the user can mend."""
     console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
     try:
-        return _do(_parse(argv), console)
+        with output.unheard():
+            return _do(_parse(argv), console)
     except KeyboardInterrupt:
         return 0
     except (OSError, TraceError, UsageError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
-from dls import trace
+from dls import output, trace
 from dls.files import one_line
 from dls.inspect.groups import by_seed, labels
 from dls.inspect.series import Series, files_of, load
@@ -37,9 +37,9 @@ def follow(paths: Sequence[Path], console: Console) -> None:
 
 
 def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
-    """The runs as they are, again and again; once more when the last writer is gone."""
+    """The runs as they are, again and again; once more when the last writer is gone. No more when nobody reads."""
     going_on = True
-    while going_on:
+    while going_on and output.heard():
         began = time.monotonic()
         going_on = any(trace.state(file) is not State.FREE for path in paths for file in files_of(path))
         yield [load(path) for path in paths]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,11 @@ class Sparsifier(ABC):
     A training step calls, in this order: `begin`, `select` and `send` for each group of neighbouring parts (from the last
     to the first), `adjust`, `receive` for each message, `finish`. Layer quantities of the step, for the trace, and
     `global_share`, may be asked for between `adjust` and `finish`.
+
+    reads: the settings of methods that have an effect on it; the others are named where they are given.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"overlap", "bucket_size"})
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.comm = setup, setup.comm
@@ -190,6 +194,8 @@ class SparseSparsifier(Sparsifier):
     holds v, the accumulated gradient, from `select` until `finish` takes out what was sent.
     """
 
+    reads = Sparsifier.reads | {"density", "density_warmup", "value_dtype"}
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.residual: Vector = self.ops.zeros(int(self.offsets[-1]))
@@ -240,15 +246,8 @@ class SparseSparsifier(Sparsifier):
         except NonFiniteError:
             self.guard(parts, self.residual)
             raise
-        self.chosen[parts[0]] = Chosen(place, index, self._rounded(values, parts))
-
-    def _rounded(self, values: Vector, parts: Sequence[Part]) -> Vector:
-        """The values as they will arrive. NonFiniteError that names the parts where one is too large for the wire's type."""
-        try:
-            rounded: Vector = self.wire.round_values(values, self.setup.config.value_dtype)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}: {self.words(parts)}") from None
-        return rounded
+        sent = self.wire.round_values(values, self.setup.config.value_dtype)
+        self.chosen[parts[0]] = Chosen(place, index, sent)
 
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""

@@ -20,6 +20,8 @@ from reference.adjustment import Counts
 class Method(LayerwiseTopk):
     """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`)."""
 
+    reads = LayerwiseTopk.reads | {"dls_steps", "dls_every", "dls_init"}
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._announced: tuple[Pending, NDArray[np.uint32]] | None = None

@@ -15,6 +15,8 @@ from reference.adjustment import Counts, Thresholds
 class Method(SparseSparsifier):
     """One top-k over the flat buffer; the lower flat index first among equals."""
 
+    reads = SparseSparsifier.reads - {"overlap", "bucket_size"}
+
     def cut(self) -> list[range]:
         """The whole gradient at once."""
         return [range(len(self.setup.layers))]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dls import files
+from dls import files, output
 from dls.config import Parser, UsageError
 from dls.hosts import HostsError
 from dls.study import experiments, processes, provenance, results
@@ -51,14 +50,6 @@ def _check_out(out: Path, reads: bool) -> None:
         raise UsageError(f"--out {out}: {files.reason(error)}") from None
 
 
-def _show(lines: Iterable[str]) -> None:
-    """Print them, as far as whoever reads them wants to: `| head` closes its end early."""
-    try:
-        print(*lines, sep="\n", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there at the end
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m dls.study", description="Run a study, or go on with it, and report on it.")
@@ -75,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs are complete, 1 some are not, 2 bad usage, 75 stopped: the same command goes on."""
     try:
-        return _do(build_parser().parse_args(argv))
+        with output.unheard():
+            return _do(build_parser().parse_args(argv))
     except (UsageError, HostsError) as error:
         print(f"dls.study: {error}", file=sys.stderr)
         return 2
@@ -102,7 +94,7 @@ def _do(options: argparse.Namespace) -> int:
     if status == processes.STOPPED:
         print("dls.study: stopped; the same command goes on", file=sys.stderr)
     else:
-        _show(report.lines([row for row in rows if results.cell(row) in cells]))
+        print(*report.lines([row for row in rows if results.cell(row) in cells]), sep="\n")
     return status
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import data, reports, theory
+from dls import data, output, reports, theory
 from dls.batches import Batches
 from dls.config import Parser, UsageError
 from dls.files import described, one_line
@@ -146,16 +146,20 @@ def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         print(f"written to {reports.write(options.report, 'theory', 'numpy', rows)}")
 
 
+def _do(options: argparse.Namespace) -> None:
+    _prepare(options)
+    with threadpool_limits(1):
+        rows = list(measure(options))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    _finish(options, rows)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure as the command line says. Exit status: 0 done, 2 bad usage."""
     try:
-        options = build_parser().parse_args(argv)
-        _prepare(options)
-        with threadpool_limits(1):
-            rows = list(measure(options))
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr)
-        _finish(options, rows)
+        with output.unheard():
+            _do(build_parser().parse_args(argv))
     except (OSError, ValueError) as error:
         return _refuse(described(error))
     return 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dls import models, modules
+from dls import hints, models, modules
 from dls.config import UsageError
 from dls.data import Dataset
 from dls.images import ImagesF32
@@ -80,7 +80,8 @@ def names() -> tuple[str, ...]:
 def check(name: str) -> None:
     """UsageError unless `build` knows the name."""
     if name.removesuffix(RAW) not in names():
-        raise UsageError(f"unknown network {name!r}; known: {', '.join(names())}, each also with {RAW} behind it")
+        known = f"known: {', '.join(names())}, each also with {RAW} behind it"
+        raise UsageError(f"unknown network {name!r}; {known}{hints.near(name, names())}")
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:

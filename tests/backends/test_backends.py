@@ -375,8 +375,9 @@ def test_messages(backend: Backend, case: tuple[np.ndarray, int]) -> None:
     put, (index, values) = backend.ops.from_host, ops.top_k(v, k)
     for value_dtype in wire.VALUE_BYTES:
         small = values * F32(2.0**-120)
+        for given_ in (small, values, np.clip(values, F32(-1e26), F32(1e26)) * F32(3.4e12)):  # within the range, and beyond
+            same(host(backend, [backend.wire.round_values(put(given_), value_dtype)]), [wire.round_values(given_, value_dtype)])
         rounded = wire.round_values(small, value_dtype)
-        same(host(backend, [backend.wire.round_values(put(small), value_dtype)]), [rounded])
         payload = backend.wire.encode(put(index), put(rounded), v.size, value_dtype)
         same([np.asarray(payload)], [wire.encode(index, rounded, v.size, value_dtype)])
         same(host(backend, backend.wire.decode(payload, v.size, k, value_dtype)), [index, rounded])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from types import ModuleType
 
 import numpy as np
@@ -204,7 +205,38 @@ def test_rounding_is_to_the_nearest_and_to_even_among_equals(wire: ModuleType) -
     assert wire.round_values(given_, "float16").tolist() == [1, 1 + 2**-9, 65504, 0, 2**-23]
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("float16", 65520.0), ("float16", -1e9), ("bfloat16", 3.4e38)])
-def test_a_value_outside_the_finite_range_is_refused_like_infinity(wire: ModuleType, dtype: str, value: float) -> None:
-    with pytest.raises(ops.NonFiniteError, match=dtype):
-        wire.round_values(vector([1, value, 2]), dtype)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@QUICK
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
+def test_of_a_value_beyond_the_range_the_rest_stays(wire: ModuleType, dtype: str, values: list[float]) -> None:
+    """Any finite v: what is sent lies between 0 and v, in the type; sent + residual == v exactly; the residual is no larger."""
+    v = vector(values)
+    check_cut(wire, v, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_at_the_edges_of_the_range_the_rest_stays_too(wire: ModuleType, dtype: str) -> None:
+    powers = F32(2) ** np.arange(14, 128, dtype=F32)
+    edges = np.concatenate([powers, vector([65504, 65519.996, 65520, 131008, 3.3895e38, 3.3962e38, 3.4028235e38])])
+    near = np.concatenate([edges, np.nextafter(edges, F32(0)), np.nextafter(edges, F32(3.4028235e38))])
+    check_cut(wire, np.concatenate([near, -near]), dtype)
+
+
+def check_cut(wire: ModuleType, v: np.ndarray, dtype: str) -> None:
+    sent = wire.round_values(v, dtype)
+    assert np.isfinite(sent).all() and bits(wire.round_values(sent, dtype)) == bits(sent)
+    residual = v.copy()
+    ops.scatter_subtract(residual, np.arange(v.size), sent)
+    assert [Fraction(float(s)) + Fraction(float(r)) for s, r in zip(sent, residual, strict=True)] == [*map(Fraction, v.tolist())]
+    assert (np.abs(residual) <= np.abs(v)).all()
+    check_round_trip(wire, np.arange(v.size, dtype=INT), sent, v.size, dtype)
+
+
+def test_a_value_beyond_the_range_is_sent_in_a_few_steps(wire: ModuleType) -> None:
+    assert wire.round_values(vector([1, 65520, -1e9, 2.0**39]), "float16").tolist() == [1, 65504, -65472, 0]
+    assert wire.round_values(vector([3.4e38, -3.4e38]), "bfloat16").tolist() == [2.0**128 - 2.0**120, 2.0**120 - 2.0**128]
+    left, sent = vector([-200_000.5]), []
+    while left.any():
+        sent.append(wire.round_values(left, "float16"))
+        ops.scatter_subtract(left, np.arange(1), sent[-1])
+    assert [float(values[0]) for values in sent] == [-65504, -65504, -65504, -3488, -0.5]

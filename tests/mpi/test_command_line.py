@@ -19,6 +19,9 @@ from tests.launch import ROOT, Outcome, launch, outcomes
 
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 
+ADVICE = "; a lower --lr, --clip-norm or --on-nan skip may help"
+"""What the line of a loss or gradient that is not finite ends with."""
+
 REFUSED = {
     "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(sparsifiers.names())}"),
     "unknown model": (["--model", "alexnet"], f"unknown model 'alexnet': choose one of {', '.join(models.names())}"),
@@ -32,7 +35,7 @@ REFUSED = {
     "batch too large": (["--batch-size", "1000"], "--batch-size"),
     "steps a word": (["--dls-steps", "best"], "--dls-steps best: expected a whole number or 'optimal'"),
     "negative": (["--steps", "-1"], "--steps -1 is outside [0, 1e+12]"),
-    "unknown flag": (["--densty", "0.1"], "unrecognized arguments: --densty 0.1"),
+    "unknown flag": (["--densty", "0.1"], "unrecognized arguments: --densty 0.1; did you mean --density?"),
     "flag without value": (["--lr"], "argument --lr: expected one argument"),
     "no such config": (["--config", "none.toml"], "cannot read the configuration none.toml: No such file or directory"),
     "no data": (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
@@ -49,13 +52,13 @@ REFUSED = {
 
 
 FILES = {
-    "densty = 0.1": "bad.toml: there is no setting 'densty'; the nearest is 'density'",
+    "densty = 0.1": "bad.toml: there is no setting 'densty'; did you mean density?",
     "density = ": "bad.toml is not valid TOML",
     "density = true": "--density true: expected a number",
     "batch_size = 2.5": "--batch-size 2.5: expected a whole number",
     "mlp_widths = []": "--mlp-widths needs at least one width",
     "method = 3": "--method 3: expected a text",
-    "[dls]\nsteps = 1": "there is no setting 'dls'",
+    "[dls]\nsteps = 1": "bad.toml: [dls] is a table; settings stand at the top level",
 }
 """Configuration files and what is said of each."""
 
@@ -204,7 +207,8 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(tmp_path: Pa
     assert done.status == 1
     assert len(lines(done.err)) == 1, done.err
     assert "done" not in done.out
-    assert re.fullmatch(r"dls.train: rank [012], step [78]: the loss is (nan|inf)", done.err.strip())
+    assert done.err.strip().endswith(ADVICE)
+    assert re.match(r"dls.train: rank [012], step [78]: the loss is (nan|inf);", done.err.strip())
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 5
@@ -234,7 +238,7 @@ def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tm
     args = [*TINY, "--method", method, "--steps", "9", "--checkpoint-every", "2", "--out", "run"]
     done = launch([(3, [program, *args])], tmp_path)
     assert done.status == 1
-    assert lines(done.err) == ["dls.train: rank 1, step 4: NaN or infinity in the gradient of layer linear1"]
+    assert lines(done.err) == ["dls.train: rank 1, step 4: NaN or infinity in the gradient of layer linear1" + ADVICE]
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 2

@@ -103,4 +103,33 @@ def test_without_it_the_run_stops(tmp_path: Path) -> None:
     program.write_text(SPOILT)
     done = launch([(2, [program, "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --steps 9 --out run"])], tmp_path)
     assert done.status == 1
-    assert lines(done.err) == ["dls.train: rank 1, step 3: the loss is nan"]
+    assert lines(done.err) == [
+        "dls.train: rank 1, step 3: the loss is nan; a lower --lr, --clip-norm or --on-nan skip may help"
+    ]
+
+
+LARGE = """
+import shlex, sys
+from dls import models, train
+backward = models.Model.backward
+def large(self, dlogits, on_gradient):
+    def enlarge(layer):
+        if layer == 0: self.gradients[3] = 1e5
+        on_gradient(layer)
+    backward(self, dlogits, enlarge)
+models.Model.backward = large
+for line in sys.argv[1:]:
+    assert train.main(shlex.split(line)) == 0
+"""
+
+
+def test_a_value_that_is_only_too_large_for_its_type_skips_and_stops_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "large.py"
+    program.write_text(LARGE)
+    tiny = "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --value-dtype float16 --lr 1e-9 --steps 4"
+    done = launch([(2, [program, *(f"{tiny} --on-nan {mode} --out {mode}" for mode in ("stop", "skip"))])], tmp_path)
+    assert done.status == 0, done.err
+    assert "skipped" not in done.out
+    for mode in ("stop", "skip"):
+        for state in loaded(tmp_path / mode, 2):
+            assert state["residual"][3] == 4 * (1e5 - 65504)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import config
+from dls import config, hints
 from dls.config import Config, UsageError
 from tests.launch import ROOT
 
@@ -55,3 +55,65 @@ def test_a_flag_exists_for_every_setting() -> None:
     text = config.build_parser().format_help()
     for field in dataclasses.fields(Config):
         assert "--" + field.name.replace("_", "-") in text
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("densty", "; did you mean density?"),
+        ("batchsize", "; did you mean batch_size?"),
+        ("LR", "; did you mean lr?"),
+        ("learning_rate", "; did you mean lr?"),
+        ("learning-rate", "; did you mean lr?"),
+        ("batch", "; did you mean batch_size?"),
+        ("gpu", "; did you mean backend?"),
+        ("workers", "; mpirun -n says how many ranks there are"),
+        ("optimizer", "; SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"),
+        ("frobnicate", ""),
+        ("xyz", ""),
+    ],
+)
+def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.from_toml(f'"{key}" = 1', "file")
+    assert str(refused.value) == f"file: there is no setting '{key}'{hint}"
+    typed = "--" + key.replace("_", "-")
+    with pytest.raises(UsageError) as refused:
+        config.parse_command_line([typed, "1"])
+    flags = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
+    assert str(refused.value) == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
+
+
+@pytest.mark.parametrize("typed", ["-lr", "--lr_=0.1", "lr=0.1", "---lr"])
+def test_other_ways_to_write_a_flag_get_the_hint_too(typed: str) -> None:
+    with pytest.raises(UsageError, match=r"; did you mean --lr\?;"):
+        config.parse_command_line([typed])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("method", "layerwise_topk", "; did you mean layerwise-topk?"),
+        ("method", "DLS", "; did you mean dls?"),
+        ("method", "signsgd", ""),
+        ("model", "resnet", "; did you mean resnet20?"),
+        ("dataset", "cifar-10", "; did you mean cifar10?"),
+        ("value_dtype", "bf16", ""),
+    ],
+)
+def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.parse_value(name, value)
+    known = ", ".join(config.FIELDS[name].metadata["choices"]())
+    assert str(refused.value) == f"unknown {name.replace('_', ' ')} '{value}': choose one of {known}{hint}"
+
+
+def test_every_alias_means_a_setting_and_is_none() -> None:
+    assert set(hints.ALIASES.values()) <= config.FIELDS.keys()
+    assert not (hints.ALIASES | hints.ELSEWHERE).keys() & config.FIELDS.keys()
+
+
+@pytest.mark.parametrize("text", ["[dls]\nsteps = 1", "[[runs]]\nsteps = 1", "lr.value = 1", "[method]\nname = 'dls'"])
+def test_tables_are_explained(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is a table; settings stand at the top level of the file, without \[tables\]$"):
+        config.from_toml(text, "file")

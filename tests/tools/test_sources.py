@@ -105,3 +105,17 @@ def test_a_report_is_no_source(checkout: Path) -> None:
 
 def test_what_is_no_checkout_has_its_hash_alone(root: Path) -> None:
     assert sources.commit("dense", root) == f"+{sources.training_hash('dense', root)}"
+
+
+@pytest.mark.parametrize("name", ["<stdin>", "gone.py", "app.pyz/__main__.py"])
+def test_a_program_without_a_file_is_a_source_too(name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a pipe, deleted meanwhile, or in an archive."""
+    head = sources.commit("dense", checkout)
+    archive = checkout.parent / "app.pyz"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(checkout.parent / name), raising=False)
+    seen = set()
+    for text in ("one", "two"):
+        archive.write_text(text)
+        seen.add(sources.commit("dense", checkout))
+    assert len(seen) == 1 + name.startswith("app")
+    assert all(each.startswith(f"{head}+") for each in seen)

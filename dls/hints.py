@@ -1,0 +1,80 @@
+"""What somebody may have meant who typed a name that there is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+LIKE = 0.7
+"""How alike two names are, from 0 to 1, before one is taken for a slip of the other."""
+ALIASES = {
+    "learning_rate": "lr",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "data": "dataset",
+    "data_path": "data_dir",
+    "data_root": "data_dir",
+    "network": "model",
+    "arch": "model",
+    "compressor": "method",
+    "compression": "method",
+    "algorithm": "method",
+    "sparsifier": "method",
+    "ratio": "density",
+    "sparsity": "density",
+    "compression_ratio": "density",
+    "k": "density",
+    "topk": "density",
+    "iterations": "steps",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "scheduler": "lr_schedule",
+    "warmup": "lr_warmup",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "clip": "clip_norm",
+    "max_norm": "clip_norm",
+    "grad_clip": "clip_norm",
+    "device": "backend",
+    "gpu": "backend",
+    "cuda": "backend",
+    "cpu": "backend",
+    "num_threads": "threads",
+    "output": "out",
+    "output_dir": "out",
+    "out_dir": "out",
+    "save_dir": "out",
+    "log_dir": "out",
+    "fp16": "value_dtype",
+    "dtype": "value_dtype",
+    "save_every": "checkpoint_every",
+    "log_every": "trace_every",
+}
+"""What people call a setting elsewhere, and what it is called here."""
+RANKS = "mpirun -n says how many ranks there are"
+OPTIMIZER = "SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"
+ELSEWHERE = {
+    "workers": RANKS,
+    "num_workers": RANKS,
+    "nprocs": RANKS,
+    "np": RANKS,
+    "ranks": RANKS,
+    "nproc_per_node": RANKS,
+    "world_size": RANKS,
+    "optimizer": OPTIMIZER,
+    "opt": OPTIMIZER,
+    "resume": "--resume is a flag of the command line alone",
+    "config": "--config is a flag of the command line alone",
+}
+"""What people look for among the settings, and where it is."""
+
+
+def near(typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = "") -> str:
+    """"; did you mean …?" where one of the known names is near; "" elsewhere. dashes: what stands before each name.
+
+    aliases: what is typed for a known name, which is then meant, or for something else, of which these are the words.
+    """
+    if (meant := (aliases or {}).get(typed)) and meant not in known:
+        return f"; {meant}"
+    near = meant or next(iter(difflib.get_close_matches(typed.lower(), known, n=1, cutoff=LIKE)), None)
+    return f"; did you mean {dashes}{near}?" if near else ""

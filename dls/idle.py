@@ -1,0 +1,50 @@
+"""Settings that were given and have no effect: they are named, so that nobody takes the run for one with them.
+
+They are named rather than refused, as one command line or one file serves several methods, models and data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dls import data, models, sparsifiers
+from dls.config import FIELDS, Config, flag, show_value
+
+
+def remark(given: Mapping[str, Any], config: Config) -> str | None:
+    """One line that names them, of the settings given, each with the setting that leaves it idle. None where there are none.
+
+    A value that is the default is not named: without it the run would be the same.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, value in given.items():
+        if value != FIELDS[name].default and (found := reason(name, config)):
+            reasons.setdefault(found, []).append(_typed(name, value))
+    words = [f"{', '.join(idle)} with {found}" for found, idle in reasons.items()]
+    return f"without effect: {'; '.join(words)}" if words else None
+
+
+def reason(name: str, config: Config) -> str:
+    """The setting with which this one has no effect; "" where it has one."""
+    owner: str = FIELDS[name].metadata["of"]
+    if owner and not _reads(owner, getattr(config, owner), name):
+        return _typed(owner, getattr(config, owner))
+    for other, is_idle in FIELDS[name].metadata["idle_with"].items():
+        if is_idle(getattr(config, other)):
+            return _typed(other, getattr(config, other))
+    return ""
+
+
+def _reads(owner: str, chosen: str, name: str) -> bool:
+    """Whether the chosen method, model or data set reads a setting of that name."""
+    if owner == "method":
+        return name in sparsifiers.load(chosen).reads
+    return {"model": models.reads, "dataset": data.reads}[owner](chosen, name)
+
+
+def _typed(name: str, value: Any) -> str:
+    """A setting as a flag."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {show_value(value)}"

@@ -1,0 +1,150 @@
+"""How the program meets its surroundings: launchers, readers, signals, machines without MPI, and programs that call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dls import checkpoint
+from dls.hosts import mpirun
+from tests.conftest import lines
+from tests.launch import OPEN_MPI, ROOT, launch
+
+TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
+NO_MPI = {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"}
+
+
+def python(*args: str, cwd: Path, text: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run Python, with `text` on its stdin."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | environ
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env=environment, input=text, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("program", [["-m", "dls.train", *TINY, "--steps", "1"], ["-m", "dls.bench", "step"]])
+def test_ranks_that_mpi_does_not_see_are_refused_once(program: list[str], tmp_path: Path) -> None:
+    """As of srun without PMI: each process is a world of its own, and the launcher's rank 0 says so."""
+    ended = [python(*program, cwd=tmp_path, **STEP, SLURM_PROCID=rank) for rank in ("0", "2")]
+    assert [done.returncode for done in ended] == [2, 2]
+    assert [done.stdout + done.stderr for done in ended[1:]] == [""]
+    (line,) = lines(ended[0].stderr)
+    assert line.startswith(f"{program[1]}: SLURM_STEP_NUM_TASKS=3: the launcher started more processes than the 1 that ")
+    assert not list(tmp_path.iterdir())
+
+
+WITHOUT = """
+import importlib, sys
+sys.modules["numba"] = None
+mains = [importlib.import_module(f"dls.{name}").main for name in ("train", *(f"{part}.__main__" for part in sys.argv[2:]))]
+for main in mains:
+    for flag in ("--help", "--version"):
+        try:
+            status = main([flag])
+        except SystemExit as end:
+            status = end.code
+        assert not status, (main, flag)
+assert "mpi4py.MPI" not in sys.modules
+sys.exit(mains[0]([]))
+"""
+
+
+def test_without_an_mpi_library_there_is_help_and_a_line_that_says_what_to_do(tmp_path: Path) -> None:
+    done = python("-c", WITHOUT, "", "inspect", "bench", "study", "theory", cwd=tmp_path, **NO_MPI)
+    assert done.returncode == 2, done.stderr
+    (line,) = lines(done.stderr)
+    assert line.startswith("dls.train: there is no MPI library: pip install 'dls[mpich]', or load the cluster's MPI")
+    assert done.stdout.count("usage: ") == 5
+    assert len([line for line in lines(done.stdout) if line.startswith("dls ")]) == 5
+    done = python("-m", "dls.bench", "exchange", cwd=tmp_path, **NO_MPI)
+    assert (done.returncode, len(lines(done.stderr))) == (2, 1), done.stderr
+
+
+ASKED_EARLY = """
+import os, runpy, signal, sys
+class Ask:
+    def find_spec(self, name, *rest):
+        if name == "dls.comm": os.kill(os.getpid(), signal.SIGUSR1)
+sys.meta_path.insert(0, Ask())
+sys.argv[0] = "dls.train"
+runpy.run_module("dls.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_signal_during_the_imports_stops_the_run_after_its_first_step(tmp_path: Path) -> None:
+    done = python("-c", ASKED_EARLY, *TINY, "--steps", "9", "--out", "run", cwd=tmp_path)
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert "stopped after step 1 of 9" in done.stdout
+
+
+CALLED = """
+import os, shlex, signal, sys, threading
+from dls.train import main
+before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+tiny = sys.argv[1:]
+print(main([*tiny, "--steps", "2", "--out", "good"]))
+print(main([*tiny, "--steps", "9", "--lr", "3e38", "--out", "bad"]))
+print(main(["--method", "best"]))
+statuses = []
+thread = threading.Thread(target=lambda: statuses.append(main([*tiny, "--steps", "3", "--out", "good", "--resume"])))
+thread.start()
+thread.join()
+print(*statuses)
+assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+print("alive")
+"""
+
+
+def test_a_program_that_calls_main_goes_on_whatever_becomes_of_the_run(tmp_path: Path) -> None:
+    """Alone, a rank ends nothing but itself; here the program comes from a pipe, as one in a notebook has no file either."""
+    done = python("-", *TINY, cwd=tmp_path, text=CALLED)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in lines(done.stdout) if len(line) == 1 or line == "alive"] == ["0", "1", "2", "0", "alive"]
+    failed, refused = lines(done.stderr)
+    assert failed.startswith("dls.train: rank 0, step ")
+    assert refused.startswith("dls.train: unknown method 'best'")
+    assert (tmp_path / "bad" / "failure.txt").read_text().startswith("rank 0, step ")
+
+
+def test_a_run_goes_on_when_nobody_reads_its_words(tmp_path: Path) -> None:
+    flags = " ".join((*TINY, "--steps 30 --eval-every 1 --out run"))
+    program = f"set -o pipefail; {sys.executable} -m dls.train {flags} 2>&1 | true"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | OPEN_MPI
+    done = subprocess.run([mpirun(), "-n", "3", "bash", "-c", program], cwd=tmp_path, env=environment, timeout=120, check=False)
+    assert done.returncode == 0
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.step == 30
+
+
+def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path: Path) -> None:
+    for args, status in (([*TINY, "--steps", "2", "--out", "run"], 0), (["run"], 2)):
+        program = "dls.train" if "--steps" in args else "dls.inspect"
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            command = [sys.executable, "-m", program, *args]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == status, done.stderr
+
+
+EXITS = """
+import sys
+from mpi4py import MPI
+from dls import train, worker
+step = worker.Worker.step
+def leaving(self, batches, number, *rest, **named):
+    if number == 3 and MPI.COMM_WORLD.rank == 1: sys.exit(0)
+    return step(self, batches, number, *rest, **named)
+worker.Worker.step = leaving
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_exits_ends_all(tmp_path: Path) -> None:
+    done = launch([(3, ["-c", EXITS, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
+    assert done.status == 1
+    assert lines(done.err) == ["dls.train: rank 1, step 3: SystemExit: 0; see run/failure.txt"]
