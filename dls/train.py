@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 
 import dls
-from dls import checkpoint, config, sources, startup, trace
+from dls import checkpoint, config, sources, startup, trace, traffic
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, RankLost
 from dls.config import CommandLine, UsageError
@@ -102,7 +103,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
+    for line in (*run.notes, *([before] if before else []), _opening(run, comm), *_warnings(worker)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
@@ -125,7 +126,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     if step < run.total:
         reporter.stopped(step, run.out)
         return os.EX_TEMPFAIL
-    reporter.done(run.out, run.model.parameters.nbytes)
+    reporter.done(run.out, traffic.ring_bytes(run.model.parameters.size, comm.size))
     return 0
 
 
@@ -154,7 +155,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
         recorder.diagnosis(step, result.diagnosis)
     if result.met_by:
         reporter.skipped(step, result.met_by)
-    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
+    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes, result.received_bytes)
 
 
 def _due(step: int, every: int) -> bool:
@@ -213,6 +214,17 @@ def _opening(run: Run, comm: Comm) -> str:
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
         f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
+
+
+def _warnings(worker: Worker) -> Iterator[str]:
+    """Where the ranks are so many that sparse messages move more than the whole gradient would."""
+    ranks, values = worker.comm.size, worker.model.parameters.size
+    received, ring = worker.sparsifier.bytes_received(worker.groups.values()), traffic.ring_bytes(values, ranks)
+    if received > ring:
+        yield (
+            f"warning: of {ranks} ranks each receives about {traffic.readable(received)} a step, and would receive "
+            f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do: docs/cluster.md, \"Many ranks\""
+        )
 
 
 def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoReturn:
