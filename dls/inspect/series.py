@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline, trace
+from dls import timeline, trace, traffic
 from dls.trace import Trace, TraceError
 
 LARGEST = 1e60
@@ -26,8 +26,9 @@ class Series:
     """A run's traces joined, T recorded steps, ranks reduced to their mean.
 
     run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
-    steps: step, loss, payload_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T], k, k_rank0, threshold,
-    residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D]; closest: the last step that was looked at closely.
+    steps: step, loss, payload_bytes, received_bytes, ring_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T],
+    k, k_rank0, threshold, residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D];
+    closest: the last step that was looked at closely.
     """
 
     run: Mapping[str, Any]
@@ -77,7 +78,8 @@ def join(path: Path, traces: Sequence[Trace]) -> Series:
     if any(list(part.header.layers["size"]) != list(layers["size"]) for part in parts):
         raise TraceError(f"{path}: its traces are of different models")
     ends = [*(_first_step(part) for part in parts[1:]), math.inf]
-    steps = _joined([reduce_ranks(part.steps) for part in parts], ends)
+    values = sum(layers["size"])
+    steps = _joined([reduce_ranks(part.steps, values) for part in parts], ends)
     evals = _joined([part.evals for part in parts], ends)
     shares = [{name: part.diagnostics[name] for name in ("step", "global_share")} for part in parts]
     shares = [share | {"global_share": share["global_share"].mean(axis=1)} for share in shares]
@@ -125,13 +127,16 @@ def _joined(parts: Sequence[Columns], ends: Sequence[float]) -> Columns:
     return {name: np.concatenate([part[name] for part in cut]) for name in cut[0]}
 
 
-def reduce_ranks(steps: Columns) -> Columns:
-    """The steps of a Series from those of one trace."""
+def reduce_ranks(steps: Columns, values: int) -> Columns:
+    """The steps of a Series from those of one trace, whose gradient has so many values."""
     low, high = steps["threshold"].min(axis=2), steps["threshold"].max(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = high / low
     own = {"step": steps["step"], "k_rank0": steps["k"][:, 0], "warm": np.arange(len(low)) >= min(1, len(low) - 1)}
     per_rank = {name: column for name, column in steps.items() if name not in ("step", "epoch", "lr")}
+    known = steps["received_bytes"] >= 0  # what an older trace did not record is trace.UNKNOWN
+    per_rank |= {"received_bytes": np.where(known, steps["received_bytes"], np.nan)}
+    per_rank |= {"ring_bytes": np.full(steps["loss"].shape, traffic.ring_bytes(values, steps["loss"].shape[1]))}
     per_rank |= {"set_size": high - low, "threshold_ratio": ratio}
     per_rank |= {"residual": np.sqrt((steps["residual_norm"] ** 2).sum(axis=2))}
     return own | {name: column.mean(axis=1) for name, column in per_rank.items()}
