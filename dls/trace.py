@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
 """Recorded steps that may be lost with a killed process."""
-ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "hosts", "started")
+ATTRIBUTES = ("config", "version", "commit", "sources", "world_size", "backend", "seed", "hosts", "started")
 WORDS = ("name", "kind")
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
 SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
@@ -505,10 +505,15 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
 
 
 def _inherited(old: Header, new: Header) -> dict[str, Any]:
-    """What a trace that goes on keeps of its beginning: when it started, and every commit that wrote to it, in order."""
+    """What a trace that goes on keeps of its beginning: when it started, and all states of the sources that wrote it, in order.
+
+    Where the beginning tells of its commit alone, so does the whole.
+    """
     kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
     commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
-    return kept | {"commit": " ".join(dict.fromkeys(commits))}
+    before, now = (list(each.attributes.get("sources") or []) for each in (old, new))
+    read = list(dict.fromkeys([*before, *now])) if before and now else []
+    return kept | {"commit": " ".join(dict.fromkeys(commits)), "sources": read}
 
 
 def repair(path: Path) -> str:

@@ -197,6 +197,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
         "config": run.config.to_toml(),
         "version": dls.__version__,
         "commit": sources.commit(run.config.method) if comm.rank == 0 else "",
+        "sources": [sources.state_of_run(run.config.method).to_text()] if comm.rank == 0 else [],
         "world_size": comm.size,
         "backend": run.backend.name,
         "seed": run.config.seed,

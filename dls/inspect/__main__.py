@@ -15,7 +15,7 @@ from dls.config import Parser, UsageError
 from dls.files import one_line
 from dls.inspect import page, pictures
 from dls.inspect.follow import follow
-from dls.inspect.groups import by_seed
+from dls.inspect.groups import apart, by_seed
 from dls.inspect.series import files_of, load
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
@@ -68,6 +68,8 @@ def _do(args: argparse.Namespace, console: Console) -> int:
         console.out(to_json([summarise(run) for run in runs]), highlight=False)
     else:
         console.print(*(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n")
+    for line in apart(together):
+        print(f"dls.inspect: {one_line(line)}", file=sys.stderr)
     _mention_killed(args.runs)
     return 0
 

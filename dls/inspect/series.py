@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline, trace, traffic
+from dls import sources, timeline, trace, traffic
+from dls.sources import State
 from dls.trace import Trace, TraceError
 
 LARGEST = 1e60
@@ -28,7 +29,7 @@ class Series:
     run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
     steps: step, loss, payload_bytes, received_bytes, ring_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T],
     k, k_rank0, threshold, residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D];
-    closest: the last step that was looked at closely.
+    closest: the last step that was looked at closely; sources: what its training read of the program, state by state.
     """
 
     run: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Series:
     evals: Columns
     diagnostics: Columns
     closest: Closest | None
+    sources: Sequence[State] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def join(path: Path, traces: Sequence[Trace]) -> Series:
     shares = [{name: part.diagnostics[name] for name in ("step", "global_share")} for part in parts]
     shares = [share | {"global_share": share["global_share"].mean(axis=1)} for share in shares]
     shares = [share | {"hidden_share": hidden_share(part).mean(axis=1)} for share, part in zip(shares, parts, strict=True)]
-    return Series(_about(path, parts, steps["step"]), layers, steps, evals, _joined(shares, ends), _closest(parts))
+    read = [state for part in parts for state in sources.states(part.header.attributes)]
+    about = _about(path, parts, steps["step"])
+    return Series(about, layers, steps, evals, _joined(shares, ends), _closest(parts), list(dict.fromkeys(read)))
 
 
 def _closest(parts: Sequence[Trace]) -> Closest | None:

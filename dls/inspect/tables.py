@@ -44,7 +44,7 @@ def everything(summary: Summary) -> list[RenderableType]:
     compression = written("compression", traffic["compression"])
     title = f"Bytes of a rank, for {traffic['uploaded_share']:.3%} of the values: compression {compression}"
     title += "; received: from the other ranks; a ring Allreduce of the gradient moves as much each way"
-    columns = [("", ["a step", "all recorded steps"])]
+    columns: list[tuple[str, Sequence[Any]]] = [("", ["a step", "all recorded steps"])]
     columns += [(head, [traffic[f"{of}_per_step"], traffic[total]]) for head, of, total in BYTES]
     shown += _table(title, columns)
     return shown + time_of_a_step(summary)
