@@ -38,8 +38,21 @@ class Group:
     label: str
     runs: Sequence[Series]
 
+    @property
+    def name(self) -> str:
+        """The label without the number of seeds."""
+        return re.sub(r" \([0-9]+ seeds\)", "", self.label)
+
     def curve(self, table: str, name: str, smoothed: bool = False) -> Curve:
-        """A column of `steps`, `evals` or `diagnostics`, at no more than DRAWN steps. `smoothed`: those of one number a step."""
+        """Mean and deviation of `values`."""
+        steps, values = self.values(table, name, smoothed)
+        return Curve(steps, *mean_and_sd(values))
+
+    def values(self, table: str, name: str, smoothed: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """A column of `steps`, `evals` or `diagnostics`, at no more than DRAWN steps that all runs have: steps [T], [runs, T, …].
+
+        `smoothed`: those of one number a step.
+        """
         tables: list[Columns] = [getattr(run, table) for run in self.runs]
         steps = reduce(np.intersect1d, [each["step"] for each in tables])
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, DRAWN).round().astype(int))] if len(steps) else steps
@@ -47,7 +60,7 @@ class Group:
         for each in tables:
             at = np.searchsorted(each["step"], steps)
             values.append(smooth(each[name], at) if smoothed else np.asarray(each[name][at], dtype=np.float64))
-        return Curve(steps, *mean_and_sd(np.array(values)))
+        return steps, np.array(values)
 
 
 def mean_and_sd(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

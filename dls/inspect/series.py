@@ -26,7 +26,7 @@ Columns = Mapping[str, NDArray[Any]]
 class Series:
     """A run's traces joined, T recorded steps, ranks reduced to their mean.
 
-    run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
+    run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy, and until then sent_bytes, seconds [E];
     steps: step, loss, payload_bytes, received_bytes, ring_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T],
     k, k_rank0, threshold, residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D];
     closest: the last step that was looked at closely; sources: what its training read of the program, state by state.
@@ -82,7 +82,9 @@ def join(path: Path, traces: Sequence[Trace]) -> Series:
     ends = [*(_first_step(part) for part in parts[1:]), math.inf]
     values = sum(layers["size"])
     steps = _joined([reduce_ranks(part.steps, values) for part in parts], ends)
-    evals = _joined([part.evals for part in parts], ends)
+    evals = {**_joined([part.evals for part in parts], ends)}
+    for name, column in (("sent_bytes", "payload_bytes"), ("seconds", "seconds/total")):
+        evals[name] = _summed(steps, column, evals["step"])
     shares = [{name: part.diagnostics[name] for name in ("step", "global_share")} for part in parts]
     shares = [share | {"global_share": share["global_share"].mean(axis=1)} for share in shares]
     shares = [share | {"hidden_share": hidden_share(part).mean(axis=1)} for share, part in zip(shares, parts, strict=True)]
@@ -129,6 +131,14 @@ def _joined(parts: Sequence[Columns], ends: Sequence[float]) -> Columns:
     kept = [part["step"] < end for part, end in zip(parts, ends, strict=True)]
     cut = [{name: column[rows] for name, column in part.items()} for part, rows in zip(parts, kept, strict=True)]
     return {name: np.concatenate([part[name] for part in cut]) for name in cut[0]}
+
+
+def _summed(steps: Columns, name: str, at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """All of a column up to each of these steps; a step that was not recorded counts as the next that was."""
+    taken = np.diff(steps["step"].astype(np.float64), prepend=0.0)
+    total = np.concatenate([[0.0], np.cumsum(taken * steps[name])])
+    summed: NDArray[np.float64] = total[np.searchsorted(steps["step"], at, side="right")]
+    return summed
 
 
 def reduce_ranks(steps: Columns, values: int) -> Columns:

@@ -115,7 +115,7 @@ def _origin(rows: Sequence[Row]) -> Iterator[str]:
     read: dict[str, set[str]] = {}
     for row in rows:
         method = str(row["settings"].get("method", row["method"]))
-        read.setdefault(method, set()).update(row.get("sources", row["commits"]))
+        read.setdefault(method, set()).update(row["sources"] if "sources" in row else row["commits"])
     count = max(map(len, read.values()), default=0)
     if count:
         names = ", ".join(dict.fromkeys(map(provenance.short if count > 1 else provenance.head, commits)))

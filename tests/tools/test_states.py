@@ -1,4 +1,4 @@
-"""Runs are of one state where their trainings read the same: what a trace tells of it, and what groups and studies make of that."""
+"""Runs are of one state where their trainings read the same: what a trace tells of it, and what is made of that."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_file_that_differs_is_named(checkout: Path, tmp_path: Path, capsys: 
 
 
 def test_commits_that_nobody_knows_are_named(checkout: Path, tmp_path: Path) -> None:
-    one, two, three = (run(tmp_path / name, seed, commit=commit) for seed, (name, commit) in enumerate(zip("abc", "xxy")))
+    one, two, three = (run(tmp_path / name, seed, commit=commit) for seed, (name, commit) in enumerate(["ax", "bx", "cy"]))
     assert labels(one, two, three) == ["a (2 seeds)", "c"]
     (line,) = groups.apart(groups.by_seed([one, two, three]))
     assert line == "c does not group with a (2 seeds): commit y, not x"
@@ -110,7 +110,7 @@ def test_a_state_passes_through_a_trace(checkout: Path, tmp_path: Path) -> None:
     state = sources.state("dls", checkout)
     found = run(tmp_path / "a", 0, **about(checkout)).sources
     assert [(each.digest, each.commit, each.files) for each in found] == [(state.digest, head(checkout), state.files)]
-    assert set(state.files) == set(FILES)
+    assert set(state.files) == set(FILES) - {"dls/sparsifiers/__init__.py"}  # which nothing imports here
 
 
 def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -> None:
