@@ -27,6 +27,8 @@ import mpi4py
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import traffic
+
 mpi4py.rc(initialize=False, finalize=True)  # it is a Comm that starts MPI, with a limit to its waiting
 try:
     from mpi4py import MPI
@@ -78,6 +80,7 @@ class Pending(Protocol):
 class Comm:
     """This rank's place in the world. `sent_bytes` counts every byte given to MPI to send in a step, each once.
 
+    `received_bytes` counts those that the other ranks' messages bring, and of an Allreduce what a ring would.
     `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
     `timeout`: seconds that a rank waits for the others at most, anywhere, before it ends the run.
     `outlives_ranks`: whether a rank's death is a RankLost on the others; elsewhere the library ends them.
@@ -94,7 +97,7 @@ class Comm:
             raise MissingMPI(f"there is no MPI library: {words}; {MISSING}")
         self._world, self.timeout = MPI.COMM_WORLD if world is None else world, timeout
         self._before = before  # the library may still write to what was under way there
-        self.sent_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
         with _watched(timeout, "start"), _losses("the start"):
             if not MPI.Is_initialized():
                 MPI.Init_thread()
@@ -129,6 +132,7 @@ class Comm:
             raise ValueError(f"rank {self.rank} announced {sizes[self.rank]} bytes and has {payload.nbytes}")
         received = np.empty(sum(sizes), dtype=np.uint8)
         self.sent_bytes += payload.nbytes
+        self.received_bytes += received.nbytes - payload.nbytes
         target = [received, list(sizes), MPI.BYTE]
         pending = self._begin(lambda: self._world.Iallgatherv([payload, MPI.BYTE], target), what)
         return pending, np.split(received, np.cumsum(sizes)[:-1])
@@ -138,11 +142,13 @@ class Comm:
         received = np.empty((self.size, *values.shape), dtype=values.dtype)
         values = np.ascontiguousarray(values)
         self.sent_bytes += values.nbytes
+        self.received_bytes += received.nbytes - values.nbytes
         return self._begin(lambda: self._world.Iallgather(values, received), what), received
 
     def allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32], what: str) -> Pending:
         """Begin the library's Allreduce: the sum over the ranks lands in `total`, with the same bits on all ranks."""
         self.sent_bytes += values.nbytes
+        self.received_bytes += traffic.ring_bytes(values.size, self.size)
         return self._begin(lambda: self._world.Iallreduce(values, total, op=MPI.SUM), what)
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:

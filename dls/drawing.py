@@ -1,8 +1,69 @@
-"""What the pictures of all tools share: colours and markers that the colour-blind, and a grey print, tell apart."""
+"""What the pictures of all tools share: one look a method, which the colour-blind, and a grey print, tell from the others.
+
+A method has one colour and one marker wherever it is drawn. Its variants (other densities, settings, buckets) keep both, and
+differ in dashes, in shade, and in whether the marker is filled.
+"""
 
 from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's."""
 MARKERS = "os^Dv<>"
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)))
+OF_METHODS = {
+    "dense": ("#000000", "o"),
+    "global-topk": ("#D55E00", "s"),
+    "layerwise-topk": ("#009E73", "^"),
+    "dls": ("#0072B2", "D"),
+}
+"""Colour and marker of the methods that the project begins with."""
+OF_OTHERS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+"""One of these, by its name alone, is any other method's: it stays the same whatever is drawn beside it."""
+SHADES = (0.0, 0.35, 0.2, 0.5)
+"""How far the colours of variants are mixed with white."""
 MISSING = "needs matplotlib: pip install 'dls[plot]'"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method, or a variant of it, is drawn."""
+
+    colour: str
+    marker: str
+    dash: Any
+    filled: bool
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """For a curve of matplotlib's."""
+        face = self.colour if self.filled else "white"
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markerfacecolor": face}
+
+
+def looks(methods: Sequence[str]) -> list[Look]:
+    """One for each of what is drawn together, in order, by the names of their methods: the second of one name is a variant."""
+    return [_look(name, list(methods[:i]).count(name)) for i, name in enumerate(methods)]
+
+
+def _look(method: str, variant: int) -> Look:
+    other = OF_OTHERS[zlib.crc32(method.encode(errors="replace")) % len(OF_OTHERS)]
+    colour, marker = OF_METHODS.get(method, other)
+    shade, dash = SHADES[variant % len(SHADES)], DASHES[variant % len(DASHES)]
+    return Look(lighter(colour, shade), marker, dash, variant % 2 == 0)
+
+
+def lighter(colour: str, share: float) -> str:
+    """A colour, mixed with so much white."""
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * share):02X}" for part in parts)
+
+
+def family(name: str) -> str:
+    """The method that a label speaks of: dls of dls(1), dls/at-end and dls."""
+    return re.split(r"[(/ ]", name, maxsplit=1)[0]

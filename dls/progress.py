@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dls import traffic
+
 LINE_INTERVAL = 10.0
 """Seconds without a line after which the next step prints one."""
 LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
@@ -23,7 +25,7 @@ class Reporter:
         self._quiet, self._total = quiet, total
         self.at = first
         self._started = self._spoke = time.monotonic()
-        self._first, self._training, self._sent = first, 0.0, 0
+        self._first, self._training, self._sent, self._received = first, 0.0, 0, 0
         self._last, self._skipped = "", 0
         self._said: set[str] = set()
         launched = any(name in os.environ for name in LAUNCHERS)
@@ -48,10 +50,11 @@ class Reporter:
             self._said.add(line)
             self.say(line)
 
-    def step(self, step: int, loss: float, seconds: float, sent: int) -> None:
+    def step(self, step: int, loss: float, seconds: float, sent: int, received: int) -> None:
         """A step is done, after so many seconds and bytes."""
         self._training += seconds
         self._sent += sent
+        self._received += received
         self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}")
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
@@ -72,13 +75,14 @@ class Reporter:
     def _speed(self, step: int) -> str:
         return f"{(step - self._first) / max(self._training, 1e-9):.1f} steps/s"
 
-    def done(self, out: Path, dense: int) -> None:
-        """The run is over; dense training sends so many bytes a step."""
+    def done(self, out: Path, ring: int) -> None:
+        """The run is over; a ring Allreduce of the whole gradient sends and receives so many bytes a step."""
         self.close()
         steps, seconds = self._total - self._first, time.monotonic() - self._started
-        share = f", {self._sent / (steps * dense):.2%} of dense" if steps else ""
+        sent, received, dense = map(traffic.readable, (self._sent, self._received, steps * ring))
         skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
-        self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}; {self._sent / 1e6:,.2f} MB sent a rank{share}")
+        self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
+        self.say(f"rank 0 sent {sent} and received {received}; a dense ring Allreduce would move {dense} each way")
         self.say(f"look into it with python -m dls.inspect {out}")
 
     def stopped(self, step: int, out: Path) -> None:

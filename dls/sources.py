@@ -1,13 +1,25 @@
-"""Which code this is: the files that are here, and the commit that they are of."""
+"""Which code this is: the files that are here, and the commit that they are of.
+
+Two runs are of one state where their trainings read the same: `dls.train` and the method with all that they import, and what is
+loaded by name. Another method, a tool or a page beside them makes no other state.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import dls
 
@@ -16,11 +28,91 @@ PACKAGES = ("dls", "reference", "gpu")
 BY_NAME = ("reference", "gpu", "dls/assets")
 """What training loads by name, or reads: all of it counts."""
 DIGITS = 12
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""A trace is anybody's file, and git takes a word that begins with - for an option."""
+OF_NO_COMMIT = "files that were of no commit"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a training read of the program: a hash of all of it; of each file, where that is known; the commit as `commit` has it.
+
+    The hash is empty where a trace names a commit alone. States are equal by hash and commit; `same` asks for more.
+    """
+
+    digest: str
+    commit: str = ""
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def to_text(self) -> str:
+        """For a trace: the hash of all, then a line for each file with its own."""
+        return "\n".join([self.digest, *(f"{digest} {name}" for name, digest in self.files.items())])
+
+    def differing(self, other: State) -> list[str]:
+        """The files in which it differs from another state."""
+        if self.digest == other.digest:
+            return []
+        if not (self.files and other.files):
+            return [OF_NO_COMMIT]
+        names = sorted(self.files.keys() | other.files.keys())
+        return [name for name in names if self.files.get(name) != other.files.get(name)]
 
 
 def version() -> str:
     """The program's version, and a hash of all its sources, the same wherever the same code runs."""
     return f"{dls.__version__}+{_hash(_below(ROOT, PACKAGES), ROOT)}"
+
+
+def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
+    """What a run of this method would read now, and what else is its own."""
+    files = [*_below(root, training_files(method, root)), *own]
+    return State(_hash(files, root), "", {_name(path, root): _hash([path], root) for path in sorted(files)})
+
+
+def state_of_run(method: str, root: Path = ROOT) -> State:
+    """That of the run that this process is."""
+    return state(method, root, _own_program(root))
+
+
+def states(attributes: Mapping[str, Any]) -> list[State]:
+    """Those that a trace's attributes tell of: one, or those of the programs that went on with the run, in order."""
+    commits = str(attributes.get("commit", "")).split() or [""]
+    texts = attributes.get("sources") or []
+    if texts:
+        return [_from_text(str(text), commit or "") for text, commit in zip_longest(texts, commits[: len(texts)])]
+    return [State(commit.partition("+")[2], commit) for commit in commits]
+
+
+def _from_text(text: str, commit: str) -> State:
+    digest, *lines = text.splitlines() or [""]
+    pairs = (line.partition(" ") for line in lines)
+    return State(digest, commit, {name: own for own, _, name in pairs})
+
+
+@lru_cache(maxsize=256)
+def resolved(found: State, method: str, root: Path) -> State | None:
+    """The state with its hash, which a commit alone has in this checkout's history; None where that does not know it."""
+    if found.digest:
+        return found
+    if not COMMIT.fullmatch(found.commit):
+        return None
+    try:
+        command = ["git", "-C", str(root), "archive", "--format=tar", found.commit]
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+        return replace(state(method, Path(folder)), commit=found.commit)
+
+
+def same(ones: Iterable[State], others: Iterable[State], method: str, root: Path) -> bool:
+    """Whether two runs of a method are of one state: their hashes, or else their commits, are the same."""
+    ones, others = list(ones), list(others)
+    if ones == others:
+        return True
+    known = [[resolved(each, method, root) for each in each_run] for each_run in (ones, others)]
+    return None not in known[0] and [each and each.digest for each in known[0]] == [each and each.digest for each in known[1]]
 
 
 def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> str:
@@ -95,9 +187,12 @@ def _is_source(path: Path) -> bool:
 def _hash(files: Iterable[Path], root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        digest.update(name.encode() + _content(path))
+        digest.update(_name(path, root).encode() + _content(path))
     return digest.hexdigest()[:DIGITS]
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _content(path: Path) -> bytes:

@@ -30,7 +30,10 @@ FLUSH_ROWS = 50
 """Recorded steps that may be lost with a killed process."""
 ENVIRONMENT = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
 """On what a run computed, see `dls.environment`."""
-ATTRIBUTES = ("config", "version", "commit", "world_size", "backend", "seed", "hosts", "started", "data", *ENVIRONMENT)
+ATTRIBUTES = (
+    *("config", "version", "commit", "sources", "world_size", "backend", "seed", "hosts", "started", "data"),
+    *ENVIRONMENT,
+)
 WORDS = ("name", "kind")
 THEN = " → "
 """What stands between the environments of a run that went on elsewhere."""
@@ -40,8 +43,10 @@ ATTEMPTS, PAUSE = 40, 0.05
 """How often a trace that is in use is looked at again, and the seconds in between."""
 MAGIC = b"\x89HDF\r\n\x1a\n"
 """How a file of HDF5 begins."""
-ADDED = "diagnostics"
-"""The group that older traces of this schema do not have."""
+ADDED, ADDED_COLUMN = "diagnostics", "steps/received_bytes"
+"""The group, and the column, that older traces of this schema do not have."""
+UNKNOWN = -1
+"""What stands in that column where it was not recorded."""
 MOST = 65_536
 """Ranks, or layers, of a trace that is read."""
 UNITS = {
@@ -50,6 +55,7 @@ UNITS = {
     "lr": "1",
     "loss": "nats",
     "payload_bytes": "bytes",
+    "received_bytes": "bytes",
     "k": "values",
     "threshold": "gradient",
     "residual_norm": "gradient",
@@ -203,7 +209,8 @@ def _shapes(ranks: int, layers: int) -> dict[str, Shapes]:
     """The datasets of `steps`, of `evals` and of `diagnostics`: name to a row's shape and type."""
     per_layer, per_rank, once = (ranks, layers), (ranks,), ()
     steps: Shapes = {"step": (once, np.int64), "epoch": (once, np.int64), "lr": (once, np.float64)}
-    steps |= {"loss": (per_rank, np.float64), "payload_bytes": (per_rank, np.int64), "k": (per_layer, np.int64)}
+    steps |= {"loss": (per_rank, np.float64), "k": (per_layer, np.int64)}
+    steps |= {name: (per_rank, np.int64) for name in ("payload_bytes", "received_bytes")}
     steps |= {name: (per_layer, np.float64) for name in ("threshold", "residual_norm")}
     steps |= {f"seconds/{phase}": (per_rank, np.float64) for phase in SECONDS}
     evals: Shapes = {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
@@ -251,7 +258,7 @@ class Recorder:
     def _flush_steps(self) -> None:
         columns: dict[str, NDArray[Any]] = {
             name: np.array([getattr(row, name) for row in self._rows])
-            for name in ("loss", "payload_bytes", "k", "threshold", "residual_norm")
+            for name in ("loss", "payload_bytes", "received_bytes", "k", "threshold", "residual_norm")
         }
         columns |= {f"seconds/{phase}": np.array([row.seconds[phase] for row in self._rows]) for phase in SECONDS}
         rows = self._gathered(columns)
@@ -459,11 +466,18 @@ def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, N
     """A group's columns, cut to the rows that are complete: a writer may be between two columns, or have met a full disk."""
     if group == ADDED and file.get(group, getlink=True) is None:
         return {name: np.zeros((0, *row), kind) for name, (row, kind) in shapes.items()}
-    columns = {name: _column(file, f"{group}/{name}", row, size) for name, (row, _) in shapes.items()}
+    there = {name: row for name, (row, _) in shapes.items() if not _was_added(file, f"{group}/{name}")}
+    columns = {name: _column(file, f"{group}/{name}", row, size) for name, row in there.items()}
     claimed = min(column.shape[0] for column in columns.values())
     ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
     complete = claimed if ascending.all() else int(ascending.argmin())
-    return {name: column[:complete].astype(shapes[name][1], copy=False) for name, column in columns.items()}
+    rows = {name: column[:complete].astype(shapes[name][1], copy=False) for name, column in columns.items()}
+    return {name: rows.get(name, np.full((complete, *row), UNKNOWN, kind)) for name, (row, kind) in shapes.items()}
+
+
+def _was_added(file: h5py.File, name: str) -> bool:
+    """Whether it is the column that an older trace does not have, and this one does not."""
+    return name == ADDED_COLUMN and ADDED_COLUMN.split("/")[1] not in file["steps"]
 
 
 # --- going on with a trace, and repairing one ------------------------------------------------
@@ -501,13 +515,18 @@ def _drop(path: Path) -> None:
 
 
 def _inherited(old: Header, new: Header) -> dict[str, Any]:
-    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it, in order."""
+    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it, in order.
+
+    Where the beginning tells of its commit alone, and not of the sources, so does the whole.
+    """
     kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
     for name in ENVIRONMENT:
         words = [*str(old.attributes.get(name, "")).split(THEN), str(new.attributes.get(name, ""))]
         kept |= {name: THEN.join(dict.fromkeys(filter(None, words)))} if any(words) else {}
     commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
-    return kept | {"commit": " ".join(dict.fromkeys(commits))}
+    before, now = (list(each.attributes.get("sources") or []) for each in (old, new))
+    read = list(dict.fromkeys([*before, *now])) if before and now else []
+    return kept | {"commit": " ".join(dict.fromkeys(commits)), "sources": read}
 
 
 def repair(path: Path) -> str:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import dls
-from dls import checkpoint, config, launcher, output, sources, startup, trace
+from dls import checkpoint, config, launcher, output, sources, startup, trace, traffic
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
 from dls.config import CommandLine, UsageError
@@ -130,7 +131,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *before, _opening(run, comm)):
+    for line in (*run.notes, *before, _opening(run, comm), *_warnings(worker)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
@@ -153,7 +154,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     if step < run.total:
         reporter.stopped(step, run.out)
         return os.EX_TEMPFAIL
-    reporter.done(run.out, run.model.parameters.nbytes)
+    reporter.done(run.out, traffic.ring_bytes(run.model.parameters.size, comm.size))
     return 0
 
 
@@ -182,7 +183,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
         recorder.diagnosis(step, result.diagnosis)
     if result.met_by:
         reporter.skipped(step, result.met_by)
-    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
+    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes, result.received_bytes)
 
 
 def _due(step: int, every: int) -> bool:
@@ -226,6 +227,7 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
         "config": run.config.to_toml(),
         "version": dls.__version__,
         "commit": sources.commit(run.config.method) if comm.rank == 0 else "",
+        "sources": [sources.state_of_run(run.config.method).to_text()] if comm.rank == 0 else [],
         "world_size": comm.size,
         "backend": run.backend.name,
         "seed": run.config.seed,
@@ -245,6 +247,17 @@ def _opening(run: Run, comm: Comm) -> str:
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
         f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
+
+
+def _warnings(worker: Worker) -> Iterator[str]:
+    """Where the ranks are so many that sparse messages move more than the whole gradient would."""
+    ranks, values = worker.comm.size, worker.model.parameters.size
+    received, ring = worker.sparsifier.bytes_received(worker.groups.values()), traffic.ring_bytes(values, ranks)
+    if received > ring:
+        yield (
+            f"warning: of {ranks} ranks each receives about {traffic.readable(received)} a step, and would receive "
+            f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do: docs/cluster.md, \"Many ranks\""
+        )
 
 
 def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:

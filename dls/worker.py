@@ -110,6 +110,7 @@ class StepResult:
 
     loss: float
     payload_bytes: int
+    received_bytes: int
     seconds: dict[str, float]
     met_by: Sequence[int] = ()
     k: NDArray[np.int64] | None = None
@@ -137,7 +138,8 @@ class Worker:
 
         `diagnose`: with a Diagnosis. NonFiniteError where the loss or a gradient is not finite, unless such steps are skipped.
         """
-        self.watch, self.comm.sent_bytes = Stopwatch(self.backend.ops.wait), 0
+        self.watch = Stopwatch(self.backend.ops.wait)
+        self.comm.sent_bytes = self.comm.received_bytes = 0
         if diagnose:
             self.watch.with_timeline(len(self.model.layers))
         images, labels = batches.batch(number - 1)
@@ -148,7 +150,8 @@ class Worker:
             self.sparsifier.adjust(number)
         met_by = self._met_by()
         self._receive(lr, apply=not met_by)
-        result = StepResult(math.nan if met_by else loss, self.comm.sent_bytes, self.watch.seconds, met_by)
+        moved = self.comm.sent_bytes, self.comm.received_bytes
+        result = StepResult(math.nan if met_by else loss, *moved, self.watch.seconds, met_by)
         if record:
             with self.watch.phase("diagnostics"):
                 result.k, result.threshold = self.sparsifier.layer_k(), self.sparsifier.layer_thresholds()

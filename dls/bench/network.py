@@ -15,7 +15,7 @@ from typing import Any
 
 from dls.bench.contenders import AT_END, Row
 from dls.config import UsageError
-from dls.drawing import MISSING
+from dls.drawing import MISSING, family, looks
 from dls.hosts import Hosts, python
 
 UNLIMITED = "unlimited"
@@ -97,17 +97,30 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             shown = [row for row in rows if (row["hosts"], row["rate"], row["model"]) == (hosts, rate, network)]
             _draw_panel(panels[line, column], shown)
             panels[line, column].set_title(f"{network}, {hosts} hosts, {rate}", fontsize=9)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _explain(figure)
     figure.savefig(path, dpi=150)
+
+
+def _explain(figure: Any) -> None:
+    """What full and hatched bars are, in no method's colour."""
+    from matplotlib.patches import Patch
+
+    parts = [Patch(color="#777777", label="computing")]
+    parts += [Patch(facecolor="white", edgecolor="#777777", hatch="////", label="waiting for the network (exposed)")]
+    figure.legend(handles=parts, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _draw_panel(axes: Any, rows: Sequence[Row]) -> None:
     names = [row["method"] for row in rows]
     compute, exposed = [row["compute, ms"] for row in rows], [row["exposed, ms"] for row in rows]
-    axes.barh(names, compute, color="#0072b2", label="computing")
-    bars = axes.barh(names, exposed, left=compute, color="#e69f00", hatch="//", label="waiting for the network (exposed)")
-    axes.bar_label(bars, labels=[f"{row['step, ms']:.0f}" for row in rows], padding=3, fontsize=8)
-    axes.margins(x=0.15)
+    colours = [look.colour for look in looks([family(name) for name in names])]
+    axes.barh(names, compute, color=colours, edgecolor=colours, lw=0.6)
+    bars = axes.barh(names, exposed, left=compute, color="white", edgecolor=colours, hatch="////", lw=0.6)
+    axes.bar_label(bars, labels=[f"{row['step, ms']:,.0f}" for row in rows], padding=3, fontsize=8)
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.invert_yaxis()
     axes.set_xlabel("ms a step", fontsize=8)
     axes.tick_params(labelsize=8)

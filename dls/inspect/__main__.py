@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,28 +13,57 @@ from rich.console import Console
 
 from dls import files, output, trace
 from dls.config import Parser, UsageError
-from dls.inspect import page, pictures
+from dls.files import one_line
+from dls.inspect import page, pictures, points
 from dls.inspect.follow import follow
-from dls.inspect.groups import by_seed
-from dls.inspect.series import files_of, load
+from dls.inspect.groups import Group, apart, by_seed
+from dls.inspect.runs import find, load_all
+from dls.inspect.series import files_of
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.lock import State
 from dls.trace import TraceError
 
+SMALLEST, LARGEST = 1, 40
+"""Inches of a figure's sides."""
+
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder, or a trace file")
+    words = "a run's folder, a trace file, or a folder with runs below it"
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
     parser.add_argument("--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables')
     parser.add_argument("--follow", action="store_true", help="watch runs that still go on, until they end or Ctrl-C")
     parser.add_argument("--repair", action="store_true", help="make traces that a killed run left behind open in any viewer")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page with tables and pictures, too")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write the pictures on one sheet, too: .png, .pdf, .svg")
+    words = f"of the pictures this one, for a paper: {', '.join((*pictures.SIDE_BY_SIDE, *pictures.OF_LAYERS))}"
+    parser.add_argument("--figure", metavar="NAME", help=words)
+    width, height = pictures.ONE_COLUMN
+    words = f"inches of that figure ({width}x{height})"
+    parser.add_argument("--size", metavar="WxH", help=words)
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too")
     args = parser.parse_args(argv)
     if args.follow and (args.json or args.repair):
         parser.error("--follow goes with neither --json nor --repair")
+    if args.figure and not (args.plot or args.csv):
+        parser.error("--figure needs --plot FILE to draw it, or --csv FILE for its numbers")
+    if args.size and not (args.figure and args.plot):
+        parser.error("--size needs --figure and --plot")
+    args.size = _size(args.size) if args.size else pictures.ONE_COLUMN
     return args
+
+
+def _size(text: str) -> tuple[float, float]:
+    """Width and height in inches. UsageError."""
+    found = re.fullmatch(r"([0-9.]{1,9})[x×,]([0-9.]{1,9})", text)
+    try:
+        size = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    except ValueError:
+        size = (0.0, 0.0)
+    if not all(SMALLEST <= length <= LARGEST for length in size):
+        raise UsageError(f"--size {text}: give width and height in inches, each from {SMALLEST} to {LARGEST}, such as 3.4x2.2")
+    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,46 +80,69 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(args: argparse.Namespace, console: Console) -> int:
+    _check_outputs(args)
     if args.repair:
-        return _repair(args.runs)
-    for option, file in (("--plot", args.plot), ("--html", args.html)):
-        if file:
-            pictures.need(option)
-            _check_target(option, file)
+        return _repair([path for path, _ in find(args.runs)])
     if args.follow:
         with suppress(KeyboardInterrupt):  # then all is said that there is to say, as when the runs end
-            follow(args.runs, console)
-    runs = [load(path) for path in args.runs]
+            follow([Path(run.run["path"]) for run in load_all(args.runs)[0]], console)
+    runs, skipped = load_all(args.runs)
     together = by_seed(runs)
-    if args.plot:
-        pictures.sheet(together, args.plot)
-    if args.html:
-        page.write(together, args.html)
+    _write(together, args)
     if args.json:
         console.out(to_json([summarise(run) for run in runs]), highlight=False)
     else:
         console.print(*(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n")
-    _mention_killed(args.runs)
+    _mention(together, skipped)
     return 0
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """TraceError, before any work, for what cannot be drawn or written."""
+    for option, file in (("--plot", args.plot), ("--html", args.html), ("--csv", args.csv)):
+        if file:
+            pictures.need(option)
+            _check_target(option, file)
+    if args.figure:
+        pictures.check_name(args.figure)
+
+
+def _write(together: Sequence[Group], args: argparse.Namespace) -> None:
+    """The files that were asked for."""
+    one = pictures.named(together, args.figure) if args.figure else None
+    if args.plot and one:
+        pictures.single(one, args.plot, args.size)
+    elif args.plot:
+        pictures.sheet(together, args.plot)
+    if args.html:
+        page.write(together, args.html)
+    if args.csv:
+        shown = [one] if one else [*pictures.together(together), *(each for group in together for each in pictures.alone(group))]
+        points.write((point for picture in shown for point in picture.points()), args.csv)
+
+
 def _check_target(option: str, file: Path) -> None:
-    """TraceError, before any work, for a place that cannot be written, or a name that is no page's: it may be the trace."""
-    if option == "--html" and file.suffix not in (".html", ".htm"):
-        raise TraceError(f"--html {file}: a page's name ends in .html")
+    """TraceError for a place that cannot be written, or a name that is no page's or table's: it may be the trace."""
+    for kind, what, suffixes in (("--html", "page", (".html", ".htm")), ("--csv", "table", (".csv",))):
+        if option == kind and file.suffix not in suffixes:
+            raise TraceError(f"{option} {file}: a {what}'s name ends in {suffixes[0]}")
     if obstacle := files.obstacle(file):
         raise TraceError(f"{option} {file}: {obstacle}")
 
 
-def _mention_killed(runs: Sequence[Path]) -> None:
-    """What was killed left a trace that this program reads, and others do not."""
-    for path in (file for run in runs for file in files_of(run)):
+def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
+    """What is left out, what does not group and why, and what was killed: its trace this program reads, and others do not."""
+    lines = list(apart(together))
+    if skipped:
+        lines.append(f"{len(skipped)} of the runs found are skipped: {'; '.join(skipped)}")
+    for path in [file for group in together for run in group.runs for file in files_of(Path(run.run["path"]))]:
         state = trace.state(path)  # first: what nobody writes any more stays as it is
         if state is State.UNKNOWN:
-            words = f"whether a run still writes {path} cannot be told here ({state.value})"
-            print(f"dls.inspect: {words}", file=sys.stderr)
+            lines.append(f"whether a run still writes {path} cannot be told here ({state.value})")
         elif state is State.FREE and trace.left_open(path):
-            print(f"dls.inspect: what wrote {path} was killed; --repair lets other programs open it, too", file=sys.stderr)
+            lines.append(f"what wrote {path} was killed; --repair lets other programs open it, too")
+    for line in lines:
+        print(f"dls.inspect: {one_line(line)}", file=sys.stderr)
 
 
 def _repair(runs: Sequence[Path]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import takewhile
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import sources
+from dls.config import flag, show_value
 from dls.inspect.series import Columns, Series
-from dls.inspect.summary import single_figures, smooth, summarise
+from dls.inspect.summary import single_figures, smooth, summarise, written
 
 DRAWN = 400
 """Most points of a curve that is drawn."""
@@ -36,8 +38,21 @@ class Group:
     label: str
     runs: Sequence[Series]
 
+    @property
+    def name(self) -> str:
+        """The label without the number of seeds."""
+        return re.sub(r" \([0-9]+ seeds\)", "", self.label)
+
     def curve(self, table: str, name: str, smoothed: bool = False) -> Curve:
-        """A column of `steps`, `evals` or `diagnostics`, at no more than DRAWN steps. `smoothed`: those of one number a step."""
+        """Mean and deviation of `values`."""
+        steps, values = self.values(table, name, smoothed)
+        return Curve(steps, *mean_and_sd(values))
+
+    def values(self, table: str, name: str, smoothed: bool = False) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """A column of `steps`, `evals` or `diagnostics`, at no more than DRAWN steps that all runs have: steps [T], [runs, T, …].
+
+        `smoothed`: those of one number a step.
+        """
         tables: list[Columns] = [getattr(run, table) for run in self.runs]
         steps = reduce(np.intersect1d, [each["step"] for each in tables])
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, DRAWN).round().astype(int))] if len(steps) else steps
@@ -45,7 +60,7 @@ class Group:
         for each in tables:
             at = np.searchsorted(each["step"], steps)
             values.append(smooth(each[name], at) if smoothed else np.asarray(each[name][at], dtype=np.float64))
-        return Curve(steps, *mean_and_sd(np.array(values)))
+        return steps, np.array(values)
 
 
 def mean_and_sd(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -77,15 +92,62 @@ def by_seed(runs: Sequence[Series]) -> list[Group]:
 
 
 def _differ_in_seed(one: Series, two: Series) -> bool:
-    """Whether they do in nothing else. Runs that do not say what they were may differ in anything, and one must have begun."""
-    known = all(run.run["config"] and len(run.steps["step"]) for run in (one, two))
-    return known and _identity(one) == _identity(two) and one.run["seed"] != two.run["seed"]
+    """Whether they do in nothing else."""
+    return _have_begun(one, two) and one.run["seed"] != two.run["seed"] and next(_differences(one, two), None) is None
 
 
-def _identity(run: Series) -> tuple[Any, ...]:
-    """All that tells what a run was, but its seed, its folder and where and when it ran."""
-    settings = {name: value for name, value in run.run["config"].items() if name not in ("seed", "out")}
-    return settings, [*run.layers["size"]], *(run.run[name] for name in ("ranks", "version", "commit"))
+def _have_begun(*runs: Series) -> bool:
+    """Whether all have recorded a step, and say what they were: those that do not may differ in anything."""
+    return all(run.run["config"] and len(run.steps["step"]) for run in runs)
+
+
+def _differences(one: Series, two: Series) -> Iterator[str]:
+    """In what two runs differ, but their seed, their folder and where and when they ran: the own of the one, not of the other."""
+    own, others = (run.run["config"] for run in (one, two))
+    for name in own | others:
+        if name not in ("seed", "out") and own.get(name) != others.get(name):
+            yield f"{flag(name)} {_setting(own, name)}, not {_setting(others, name)}"
+    if [*one.layers["size"]] != [*two.layers["size"]]:
+        yield "other layers"
+    for name in ("ranks", "version"):
+        if one.run[name] != two.run[name]:
+            yield f"{name} {written(name, one.run[name])}, not {written(name, two.run[name])}"
+    if not sources.same(one.sources, two.sources, str(own.get("method")), sources.ROOT):
+        yield _other_sources(one, two)
+
+
+def _setting(config: Mapping[str, Any], name: str) -> str:
+    return show_value(config[name]) if name in config else "not set"
+
+
+def _other_sources(one: Series, two: Series) -> str:
+    """The first file in which the programs differ; where no file is known, what they call themselves."""
+    method, files = str(one.run["method"]), list[str]()
+    for own, other in zip(one.sources, two.sources, strict=False):
+        known = [sources.resolved(state, method, sources.ROOT) for state in (own, other)]
+        files += known[0].differing(known[1]) if known[0] and known[1] else []
+    named = [name for name in files if name != sources.OF_NO_COMMIT]
+    if named:
+        return f"another {named[0]}" + (f", and {len(named) - 1} more" if len(named) > 1 else "")
+    return f"commit {written('commit', one.run['commit'])}, not {written('commit', two.run['commit'])}"
+
+
+def apart(groups: Sequence[Group]) -> Iterator[str]:
+    """Why groups of one method that have no seed in common are not one: a line for each that could have joined one before it."""
+    for i, group in enumerate(groups):
+        alike = [other for other in groups[:i] if _could_join(group, other)]
+        reasons = [(list(_differences(group.runs[0], other.runs[0])), other) for other in alike]
+        if reasons:
+            reason, other = min(reasons, key=lambda each: len(each[0]))
+            more = f" (and {len(reason) - 1} more)" if len(reason) > 1 else ""
+            yield f"{group.label} does not group with {other.label}: {reason[0]}{more}"
+
+
+def _could_join(one: Group, two: Group) -> bool:
+    """Whether their runs could be further seeds of each other, as far as their methods say."""
+    seeds = [{run.run["seed"] for run in group.runs} for group in (one, two)]
+    first, second = one.runs[0], two.runs[0]
+    return _have_begun(first, second) and first.run["method"] == second.run["method"] and seeds[0].isdisjoint(seeds[1])
 
 
 def _group_label(names: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline, trace
+from dls import sources, timeline, trace, traffic
+from dls.sources import State
 from dls.trace import Trace, TraceError
 
 LARGEST = 1e60
@@ -25,9 +26,10 @@ Columns = Mapping[str, NDArray[Any]]
 class Series:
     """A run's traces joined, T recorded steps, ranks reduced to their mean.
 
-    run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy [E];
-    steps: step, loss, payload_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T], k, k_rank0, threshold,
-    residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D]; closest: the last step that was looked at closely.
+    run: see dls.inspect; layers: name, kind, size, … [L]; evals: step, loss, accuracy, and until then sent_bytes, seconds [E];
+    steps: step, loss, payload_bytes, received_bytes, ring_bytes, set_size, threshold_ratio, residual, warm, seconds/PHASE [T],
+    k, k_rank0, threshold, residual_norm [T, L]; diagnostics: step, global_share, hidden_share [D];
+    closest: the last step that was looked at closely; sources: what its training read of the program, state by state.
     """
 
     run: Mapping[str, Any]
@@ -36,6 +38,7 @@ class Series:
     evals: Columns
     diagnostics: Columns
     closest: Closest | None
+    sources: Sequence[State] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,17 @@ def join(path: Path, traces: Sequence[Trace]) -> Series:
     if any(list(part.header.layers["size"]) != list(layers["size"]) for part in parts):
         raise TraceError(f"{path}: its traces are of different models")
     ends = [*(_first_step(part) for part in parts[1:]), math.inf]
-    steps = _joined([reduce_ranks(part.steps) for part in parts], ends)
-    evals = _joined([part.evals for part in parts], ends)
+    values = sum(layers["size"])
+    steps = _joined([reduce_ranks(part.steps, values) for part in parts], ends)
+    evals = {**_joined([part.evals for part in parts], ends)}
+    for name, column in (("sent_bytes", "payload_bytes"), ("seconds", "seconds/total")):
+        evals[name] = _summed(steps, column, evals["step"])
     shares = [{name: part.diagnostics[name] for name in ("step", "global_share")} for part in parts]
     shares = [share | {"global_share": share["global_share"].mean(axis=1)} for share in shares]
     shares = [share | {"hidden_share": hidden_share(part).mean(axis=1)} for share, part in zip(shares, parts, strict=True)]
-    return Series(_about(path, parts, steps["step"]), layers, steps, evals, _joined(shares, ends), _closest(parts))
+    read = [state for part in parts for state in sources.states(part.header.attributes)]
+    about = _about(path, parts, steps["step"])
+    return Series(about, layers, steps, evals, _joined(shares, ends), _closest(parts), list(dict.fromkeys(read)))
 
 
 def _closest(parts: Sequence[Trace]) -> Closest | None:
@@ -125,13 +133,24 @@ def _joined(parts: Sequence[Columns], ends: Sequence[float]) -> Columns:
     return {name: np.concatenate([part[name] for part in cut]) for name in cut[0]}
 
 
-def reduce_ranks(steps: Columns) -> Columns:
-    """The steps of a Series from those of one trace."""
+def _summed(steps: Columns, name: str, at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """All of a column up to each of these steps; a step that was not recorded counts as the next that was."""
+    taken = np.diff(steps["step"].astype(np.float64), prepend=0.0)
+    total = np.concatenate([[0.0], np.cumsum(taken * steps[name])])
+    summed: NDArray[np.float64] = total[np.searchsorted(steps["step"], at, side="right")]
+    return summed
+
+
+def reduce_ranks(steps: Columns, values: int) -> Columns:
+    """The steps of a Series from those of one trace, whose gradient has so many values."""
     low, high = steps["threshold"].min(axis=2), steps["threshold"].max(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = high / low
     own = {"step": steps["step"], "k_rank0": steps["k"][:, 0], "warm": np.arange(len(low)) >= min(1, len(low) - 1)}
     per_rank = {name: column for name, column in steps.items() if name not in ("step", "epoch", "lr")}
+    known = steps["received_bytes"] >= 0  # what an older trace did not record is trace.UNKNOWN
+    per_rank |= {"received_bytes": np.where(known, steps["received_bytes"], np.nan)}
+    per_rank |= {"ring_bytes": np.full(steps["loss"].shape, traffic.ring_bytes(values, steps["loss"].shape[1]))}
     per_rank |= {"set_size": high - low, "threshold_ratio": ratio}
     per_rank |= {"residual": np.sqrt((steps["residual_norm"] ** 2).sum(axis=2))}
     return own | {name: column.mean(axis=1) for name, column in per_rank.items()}

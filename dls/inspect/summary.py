@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, trace
+from dls import files, trace, traffic
 from dls.inspect.series import Columns, Series
 
 POINTS, MAX_WINDOW = 8, 50
@@ -19,15 +19,17 @@ POINTS, MAX_WINDOW = 8, 50
 COMPARED = (  # rows of the comparison
     *("method", "density", "ranks", "steps", "accuracy", "test_loss", "train_loss"),
     *("set_size", "threshold_ratio", "global_share", "bytes_per_step", "share_of_dense"),
+    *("received_bytes_per_step", "ring_bytes_per_step", "share_of_ring"),
     *("total_ms", "exposed_ms", "hidden_share"),
 )
 SHOWN_ENDS = ("first threshold", "last threshold", "first residual", "last residual")
 FORMATS = (  # how the numbers of that name, or below that head, are written
-    dict.fromkeys(("step", "size", "rank 0", "bytes_per_step", "sent", "dense"), ",.0f")
+    dict.fromkeys(("step", "size", "rank 0", "sent", "received", "dense", "ring Allreduce"), ",.0f")
+    | dict.fromkeys(("bytes_per_step", "received_bytes_per_step", "ring_bytes_per_step"), ",.0f")
     | dict.fromkeys(("first k", "last k"), ",.1f")
     | dict.fromkeys(("set_size", "threshold_ratio", "compression", *SHOWN_ENDS), ".4g")
     | dict.fromkeys(("loss", "train_loss", "test_loss"), ".4f")
-    | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "global_share", "hidden_share"), ".2%")
+    | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "share_of_ring", "global_share", "hidden_share"), ".2%")
     | {"k/n": ".3%", "ms": ".3f", "total_ms": ".3f", "exposed_ms": ".3f", "share": ".1%"}
 )
 
@@ -97,7 +99,8 @@ def _layers(series: Series) -> dict[str, list[Any]]:
 
 def _traffic(series: Series) -> dict[str, float]:
     sent, values = series.steps["payload_bytes"], int(sum(series.layers["size"]))
-    mean, dense = float(sent.mean()), 4 * values
+    received, ring = series.steps["received_bytes"], series.steps["ring_bytes"]
+    mean, dense = float(sent.mean()), traffic.VALUE_BYTES * values
     return {
         "bytes_per_step": mean,
         "dense_bytes_per_step": dense,
@@ -105,6 +108,11 @@ def _traffic(series: Series) -> dict[str, float]:
         "total_bytes": float(sent.sum()),
         "dense_total_bytes": dense * len(sent),
         "compression": dense / mean if mean else math.inf,
+        "received_bytes_per_step": float(received.mean()),
+        "ring_bytes_per_step": float(ring.mean()),
+        "share_of_ring": float(received.sum() / ring.sum()) if ring.any() else math.nan,
+        "total_received_bytes": float(received.sum()),
+        "ring_total_bytes": float(ring.sum()),
         "uploaded_share": float(series.steps["k"].sum(axis=1).mean()) / values,
     }
 

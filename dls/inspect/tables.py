@@ -21,6 +21,11 @@ ENDS_OF_LAYERS = (
     *(("first residual", "residual_norm_first"), ("last residual", "residual_norm_last")),
 )
 """Heads of the tables of layers, and what of a summary's layers stands below them."""
+BYTES = (
+    *(("sent", "bytes", "total_bytes"), ("dense", "dense_bytes", "dense_total_bytes")),
+    *(("received", "received_bytes", "total_received_bytes"), ("ring Allreduce", "ring_bytes", "ring_total_bytes")),
+)
+"""Heads of the table of bytes, and what of a summary's traffic stands below them: of a step, and in total."""
 
 
 def everything(summary: Summary) -> list[RenderableType]:
@@ -37,9 +42,11 @@ def everything(summary: Summary) -> list[RenderableType]:
     shown += _table(title, [(head, summary.layers[name]) for head, name in ENDS_OF_LAYERS])
     traffic = summary.traffic
     compression = written("compression", traffic["compression"])
-    title = f"Bytes that a rank sends, for {traffic['uploaded_share']:.3%} of the values: compression {compression}"
-    sent, dense = ([traffic[f"{kind}bytes_per_step"], traffic[f"{kind}total_bytes"]] for kind in ("", "dense_"))
-    shown += _table(title, [("", ["a step", "all recorded steps"]), ("sent", sent), ("dense", dense)])
+    title = f"Bytes of a rank, for {traffic['uploaded_share']:.3%} of the values: compression {compression}"
+    title += "; received: from the other ranks; a ring Allreduce of the gradient moves as much each way"
+    columns: list[tuple[str, Sequence[Any]]] = [("", ["a step", "all recorded steps"])]
+    columns += [(head, [traffic[f"{of}_per_step"], traffic[total]]) for head, of, total in BYTES]
+    shown += _table(title, columns)
     return shown + time_of_a_step(summary)
 
 

@@ -8,13 +8,14 @@ The worker asks for parts as their gradients become complete, from the last to t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import traffic
 from reference import methods
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Index, NonFiniteError, Vector
@@ -88,6 +89,11 @@ class Chosen:
     values: Vector
 
 
+def _values(parts: Sequence[Part]) -> int:
+    """How many values neighbouring parts have."""
+    return parts[-1].stop - parts[0].start
+
+
 class Sparsifier(ABC):
     """One rank's method: what it sends of each accumulated gradient, and what stays behind.
 
@@ -152,6 +158,13 @@ class Sparsifier(ABC):
     @abstractmethod
     def layer_thresholds(self) -> Thresholds:
         """The thresholds of this step's selection (L)."""
+
+    @abstractmethod
+    def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
+        """About how many bytes a step brings from the other ranks, where these parts leave together.
+
+        At the density that is left after any warm-up. Asked between two steps.
+        """
 
     def global_share(self) -> float:
         """Of the K largest magnitudes of the whole accumulated gradient, K as many as were sent, the share that was sent."""
@@ -252,7 +265,7 @@ class SparseSparsifier(Sparsifier):
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
         chosen, value_dtype = self.chosen[parts[0]], self.setup.config.value_dtype
-        n, what = parts[-1].stop - parts[0].start, self.words(parts)
+        n, what = _values(parts), self.words(parts)
         payload = self.wire.encode(chosen.index, chosen.values, n, value_dtype)
         sizes = [self.wire.payload_size(n, k, value_dtype) for k in self._entries(parts)]
         pending, received = self.comm.allgatherv(payload, sizes, what)
@@ -279,6 +292,13 @@ class SparseSparsifier(Sparsifier):
         for chosen in self.chosen.values():
             self.ops.scatter_subtract(self.residual[chosen.place], chosen.index, chosen.values)
         self.chosen.clear()
+
+    def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
+        """One message a group from every other rank, which chooses as this one does."""
+        k = methods.rescale(self.k, self.sizes, methods.budget(sum(self.sizes), self.density))
+        messages = ((_values(group), int(k[group[0].index : group[-1].index + 1].sum())) for group in groups)
+        sent = sum(self.wire.payload_size(n, entries, self.setup.config.value_dtype) for n, entries in messages)
+        return traffic.allgather_bytes(sent, self.comm.size)
 
     def residual_norms(self) -> NDArray[np.float64]:
         """The L2 norm of each layer's residual."""

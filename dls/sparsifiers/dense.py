@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dls import traffic
 from dls.sparsifiers._base import Message, Part, Setup, Sparsifier
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Vector
@@ -37,6 +38,10 @@ class Method(Sparsifier):
         """u = float32(1/P) · Σ."""
         update[...] = self.ops.from_host(message.received)
         self.ops.scale(update, 1 / self.comm.size)
+
+    def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
+        """What a ring Allreduce of each group brings."""
+        return sum(traffic.ring_bytes(group[-1].stop - group[0].start, self.comm.size) for group in groups)
 
     def layer_k(self) -> Counts:
         """All of every layer."""

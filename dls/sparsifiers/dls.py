@@ -6,12 +6,15 @@ other their next k (L small integers), and that exchange has the whole forward p
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import traffic
 from dls.comm import Pending
 from dls.config import UsageError
-from dls.sparsifiers._base import Setup
+from dls.sparsifiers._base import Part, Setup
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
 from reference import variance
 from reference.adjustment import Counts
@@ -74,6 +77,11 @@ class Method(LayerwiseTopk):
             pending, k = self._announced
             pending.wait()
             self.k_of_ranks, self._announced = k.astype(np.int64), None
+
+    def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
+        """And now and then the others' next k, as `_tell` sends it."""
+        announced = traffic.allgather_bytes(self.k.astype(np.uint32).nbytes, self.comm.size)
+        return super().bytes_received(groups) + announced // self.setup.config.dls_every
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Residual and the next step's k."""

@@ -110,11 +110,16 @@ def _line(*cells: str) -> str:
 
 
 def _origin(rows: Sequence[Row]) -> Iterator[str]:
-    """Which states of the code the runs are of."""
+    """Which states of the code the runs are of: as many as the methods, each of which reads its own, have at most."""
     commits = sorted({commit for row in rows for commit in row["commits"]})
-    if commits:
-        states = ", ".join(map(provenance.short, commits))
-        yield from ("", f"The runs are of {len(commits)} state{'s' * (len(commits) > 1)} of the code: {states}.")
+    read: dict[str, set[str]] = {}
+    for row in rows:
+        method = str(row["settings"].get("method", row["method"]))
+        read.setdefault(method, set()).update(row["sources"] if "sources" in row else row["commits"])
+    count = max(map(len, read.values()), default=0)
+    if count:
+        names = ", ".join(dict.fromkeys(map(provenance.short if count > 1 else provenance.head, commits)))
+        yield from ("", f"The runs are of {count} state{'s' * (count > 1)} of the code: {names}.")
 
 
 def prepare(folder: Path) -> None:

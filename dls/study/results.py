@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dls import trace
+from dls import sources, trace
 from dls.config import UsageError
 from dls.files import one_line
 from dls.study.experiments import Cell, Experiment, is_complete
@@ -18,7 +18,10 @@ from dls.study.experiments import Cell, Experiment, is_complete
 Row = dict[str, Any]
 FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "k")
 """What a row lists, seed by seed."""
-STATED = ("density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm", "weight_decay", "model", "dataset", "steps")
+STATED = (
+    *("method", "density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm", "weight_decay"),
+    *("model", "dataset", "steps"),
+)
 """Settings that a report states."""
 
 
@@ -43,6 +46,7 @@ def _row(runs: Sequence[Experiment], out: Path) -> Row:
     row |= {"seeds": sorted(results), "failed": {seed: why for seed, why in failures.items() if why}}
     row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
     row["commits"] = sorted({commit for found in results.values() for commit in found["commits"]})
+    row["sources"] = sorted({state for found in results.values() for state in found["sources"]})
     row["places"] = sorted({place for found in results.values() for place in found["places"]})
     row["ranks"], row["settings"] = first.ranks, _stated(first, out)
     pattern = f"{glob.escape(first.name.rpartition('seed')[0])}seed[0-9]*"
@@ -72,6 +76,7 @@ def result(experiment: Experiment, out: Path) -> Row:
         "overlap": float(share.mean()) if len(share) else None,
         "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
         "commits": str(about.get("commit", "")).split() or [""],
+        "sources": [state.digest or state.commit for state in sources.states(about)],
         "places": [f"{about.get('backend', 'unknown')} on {host}" for host in about.get("hosts", ["unknown"])],
     }
 

@@ -61,6 +61,8 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
         entries, layers = round(0.03 * sizes.sum()), len(sizes)
         if method is None:
             assert (recorded.steps["payload_bytes"] == 4 * sizes.sum()).all()
+            rings = [2 * 4 * int(n) * (ranks - 1) // ranks for n in sizes]  # every layer travels alone
+            assert (recorded.steps["received_bytes"] == sum(rings)).all()
             assert (recorded.steps["k"] == sizes).all()
             assert not recorded.steps["threshold"].any()
             assert not recorded.steps["residual_norm"].any()
@@ -72,6 +74,7 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
             messages = [[(sizes.sum(), entries)]] * ranks if name == "global-topk" else layerwise
             expected = [sum(message_bytes(int(n), int(k)) for n, k in sent) + 4 * layers * told for sent in messages]
             assert recorded.steps["payload_bytes"][step].tolist() == expected
+            assert recorded.steps["received_bytes"][step].tolist() == [sum(expected) - own for own in expected]
         check_selections(recorded, method, ranks)
         for rank, state in enumerate(loaded(out, ranks)):
             pieces = np.split(state["residual"].astype(float), np.cumsum(sizes)[:-1])

@@ -48,9 +48,9 @@ def header(ranks: int = 2, method: str = "dls", **attributes: Any) -> trace.Head
 def rows(steps: Sequence[int], ranks: int = 2, **given: Any) -> dict[str, np.ndarray]:
     """Rows of a trace; what is given is spread to its dataset's shape."""
     count = len(steps)
-    shapes = {"step": (), "epoch": (), "lr": (), "loss": (ranks,), "payload_bytes": (ranks,)}
+    shapes = {"step": (), "epoch": (), "lr": (), "loss": (ranks,), "payload_bytes": (ranks,), "received_bytes": (ranks,)}
     shapes |= dict.fromkeys(("k", "threshold", "residual_norm"), (ranks, 2))
-    values = {"step": steps, "epoch": 0, "lr": 0.05, "loss": 1.0, "payload_bytes": 50}
+    values = {"step": steps, "epoch": 0, "lr": 0.05, "loss": 1.0, "payload_bytes": 50, "received_bytes": 50 * (ranks - 1)}
     values |= {"k": [8, 2], "threshold": [1.0, 2.0], "residual_norm": 0.0} | given
     table = {name: np.broadcast_to(np.asarray(values[name]), (count, *shape)) for name, shape in shapes.items()}
     seconds = PHASES | given.get("seconds", {})
@@ -81,6 +81,7 @@ def run(tmp_path: Path) -> Path:
         [1, 2, 3],
         loss=[[4.0, 2.0], [2.0, 2.0], [1.0, 0.0]],
         payload_bytes=[[100, 60], [50, 50], [40, 60]],
+        received_bytes=[[60, 100], [50, 50], [60, 40]],
         k=[[[8, 2], [8, 2]], [[7, 3], [9, 1]], [[4, 6], [9, 1]]],
         threshold=[[[1.0, 4.0], [2.0, 4.0]], [[1.0, 3.0], [2.0, 2.0]], [[0.5, 0.25], [1.0, 1.5]]],
         seconds={"total": [[100.0, 80.0], [10.0, 10.0], [10.0, 10.0]], "exposed": [[9.0, 9.0], [3.0, 5.0], [2.0, 6.0]]},
@@ -152,6 +153,11 @@ def test_bytes_against_dense(run: Path) -> None:
         "total_bytes": 80.0 + 50.0 + 50.0,
         "dense_total_bytes": 1200,
         "compression": 400 / 60,
+        "received_bytes_per_step": 60.0,
+        "ring_bytes_per_step": 400.0,
+        "share_of_ring": 0.15,
+        "total_received_bytes": 180.0,
+        "ring_total_bytes": 1200.0,
         "uploaded_share": 0.1,
     }
 
@@ -275,7 +281,7 @@ def test_tables_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ["1", "3.0000", "75.00%", "2.5", "3"] in lines
     assert ["linear1", "linear", "20", "2.0", "2", "10.000%", "3.5", "6", "17.500%"] in lines
     assert ["linear1", "4", "0.875", "0", "0"] in lines
-    assert ["a", "step", "60", "400"] in lines
+    assert ["a", "step", "60", "400", "60", "400"] in lines
     assert ["exposed", "4000.000", "40.0%"] in lines
 
 

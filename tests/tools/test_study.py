@@ -23,6 +23,7 @@ import pytest
 
 from dls import sources
 from dls.config import UsageError
+from dls.sources import State
 from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results
 from dls.study import report as study_report
@@ -572,10 +573,10 @@ def _head(root: Path) -> str:
 
 @pytest.mark.parametrize("name", ["dls/train.py", "gpu/own.py", "gpu/new.py", "dls/sparsifiers/own.py"])
 def test_what_a_run_reads_counts_as_changed(name: str, checkout: Path) -> None:
-    assert provenance.changed(_head(checkout), "own", checkout) == []
+    assert provenance.changed(State("", _head(checkout)), "own", checkout) == []
     with (checkout / name).open("a") as file:
         file.write("# other\n")
-    assert provenance.changed(_head(checkout), "own", checkout) == [name]
+    assert provenance.changed(State("", _head(checkout)), "own", checkout) == [name]
 
 
 NOT_READ = ("dls/sparsifiers/dense.py", "dls/sparsifiers/new.py", "dls/inspect/page.py", "reference/README.md")
@@ -584,20 +585,22 @@ NOT_READ = ("dls/sparsifiers/dense.py", "dls/sparsifiers/new.py", "dls/inspect/p
 @pytest.mark.parametrize("name", NOT_READ)
 def test_what_a_run_does_not_read_does_not_count(name: str, checkout: Path) -> None:
     (checkout / name).write_text("# other\n")
-    assert provenance.changed(_head(checkout), "own", checkout) == []
+    assert provenance.changed(State("", _head(checkout)), "own", checkout) == []
 
 
 def test_code_of_which_nothing_is_known(checkout: Path) -> None:
     for commit in ("", _head(checkout) + "+", "0" * 40, "--output=x"):
-        assert provenance.changed(commit, "own", checkout) is None
+        assert provenance.changed(State("", commit), "own", checkout) is None
 
 
 def test_code_that_is_no_commits_is_known_by_its_hash(checkout: Path) -> None:
     (checkout / "dls/sparsifiers/new.py").write_text("one")
-    commit = f"{_head(checkout)}+{sources.training_hash('new', checkout)}"
-    assert provenance.changed(commit, "new", checkout) == []
+    (old,) = sources.states({"commit": f"{_head(checkout)}+{sources.training_hash('new', checkout)}"})
+    state = sources.state("new", checkout)
+    assert provenance.changed(old, "new", checkout) == provenance.changed(state, "new", checkout) == []
     (checkout / "dls/sparsifiers/new.py").write_text("two")
-    assert provenance.changed(commit, "new", checkout) == ["files that were of no commit"]
+    assert provenance.changed(old, "new", checkout) == ["files that were of no commit"]
+    assert provenance.changed(state, "new", checkout) == ["dls/sparsifiers/new.py"]
 
 
 def test_every_commit_of_a_run_that_was_gone_on_with_counts(
@@ -607,7 +610,9 @@ def test_every_commit_of_a_run_that_was_gone_on_with_counts(
     assert study.main([str(tiny), "--out", str(tmp_path), f"--only={run.name}"]) == 0
     with h5py.File(tmp_path / run.name / "trace.h5", "a") as file:
         file.attrs["commit"] = "one two+hash"
-    assert provenance.commits([run], tmp_path) == {("one", "dense"): [run.name], ("two+hash", "dense"): [run.name]}
+        del file.attrs["sources"]  # as of a trace that has its commit alone
+    found = {(state.commit, state.digest, method): names for (state, method), names in provenance.states([run], tmp_path).items()}
+    assert found == {("one", "", "dense"): [run.name], ("two+hash", "hash", "dense"): [run.name]}
     assert results.result(run, tmp_path)["commits"] == ["one", "two+hash"]
 
 
@@ -625,7 +630,7 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
 ) -> None:
     out = ["--out", str(tmp_path / "out"), "--only=*seed0"]
     assert study.main([str(tiny), *out]) == 0
-    monkeypatch.setattr(provenance, "changed", lambda commit, method, root: ["dls/worker.py", "a", "b", "c", "d"])
+    monkeypatch.setattr(provenance, "changed", lambda state, method, root: ["dls/worker.py", "a", "b", "c", "d"])
     capsys.readouterr()
     assert study.main([str(tiny), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -635,7 +640,7 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
     for flag in ("--any-code", "--report-only"):
         assert study.main([str(tiny), *out, flag]) == 0
         assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0: since ")
-    monkeypatch.setattr(provenance, "changed", lambda commit, method, root: None)
+    monkeypatch.setattr(provenance, "changed", lambda state, method, root: None)
     assert study.main([str(tiny), *out]) == 0
     assert capsys.readouterr().out.startswith("whether code has changed cannot be told: tiny/dense-seed0: ")
 

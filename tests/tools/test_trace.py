@@ -33,7 +33,8 @@ def rows(first: int, count: int) -> dict[str, np.ndarray]:
     steps = np.arange(first, first + count)
     per_rank = {name: np.full((count, RANKS), 0.5) for name in ("loss", *(f"seconds/{phase}" for phase in trace.SECONDS))}
     per_layer = {name: np.full((count, RANKS, LAYERS), 2) for name in ("k", "threshold", "residual_norm")}
-    once = {"step": steps, "epoch": steps * 0, "lr": steps * 0.1, "payload_bytes": np.full((count, RANKS), 8)}
+    once = {"step": steps, "epoch": steps * 0, "lr": steps * 0.1}
+    once |= {name: np.full((count, RANKS), 8) for name in ("payload_bytes", "received_bytes")}
     return once | per_rank | per_layer
 
 
@@ -65,7 +66,7 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
     with h5py.File(tmp_path / "trace.h5") as file:
         found: list[h5py.Dataset] = []
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-        assert len(found) == 7 + 6 + len(trace.SECONDS) + 2 + 3 + 4 + 2
+        assert len(found) == 7 + 7 + len(trace.SECONDS) + 2 + 3 + 4 + 2
         assert all(dataset.attrs["unit"] for dataset in found)
         for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
             steps = file[dataset.name.split("/")[1]].get("step")

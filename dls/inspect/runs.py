@@ -1,0 +1,50 @@
+"""Finding runs: those that are named, and all below a folder that is none itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dls import trace
+from dls.files import one_line
+from dls.inspect.series import Series, load
+from dls.trace import TraceError
+
+
+def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
+    """Runs, in the order of their names below each path, and whether each was named itself. TraceError where there is none."""
+    return [found for path in paths for found in _find(path)]
+
+
+def _find(path: Path) -> list[tuple[Path, bool]]:
+    if not path.is_dir() or trace.series(path):
+        return [(path, True)]
+    found = [(folder, False) for folder in _below(path)]
+    if not found:
+        raise TraceError(f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or of several")
+    return found
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The folders of runs; what is in such a folder, and in hidden ones, is not looked at."""
+    for folder, names, _ in os.walk(path):
+        if trace.series(Path(folder)):
+            names.clear()
+            yield Path(folder)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def load_all(paths: Sequence[Path]) -> tuple[list[Series], list[str]]:
+    """The runs, and why others that were found below a folder are left out. TraceError for one that was named, or for all."""
+    runs, skipped = [], []
+    for path, was_named in find(paths):
+        try:
+            runs.append(load(path))
+        except TraceError as error:
+            if was_named:
+                raise
+            skipped.append(one_line(str(error)))
+    if not runs:
+        raise TraceError(f"of the {len(skipped)} runs there none can be read: {skipped[0]}")
+    return runs, skipped
