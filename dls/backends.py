@@ -25,6 +25,8 @@ class Backend:
     adjustment: ModuleType
     wire: ModuleType
     nn: ModuleType
+    compiled: bool = True
+    """Whether its code lay ready on this machine when it was loaded; else the first steps wait for a compiler."""
 
 
 _HOMES = {
@@ -55,7 +57,8 @@ def load(name: str, rank_on_node: int = 0) -> Backend:
     """
     homes, hint = _HOMES[name]
     try:
-        backend = Backend(name, *map(importlib.import_module, homes))
+        ops, adjustment, wire, nn = map(importlib.import_module, homes)
+        backend = Backend(name, ops, adjustment, wire, nn)
         backend.ops.set_device(rank_on_node)
         _try(backend)
         return backend

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 
 import dls
-from dls import checkpoint, config, sources, startup, trace
+from dls import checkpoint, config, guessing, sources, startup, trace
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, RankLost
 from dls.config import CommandLine, UsageError
@@ -37,6 +38,7 @@ from reference.wire import MessageError
 
 KNOWN = (CheckpointError, DivergenceError, ExchangeError, KeyboardInterrupt, MessageError, NonFiniteError, OSError, TraceError)
 """Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
+COMPILING = "compiling, once on this machine, about 30 s"
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
 LATER = 0.1
@@ -102,7 +104,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *([before] if before else []), _opening(run, comm)):
+    for line in (*run.notes, *([before] if before else []), *_opening(run, comm)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
@@ -123,7 +125,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
         comm.part()
     heartbeat.end(step)
     if step < run.total:
-        reporter.stopped(step, run.out)
+        reporter.stopped(step, run.out, comm.size)
         return os.EX_TEMPFAIL
     reporter.done(run.out, run.model.parameters.nbytes)
     return 0
@@ -154,7 +156,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
         recorder.diagnosis(step, result.diagnosis)
     if result.met_by:
         reporter.skipped(step, result.met_by)
-    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes)
+    reporter.step(step, result.loss, result.payload_bytes)
 
 
 def _due(step: int, every: int) -> bool:
@@ -169,7 +171,8 @@ def _evaluation_due(run: Run, step: int) -> bool:
 def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
     loss, accuracy = worker.evaluate(run.dataset)
     recorder.evaluation(step, loss, accuracy)
-    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy)
+    warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.sparsifier.density < 1)
+    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
 
 
 def _checkpoint(run: Run, worker: Worker, comm: Comm, step: int) -> None:
@@ -206,13 +209,14 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     return None if comm.rank else trace.go_on(run.out, run.first, header)
 
 
-def _opening(run: Run, comm: Comm) -> str:
+def _opening(run: Run, comm: Comm) -> Sequence[str]:
     c = run.config
     resumed = f" from step {run.first} on" if run.first else ""
-    return (
+    about = (
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
         f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
+    return [about] if run.backend.compiled else [about, COMPILING]
 
 
 def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> NoReturn:
