@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dls import traffic
+from dls import invocation, traffic
+from dls.pace import Pace
 
 LINE_INTERVAL = 10.0
 """Seconds without a line after which the next step prints one."""
@@ -25,16 +27,16 @@ class Reporter:
         self._quiet, self._total = quiet, total
         self.at = first
         self._started = self._spoke = time.monotonic()
-        self._first, self._training, self._sent, self._received = first, 0.0, 0, 0
-        self._last, self._skipped = "", 0
+        self._first, self._sent, self._received = first, 0, 0
+        self._pace = Pace(total)
+        self._last, self._warning, self._skipped = "", "", 0
         self._said: set[str] = set()
         launched = any(name in os.environ for name in LAUNCHERS)
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
-        )
-        self._task = self._bar.add_task("training", total=total, completed=first)
+        texts = TextColumn("{task.description}"), TextColumn("{task.fields[pace]}")
+        self._bar = Progress(texts[0], BarColumn(), MofNCompleteColumn(), texts[1], console=self._console)
+        self._task = self._bar.add_task("training", total=total, completed=first, pace="")
         if self._console.is_terminal and not quiet:
             self._bar.start()
 
@@ -50,14 +52,14 @@ class Reporter:
             self._said.add(line)
             self.say(line)
 
-    def step(self, step: int, loss: float, seconds: float, sent: int, received: int) -> None:
-        """A step is done, after so many seconds and bytes."""
-        self._training += seconds
+    def step(self, step: int, loss: float, sent: int, received: int) -> None:
+        """A step is done, and so many bytes are sent and received."""
+        self._pace.step(step, time.monotonic())
         self._sent += sent
         self._received += received
-        self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}")
+        self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}", pace=str(self._pace))
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
-            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._speed(step)}")
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._pace}")
 
     def skipped(self, step: int, ranks: Sequence[int]) -> None:
         """All ranks left this step out, for what these met."""
@@ -65,15 +67,15 @@ class Reporter:
         who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
         self.say(f"step {step}/{self._total}  skipped: NaN or infinity on {who}")
 
-    def evaluation(self, step: int, epoch: int, loss: float, accuracy: float) -> None:
-        """An evaluation is done."""
+    def evaluation(self, step: int, epoch: int, loss: float, accuracy: float, warning: str) -> None:
+        """An evaluation is done. A warning is said when it is the first in a row, and at the end."""
         self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
         self.say(
-            f"step {step}/{self._total}  epoch {epoch}  test loss {loss:.4f}  accuracy {accuracy:.2%}  {self._speed(step)}"
+            f"step {step}/{self._total}  epoch {epoch}  test loss {loss:.4f}  accuracy {accuracy:.2%}  {self._pace}"
         )
-
-    def _speed(self, step: int) -> str:
-        return f"{(step - self._first) / max(self._training, 1e-9):.1f} steps/s"
+        if warning and not self._warning and step < self._total:
+            self.say(f"so far, {warning}")
+        self._warning = warning
 
     def done(self, out: Path, ring: int) -> None:
         """The run is over; a ring Allreduce of the whole gradient sends and receives so many bytes a step."""
@@ -83,12 +85,19 @@ class Reporter:
         skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
         self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
         self.say(f"rank 0 sent {sent} and received {received}; a dense ring Allreduce would move {dense} each way")
-        self.say(f"look into it with python -m dls.inspect {out}")
+        self._warn()
+        self.say(f"look into it with {invocation.python()} -m dls.inspect {shlex.quote(str(out))}")
 
-    def stopped(self, step: int, out: Path) -> None:
-        """The run was asked to stop, after this step."""
+    def stopped(self, step: int, out: Path, ranks: int) -> None:
+        """So many ranks were asked to stop, after this step."""
         self.close()
-        self.say(f"stopped after step {step} of {self._total}{self._last}; go on with --resume --out {out}")
+        self.say(f"stopped after step {step} of {self._total}{self._last}")
+        self._warn()
+        self.say(f"go on with {invocation.go_on(out, ranks)}")
+
+    def _warn(self) -> None:
+        if self._warning:
+            self.say(f"warning: {self._warning}")
 
     def close(self) -> None:
         """Take the bar away."""

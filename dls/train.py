@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import dls
-from dls import checkpoint, config, launcher, output, sources, startup, trace, traffic
+from dls import checkpoint, config, guessing, launcher, output, sources, startup, trace, traffic
 from dls.checkpoint import CheckpointError
 from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
 from dls.config import CommandLine, UsageError
@@ -42,6 +42,7 @@ KNOWN = (CheckpointError, DivergenceError, ExchangeError, KeyboardInterrupt, Mes
 """Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
 ADVICE: dict[type[BaseException], str] = {NonFiniteError: "; a lower --lr, --clip-norm or --on-nan skip may help"}
 """What to do about some errors."""
+COMPILING = "compiling, once on this machine, about 30 s"
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
 LATER = 0.1
@@ -131,7 +132,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *before, _opening(run, comm), *_warnings(worker)):
+    for line in (*run.notes, *before, *_opening(run, comm), *_warnings(worker)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
@@ -152,7 +153,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
         comm.part()
     heartbeat.end(step)
     if step < run.total:
-        reporter.stopped(step, run.out)
+        reporter.stopped(step, run.out, comm.size)
         return os.EX_TEMPFAIL
     reporter.done(run.out, traffic.ring_bytes(run.model.parameters.size, comm.size))
     return 0
@@ -183,7 +184,7 @@ def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step
         recorder.diagnosis(step, result.diagnosis)
     if result.met_by:
         reporter.skipped(step, result.met_by)
-    reporter.step(step, result.loss, result.seconds["total"], result.payload_bytes, result.received_bytes)
+    reporter.step(step, result.loss, result.payload_bytes, result.received_bytes)
 
 
 def _due(step: int, every: int) -> bool:
@@ -198,7 +199,8 @@ def _evaluation_due(run: Run, step: int) -> bool:
 def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
     loss, accuracy = worker.evaluate(run.dataset)
     recorder.evaluation(step, loss, accuracy)
-    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy)
+    warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.sparsifier.density < 1)
+    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
 
 
 def _checkpoint(run: Run, worker: Worker, reporter: Reporter, comm: Comm, step: int) -> None:
@@ -240,13 +242,14 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     return None if comm.rank else trace.go_on(run.out, run.first, header)
 
 
-def _opening(run: Run, comm: Comm) -> str:
+def _opening(run: Run, comm: Comm) -> Sequence[str]:
     c = run.config
     resumed = f" from step {run.first} on" if run.first else ""
-    return (
+    about = (
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
         f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
+    return [about] if run.backend.compiled else [about, COMPILING]
 
 
 def _warnings(worker: Worker) -> Iterator[str]:

@@ -63,7 +63,7 @@ def here(command: str) -> str:
 def checkout(tmp_path: Path) -> Path:
     """A copy of the sources, and of the files in runs/."""
     copy = tmp_path / "checkout"
-    for name in ("dls", "reference", "gpu", "tests"):
+    for name in ("dls", "reference", "gpu", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name)  # with what numba has compiled
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
