@@ -3,12 +3,11 @@
 The magnitude of a float32 is its bit pattern without the sign, an int32 here: it orders exactly as |v| does, zeros of both signs
 are equal, denormals are not flushed, and whatever reaches 0x7f800000 is infinity or NaN. So the selection compares integers.
 
-A step goes over the values once. Each thread takes an equal share of them, block by block: it adds the gradient, takes the
-block's largest magnitude, and only where that reaches the layer's cut looks for candidates one by one. The cut lies a little
-below last step's threshold (the hint), so that somewhat more than k candidates remain, among which the choice is exact. Where
-the hint was no good, the candidates are too few or too many, and the layer is searched afresh: a small one by bisection, a
-large one with a cut from a sample, and where that fails too, from histograms of all its magnitudes. Neither the hint nor the
-number of threads changes a result.
+A step goes over the values once (`gpu.numba_sweep`), which leaves the candidates: the values whose magnitude reaches the layer's
+cut. That lies a little below last step's threshold (the hint), or without one is guessed from a sample, so that somewhat more
+than k candidates remain, among which the choice is exact. Where the cut was no good, the candidates are too few or too many, and
+the layer is searched afresh: a small one by bisection, a large one with a cut from a sample, and where that fails too, from
+histograms of all its magnitudes. Neither the hint nor the number of threads changes a result.
 """
 
 from __future__ import annotations
@@ -22,22 +21,30 @@ from numpy.typing import NDArray
 from reference.ops import Index, NonFiniteError, Vector
 
 from gpu.numba_cache import njit
+from gpu.numba_sweep import (
+    COMMON,
+    INFINITE,
+    MAGNITUDE,
+    SLACK,
+    Bits,
+    gather,
+    plan,
+    scratch,
+    sweep,
+    sweep_share,
+    tile_marks,
+)
+from gpu.numba_words import LINE
 
-Bits = NDArray[np.int32]
-
-MAGNITUDE = np.int32(0x7FFFFFFF)
-"""All bits but the sign."""
-INFINITE = np.int32(0x7F800000)
-"""Infinity's magnitude; NaN's are above it."""
-BLOCK, GROUP = 256, 8
-"""Values between two looks at the cut, few enough for the fastest cache; and values of a block that are looked at in one go."""
+BLOCK = 256
+"""Values between two looks at the threshold."""
 SHARE = 1 << 15
 """Fewest values worth a thread of their own: some ten microseconds of work, more than waking a thread takes."""
 SMALL = 1 << 15
 """Layers up to here stay in a core's cache, so bisection over all their values is cheap."""
 MARGIN, SPREAD = 0.02, 0.5
 """The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of random values varies."""
-ROOM, SLACK = 3, 256
+ROOM = 3
 """Candidates a layer has room for: ROOM·k + SLACK. With more the hint was of no use."""
 DENSE = 8
 """From k = n/DENSE on candidates save nothing: the histogram alone decides."""
@@ -46,8 +53,8 @@ MANY, BUCKETS = 1 << 16, 2048
 LEVELS = ((20, 11), (10, 10), (0, 10))
 """The histograms of a search, coarse to fine: lowest bit looked at, and how many bits. Together the 31 bits of a magnitude."""
 
-LINE, SAMPLE = 16, 1 << 16
-"""Values of a cache line, and the fewest values of a sample."""
+SAMPLE = 1 << 16
+"""The fewest values of a sample."""
 
 _NOTHING = np.empty(0, dtype=np.float32)
 
@@ -60,91 +67,6 @@ def threads_for(n: int) -> int:
 def plain(*vectors: Vector) -> bool:
     """Whether all are contiguous float32 vectors that may be written to, the one type the kernels are compiled for."""
     return all(v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors)
-
-
-# The pass over all values ---------------------------------------------------------------------------------------------------
-
-
-@njit(nogil=True)
-def _sweep(v, bits, gradient, start, stop, cut, places, found):
-    """Accumulate v[start:stop] and collect what reaches the cut.
-
-    `gradient` is as long as v, or empty to accumulate nothing; `bits` are v's. Positions go to `places` and bits to `found`, of
-    equal length and GROUP longer than what they may hold. Returns how many reach the cut, or more than there is room for, and
-    the largest magnitude.
-    """
-    count, largest, room = 0, np.int32(0), places.size - GROUP
-    flags, busy = np.zeros(BLOCK, dtype=np.uint8), np.zeros(BLOCK // GROUP + 1, dtype=np.uint8)
-    for first in range(start, stop, BLOCK):
-        last = min(first + BLOCK, stop)
-        here = bits[first:last]
-        if gradient.size > 0:
-            _add(v[first:last], gradient[first:last])
-        top = _top(here)
-        largest = max(largest, top)
-        if top >= cut and count <= room:
-            if here.size == BLOCK:
-                count = _collect(here, cut, flags, busy, first, places, found, count)
-            else:
-                count = _collect_rest(here, cut, first, places, found, count)
-    return count, largest
-
-
-@njit(nogil=True, inline="always")
-def _add(v, gradient):
-    if v.size == BLOCK:  # a length known to the compiler makes a loop without remainder
-        for i in range(BLOCK):
-            v[i] += gradient[i]
-    else:
-        for i in range(v.size):
-            v[i] += gradient[i]
-
-
-@njit(nogil=True, inline="always")
-def _top(bits):
-    top = np.int32(0)
-    if bits.size == BLOCK:
-        for i in range(BLOCK):
-            top = max(top, bits[i] & MAGNITUDE)
-    else:
-        for i in range(bits.size):
-            top = max(top, bits[i] & MAGNITUDE)
-    return top
-
-
-@njit(nogil=True)
-def _collect(bits, cut, flags, busy, first, places, found, count):
-    """Append a whole block's candidates, its first value being number `first`. Returns the new count, or one above the room.
-
-    One byte for each value says whether it is a candidate. First the groups that hold one are listed, then of those every value
-    is written. In both, what does not count is written over by the next: there is no branch to guess wrong. Unsigned positions,
-    as numba tests signed ones for counting from the end.
-    """
-    for i in range(BLOCK):
-        flags[i] = (bits[i] & MAGNITUDE) >= cut
-    groups, listed, at = flags.view(np.uint64), np.uint64(0), np.uint64(count)
-    for group in range(BLOCK // GROUP):
-        busy[listed] = group
-        listed += np.uint64(groups[group] != 0)
-    for one in range(listed):
-        if at > np.uint64(places.size - GROUP):
-            break
-        start = np.uint64(busy[one]) * np.uint64(GROUP)
-        for i in range(GROUP):
-            position = start + np.uint64(i)
-            places[at], found[at] = first + np.int64(position), bits[position]
-            at += np.uint64(flags[position])
-    return np.int64(at)
-
-
-@njit(nogil=True)
-def _collect_rest(bits, cut, first, places, found, count):
-    """`_collect` of an incomplete block."""
-    for i in range(bits.size):
-        if (bits[i] & MAGNITUDE) >= cut and count <= places.size - GROUP:
-            places[count], found[count] = first + i, bits[i]
-            count += 1
-    return count
 
 
 # The exact choice -----------------------------------------------------------------------------------------------------------
@@ -214,6 +136,15 @@ def _kth(bits, k, low, high):
 
 
 @njit(nogil=True)
+def largest_magnitude(bits):
+    """The largest magnitude, as bits; 0 of an empty vector."""
+    largest = np.int32(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & MAGNITUDE)
+    return largest
+
+
+@njit(nogil=True)
 def _emit(v, bits, k, threshold, above, origin, index, values):
     """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer.
 
@@ -222,7 +153,7 @@ def _emit(v, bits, k, threshold, above, origin, index, values):
     ties, count = k - above, 0
     for first in range(0, bits.size, BLOCK):
         here = bits[first : first + BLOCK]
-        if count == k or _top(here) < threshold:
+        if count == k or largest_magnitude(here) < threshold:
             continue
         for i in range(here.size):
             magnitude = here[i] & MAGNITUDE
@@ -251,85 +182,39 @@ def _emit_found(places, found, k, threshold, origin, index, values):
 
 
 @njit(nogil=True)
-def _cuts(offsets, k, hints):
+def _cuts(v, gradient, offsets, k, hints):
     """Each layer's cut and its room for candidates; infinity and no room where no candidates are wanted."""
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
-        n = offsets[layer + 1] - offsets[layer]
-        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(max(k[layer], 1))))
-        if 0 < k[layer] < max(n // DENSE, 1) and 0 < guess < 3e38:
+        first, stop = offsets[layer], offsets[layer + 1]
+        if not 0 < k[layer] < max((stop - first) // DENSE, 1):
+            continue
+        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(k[layer])))
+        if 0 < guess < 3e38:
             cuts[layer] = np.float32(guess).view(np.int32)
-            room[layer] = min(n, ROOM * k[layer] + SLACK)
+        elif stop - first > SMALL:
+            cuts[layer] = _guess(v[first:stop], gradient[first:stop], k[layer])
+        else:
+            continue
+        room[layer] = min(stop - first, ROOM * k[layer] + SLACK)
     return cuts, room
 
 
 @njit(nogil=True)
-def _plan(offsets, room, threads):
-    """Equal shares of the values for all threads, cut at layers: what each part is, and where each thread's parts begin.
+def _guess(v, gradient, k):
+    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach once the gradient is added.
 
-    Returns parts int64 (p, 5): layer, first value, last value + 1, first place for candidates, number of places; p <= layers +
-    threads. Then starts int64 (threads + 1).
+    At most INFINITE, whatever is in the sample; an empty gradient adds nothing.
     """
-    parts, starts = np.zeros((room.size + threads, 5), dtype=np.int64), np.zeros(threads + 1, dtype=np.int64)
-    begin, total = offsets[0], offsets[-1] - offsets[0]
-    count, layer, place = 0, 0, 0
-    for thread in range(threads):
-        end, first = begin + total * (thread + 1) // threads, begin + total * thread // threads
-        starts[thread] = count
-        while first < end:
-            while offsets[layer + 1] <= first:
-                layer += 1
-            stop, n = min(end, offsets[layer + 1]), offsets[layer + 1] - offsets[layer]
-            share = math.ceil(room[layer] * ((stop - first) / n))
-            places = min(stop - first, share + SLACK) + GROUP if room[layer] else 0
-            parts[count] = (layer, first, stop, place, places)
-            count, place, first = count + 1, place + places, stop
-    starts[threads] = count
-    return parts[:count], starts
-
-
-@njit(nogil=True)
-def _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest):
-    """One thread's parts: `_sweep` each, positions counted within the layer."""
-    for part in range(starts[thread], starts[thread + 1]):
-        layer, first, stop, place, size = parts[part]
-        origin, end = offsets[layer], place + size
-        own = bits[origin:stop]
-        counts[part], largest[part] = _sweep(
-            v[origin:stop],
-            own,
-            gradient[origin:stop],
-            first - origin,
-            stop - origin,
-            cuts[layer],
-            places[place:end],
-            found[place:end],
-        )
-
-
-@njit(nogil=True)
-def _gather(parts, counts, largest, places, found, layers):
-    """Move each layer's candidates together. Returns summary int64 (layers, 3): first place, count, largest magnitude.
-
-    The count is −1 where a part had more candidates than room. Then whether all values are finite.
-    """
-    summary, finite = np.zeros((layers, 3), dtype=np.int64), True
-    for part in range(len(parts)):
-        finite &= largest[part] < INFINITE
-        layer, place, size = parts[part, 0], parts[part, 3], parts[part, 4]
-        here = summary[layer]
-        if part == 0 or parts[part - 1, 0] != layer:
-            here[0] = place
-        here[2] = max(here[2], np.int64(largest[part]))
-        if counts[part] > max(0, size - GROUP) or here[1] < 0:
-            here[1] = -1
-            continue
-        target = here[0] + here[1]
-        if target != place:
-            for i in range(counts[part]):
-                places[target + i], found[target + i] = places[place + i], found[place + i]
-        here[1] += counts[part]
-    return summary, finite
+    lines = max(1, min(v.size // DENSE, max(SAMPLE, 128 * v.size // k)) // LINE)
+    sample = np.empty(lines * LINE, dtype=np.float32)
+    for line in range(lines):
+        first = (v.size - LINE) * line // lines
+        for i in range(first, first + LINE):
+            sample[line * LINE + i - first] = v[i] + gradient[i] if gradient.size else v[i]
+    expected = k * (sample.size / v.size)
+    rank = min(sample.size, math.ceil(1.05 * expected + 4 * math.sqrt(expected)))
+    return min(INFINITE, _kth(sample.view(np.int32), rank, np.int32(0), MAGNITUDE))
 
 
 @njit(nogil=True)
@@ -342,11 +227,11 @@ def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, 
             thresholds[layer] = INFINITE
         elif last - place >= k:
             own = found[place:last]
-            thresholds[layer] = _kth(own, k, cuts[layer], summary[layer, 2])
+            thresholds[layer] = _kth(own, k, cuts[layer], largest_magnitude(own))
             _emit_found(places[place:last], own, k, thresholds[layer], first, index[begin:end], values[begin:end])
         elif stop - first <= SMALL:
             own = bits[first:stop]
-            thresholds[layer] = _kth(own, k, 0, summary[layer, 2])
+            thresholds[layer] = _kth(own, k, 0, largest_magnitude(own))
             above = _count(own, thresholds[layer] + np.int32(1))
             _emit(v[first:stop], own, k, thresholds[layer], above, first, index[begin:end], values[begin:end])
 
@@ -354,37 +239,29 @@ def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, 
 @njit(nogil=True)
 def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """`_step_threads` on one thread, without waking any."""
-    places, found, counts, largest = _scratch(parts)
-    _sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
-    summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
-    if finite:
+    places, found, counts, finite = scratch(parts)
+    sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite)
+    summary = gather(parts, counts, places, found, cuts.size)
+    if finite.all():
         _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return finite, found, summary
+    return finite.all(), found, summary
 
 
 @njit(nogil=True, parallel=True)
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
 
-    Returns whether all are finite, the candidates' bits, and the summary of `_gather` that says which are whose.
+    Returns whether all are finite, the candidates' bits, and the summary of `gather` that says which are whose.
     """
-    places, found, counts, largest = _scratch(parts)
+    places, found, counts, finite = scratch(parts)
     threads = starts.size - 1
     for thread in prange(threads):
-        _sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, largest)
-    summary, finite = _gather(parts, counts, largest, places, found, cuts.size)
-    if finite:
+        sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite)
+    summary = gather(parts, counts, places, found, cuts.size)
+    if finite.all():
         for thread in prange(threads):
             _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return finite, found, summary
-
-
-@njit(nogil=True)
-def _scratch(parts):
-    """Places and bits of candidates, and per part their count and the largest magnitude."""
-    size = parts[-1, 3] + parts[-1, 4] if len(parts) else 0
-    counts, largest = np.zeros(len(parts), dtype=np.int64), np.zeros(len(parts), dtype=np.int32)
-    return np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.int32), counts, largest
+    return finite.all(), found, summary
 
 
 # The search afresh, for a large layer ---------------------------------------------------------------------------------------
@@ -448,17 +325,17 @@ def _count_threads(bits, cut, threads):
 
 @njit(nogil=True, parallel=True)
 def _collect_threads(v, bits, cut, starts, places, found):
-    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and GROUP more."""
+    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and COMMON more."""
     threads = starts.size - 1
     for thread in prange(threads):
         first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
         mine = slice(starts[thread], starts[thread + 1])
-        _sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine])
+        sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine], tile_marks())
 
 
 def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Bits]:
     """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being their number in each share."""
-    starts = np.concatenate([[0], np.cumsum(reach + GROUP)])
+    starts = np.concatenate([[0], np.cumsum(reach + COMMON)])
     places, found = np.empty(starts[-1], dtype=np.uint32), np.empty(starts[-1], dtype=np.int32)
     _collect_threads(v, v.view(np.int32), np.int32(cut), starts, places, found)
     inside = [slice(start, start + count) for start, count in zip(starts[:-1], reach, strict=True)]
@@ -478,20 +355,6 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
     return int(threshold)
 
 
-@njit(nogil=True)
-def _guess(bits, k):
-    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach."""
-    lines = max(1, min(bits.size // DENSE, max(SAMPLE, 128 * bits.size // k)) // LINE)
-    sample = np.empty(lines * LINE, dtype=np.int32)
-    for line in range(lines):
-        first = (bits.size - LINE) * line // lines
-        for i in range(LINE):
-            sample[line * LINE + i] = bits[first + i]
-    expected = k * (sample.size / bits.size)
-    rank = min(sample.size, math.ceil(1.05 * expected + 4 * math.sqrt(expected)))
-    return _kth(sample, rank, np.int32(0), MAGNITUDE)
-
-
 # What the backend's modules call -------------------------------------------------------------------------------------------
 
 
@@ -505,7 +368,7 @@ def choose_layers(
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = _cuts(offsets, k, hints)
+    cuts, room = _cuts(v, gradient, offsets, k, hints)
     finite, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
@@ -524,7 +387,7 @@ def _heads(values: Vector, ends: Index, found: Vector, summary: NDArray[np.int64
 def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> tuple[bool, Bits, NDArray[np.int64]]:
     """`_step` on as many threads as the values are worth."""
     threads = threads_for(int(offsets[-1] - offsets[0]))
-    parts, starts = _plan(offsets, room, threads)
+    parts, starts = plan(offsets, room, threads)
     step = _step if threads == 1 else _step_threads
     return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
 
@@ -535,21 +398,13 @@ def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) 
     The layer's first value is number `origin` of the index space.
     """
     if k < v.size // DENSE:
-        cuts, room, found = np.array([_guess(v.view(np.int32), k)]), np.array([ROOM * k + SLACK]), np.array([-1], dtype=np.int32)
+        cuts = np.array([_guess(v, _NOTHING, k)], dtype=np.int32)
+        room, found = np.array([ROOM * k + SLACK]), np.array([-1], dtype=np.int32)
         _pass(v, _NOTHING, np.array([0, v.size]), np.array([0, k]), cuts, room, index, values, found)
         if found[0] >= 0:
             index += origin
             return int(found[0])
     return _choose_by_histogram(v, k, origin, index, values)
-
-
-@njit(nogil=True)
-def largest_magnitude(bits):
-    """The largest magnitude, as bits; 0 of an empty vector."""
-    largest = np.int32(0)
-    for i in range(bits.size):
-        largest = max(largest, bits[i] & MAGNITUDE)
-    return largest
 
 
 @njit(nogil=True, parallel=True)
