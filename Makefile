@@ -46,9 +46,9 @@ test-gpu: $(if $(SYSTEM),.system/.ready,$(READY))  ## every test of the CuPy bac
 	$(if $(SYSTEM),.system/bin/python,$(BIN)/python) -m tests.card $(ARGS)
 
 wheels: $(READY)  ## for test-gpu SYSTEM=1 on a machine without a network: packages for its Python, FOR=3.12, to wheels/
-	$(BIN)/python -c '$(NEEDED)' $(SYSTEM_HAS) > wheels.txt
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(FOR) --dest wheels -r wheels.txt
-	@rm wheels.txt
+	@mkdir -p wheels
+	$(BIN)/python -c '$(NEEDED)' $(SYSTEM_HAS) > wheels/needed.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(FOR) --dest wheels -r wheels/needed.txt
 
 .system/.ready: pyproject.toml $(wildcard wheels/*.whl)
 	$(PYTHON) -m venv --clear --without-pip .system

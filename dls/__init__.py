@@ -22,11 +22,9 @@ def _take_along(name: str) -> None:
     if there is None:
         sys.modules[name] = module = module_from_spec(spec)
         spec.loader.exec_module(module)
-    elif not _is_same(there.__file__, spec.origin):
-        raise ImportError(
-            f"{there.__file__ or 'a folder of that name'} was imported as {name}, the name of a package of dls: rename it",
-            name=name,
-        )
+    elif not _is_same(file := getattr(there, "__file__", None), spec.origin):
+        whose = file or "a folder of that name"
+        raise ImportError(f"{whose} was imported as {name}, the name of a package of dls: rename it", name=name)
 
 
 def _is_same(one: str | None, other: str | None) -> bool:

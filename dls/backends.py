@@ -35,19 +35,23 @@ class Backend:
 class _Home(NamedTuple):
     """Where a backend's modules lie, and what they need."""
 
-    modules: str
-    """What stands before ops, adjustment, wire and nn in their names."""
+    modules: tuple[str, ...]
+    """Those of Backend, in its order."""
     install: str
     """How the packages that they import come here."""
     needs: str = ""
     """What there must be beside packages."""
 
 
+def _parts(prefix: str) -> tuple[str, ...]:
+    return tuple(prefix + part for part in ("ops", "adjustment", "wire", "nn"))
+
+
 _HOMES = {
-    "numpy": _Home("reference.", "pip install numpy"),
-    "numba": _Home("gpu.numba_", "pip install numba"),
+    "numpy": _Home(_parts("reference."), "pip install numpy"),
+    "numba": _Home(_parts("gpu.numba_"), "pip install numba"),
     "cupy": _Home(
-        "gpu.cupy_",
+        _parts("gpu.cupy_"),
         "pip install 'dls[cuda]'",
         "a GPU with its driver, and CUDA's compiler and libraries, which pip install 'dls[cuda]' brings",
     ),
@@ -70,8 +74,7 @@ def load(name: str, rank_on_node: int = 0) -> Backend:
     BackendMissing, with what is to do, where its packages, compiler or device are absent.
     """
     try:
-        prefix = _HOMES[name].modules
-        ops, adjustment, wire, nn = (importlib.import_module(prefix + part) for part in ("ops", "adjustment", "wire", "nn"))
+        ops, adjustment, wire, nn = map(importlib.import_module, _HOMES[name].modules)
         ops.set_device(rank_on_node)
         backend = Backend(name, ops, adjustment, wire, nn, ops.is_compiled(), ops.notes())
         _try(backend)

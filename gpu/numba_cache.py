@@ -49,7 +49,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit`, with its options, for a function whose machine code is kept."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        compiled = numba.njit(**options)(function)
+        compiled = numba.njit(**options)(function)  # noqa: TID251
         if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
             compiled._cache = _Kept(function)
         return compiled

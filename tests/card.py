@@ -139,6 +139,7 @@ class Outcome:
     path: Path
     about: dict[str, Any]
     counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
     complete: bool = False
 
@@ -153,19 +154,20 @@ class Outcome:
     @classmethod
     def read(cls, path: Path) -> Outcome:
         """As it was begun."""
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return cls(path, {name: about[name] for name in about if name not in COUNTED})
+        return cls(path, json.loads(path.read_text(encoding="utf-8"))["measured_on"])
 
     def write(self) -> None:
         """Keep what there is."""
-        counts = {name: self.counts[name] for name in COUNTED[:3]}
-        found = {**self.about, **counts, "complete": self.complete, "failures": self.failures}
-        files.write_text(self.path, json.dumps(found, indent=2) + "\n")
+        counts = {name: self.counts[name] for name in ("passed", "failed", "skipped")}
+        found = {"complete": self.complete, **counts, "skipped because": self.reasons, "failures": self.failures}
+        files.write_text(self.path, json.dumps({"measured_on": self.about, **found}, indent=2) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test that is over, one whose setup or teardown failed as well."""
         if report.when == "call" or not report.passed:
             self.counts[report.outcome] += 1
+            if isinstance(report.longrepr, tuple):  # where a test was skipped, and why
+                self.reasons[report.longrepr[2]] += 1
             if report.failed:
                 self.failures.append({"test": report.nodeid, "words": report.longreprtext[-2000:]})
             self.write()
@@ -174,9 +176,6 @@ class Outcome:
         """All tests have had their turn, unless the session was broken off."""
         self.complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         self.write()
-
-
-COUNTED = ("passed", "failed", "skipped", "complete", "failures")
 
 
 def pytest_configure(config: pytest.Config) -> None:
