@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
+        self._interrupts = False
         self._before = {number: signal.getsignal(number) for number in ASKING}
         self._set(dict.fromkeys(ASKING, self._make))
 
@@ -28,6 +31,15 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._set(self._before)
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end this block with KeyboardInterrupt, as it may wait for something without a limit."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
     def _set(self, handlers: dict[signal.Signals, Any]) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
@@ -35,5 +47,7 @@ class StopRequest:
 
     def _make(self, number: int, frame: FrameType | None) -> None:
         self.made = True
+        if self._interrupts:
+            raise KeyboardInterrupt
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
