@@ -21,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
+        self._interrupts = False
         self._before = {number: signal.getsignal(number) for number in ASKING}
         self._set(dict.fromkeys(ASKING, self._make))
 
@@ -31,14 +32,13 @@ class StopRequest:
         self._set(self._before)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let a signal end this block, by KeyboardInterrupt: what waits for a pipe would wait on."""
-        before = {number: signal.getsignal(number) for number in ASKING}
-        self._set(dict.fromkeys(ASKING, signal.default_int_handler))
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end this block with KeyboardInterrupt, as it may wait for something without a limit."""
+        self._interrupts = True
         try:
             yield
         finally:
-            self._set(before)
+            self._interrupts = False
 
     def _set(self, handlers: dict[signal.Signals, Any]) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -47,5 +47,7 @@ class StopRequest:
 
     def _make(self, number: int, frame: FrameType | None) -> None:
         self.made = True
+        if self._interrupts:
+            raise KeyboardInterrupt
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -59,9 +59,14 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         opened.enter_context(output.unheard(OSError))
         request = request or opened.enter_context(StopRequest())
         try:
-            comm = _join(config.timeout_of(argv))
+            with request.interrupting():  # a configuration may be a pipe
+                timeout = config.timeout_of(argv)
+            comm = _join(timeout)
         except SystemExit:  # --help or --version
             return 0
+        except KeyboardInterrupt:
+            print("dls.train: interrupted", file=sys.stderr)
+            return 1
         except (MissingMPI, UsageError) as error:
             return _refuse(error, launcher.rank(os.environ))
         return _main(argv, comm, request)
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
 
 def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
     try:
-        with request.at_once():
+        with request.interrupting():
             command = startup.read_command_line(argv, comm)
         run = startup.prepare(command, comm)
     except UsageError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from dls import checkpoint
 from dls.hosts import mpirun
 from tests.conftest import lines
-from tests.launch import OPEN_MPI, ROOT, launch
+from tests.launch import OPEN_MPI, ROOT, finish, launch, start, wait_until
 
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
@@ -79,6 +81,24 @@ def test_a_signal_during_the_imports_stops_the_run_after_its_first_step(tmp_path
     done = python("-c", ASKED_EARLY, *TINY, "--steps", "9", "--out", "run", cwd=tmp_path)
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert "stopped after step 1 of 9" in done.stdout
+
+
+def test_a_signal_ends_the_wait_for_a_configuration_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):  # until there is a reader
+            opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    program = start([(0, ["-m", "dls.train", "--config", pipe])], tmp_path)
+    assert wait_until(is_read, 60, program)
+    program.send_signal(signal.SIGTERM)
+    done = finish(program)
+    os.close(opened[0])
+    assert (done.status, done.err) == (1, "dls.train: interrupted\n")
 
 
 CALLED = """
