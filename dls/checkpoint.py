@@ -186,7 +186,7 @@ def _stays(path: Path, error: OSError) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -239,7 +239,7 @@ def latest(out: Path) -> Checkpoint | None:
 def describe(folder: Path) -> Checkpoint:
     """What a checkpoint's manifest says. CheckpointError where it is missing, damaged or senseless."""
     try:
-        with (folder / MANIFEST).open("rb") as file:
+        with files.open_plain(folder / MANIFEST) as file:
             text = file.read(MANIFEST_BYTES + 1)
         if len(text) > MANIFEST_BYTES:
             raise ValueError("it is too long")

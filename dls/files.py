@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def publish(written: Path, final: Path) -> None:
     """Give what is complete its final name, for good."""
     os.replace(written, final)
     sync(final.parent)
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a plain file to read. OSError for anything else: a pipe in its place would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+    raise OSError(number, os.strerror(errno.EISDIR) if stat.S_ISDIR(kind) else "it is no plain file", str(path))
 
 
 def sync(path: Path) -> None:

@@ -98,7 +98,8 @@ def last_words(out: Path) -> list[str]:
 
 def _failure(report: Path) -> list[str]:
     try:
-        line, _, _ = report.read_text(encoding="utf-8", errors="replace").partition("\n")
+        with files.open_plain(report) as file:
+            line = file.readline(files.LONGEST_LINE).decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -112,8 +113,8 @@ def _death(folder: Path) -> list[str]:
     if not running:
         return []
     first = ""
-    with suppress(OSError, ValueError):
-        first = (folder / "died").read_text(encoding="utf-8").strip()
+    with suppress(OSError, ValueError), files.open_plain(folder / "died") as file:
+        first = file.readline(files.LONGEST_LINE).decode().strip()
     dead = next((beat for beat in running if str(beat["rank"]) == first), None)
     beat, fate = (dead, "was the first to die") if dead else (min(running, key=_progress), "was the furthest behind")
     who = f"rank {beat['rank']} (process {beat['pid']} on {beat['host']})"
@@ -127,7 +128,8 @@ def _progress(beat: dict[str, Any]) -> tuple[int, str]:
 def _read(path: Path) -> dict[str, Any]:
     """A heartbeat; nothing where it is damaged."""
     try:
-        beat: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with files.open_plain(path) as file:
+            beat: dict[str, Any] = json.load(file)
         return beat if {"rank", "host", "pid", "step", "time"} <= beat.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}

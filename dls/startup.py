@@ -43,6 +43,8 @@ from reference import ranks
 from reference.ranks import State
 
 T = TypeVar("T")
+RUNS = Path("runs")
+"""Where a run's folder lies unless told otherwise."""
 LAST_BREATH = 0.5
 """The share of the timeout that a run which lost ranks waits for the lock of a dead one: NFS may keep it a while."""
 
@@ -96,7 +98,8 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
     layers = [command.file, command.flags]
     named = comm.together(lambda: config.build(*layers)).out
     comm.from_rank_0(lambda: _check_out(command.resume, named))
-    comm.from_rank_0(lambda: _claim(named, own, patience))
+    if command.resume != "never":
+        comm.from_rank_0(lambda: _claim(Path(named), own, patience))
     found, passed = _find(command.resume, Path(named), comm)
     settings = comm.together(lambda: _settings(layers, found, comm.size))
     check_same(comm, _fingerprint(settings, found))
@@ -145,21 +148,20 @@ def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
 
 def _check_out(resume: str, out: str) -> None:
     """UsageError where it cannot be the run's folder."""
-    if not out:
-        if resume != "never":
-            raise UsageError("--resume needs --out, the folder of the run to go on with")
-        return
-    with _writing(Path(out)):
-        files.check_folder(Path(out))
-        if resume == "never" and _holds_run(Path(out)):
+    if resume != "never" and not out:
+        raise UsageError("--resume needs --out, the folder of the run to go on with")
+    folder = Path(out) if out else RUNS
+    with _writing(folder):
+        files.check_folder(folder)
+        if resume == "never" and out and _holds_run(folder):
             raise UsageError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
 
 
-def _claim(out: str, own: Lock, patience: float) -> None:
+def _claim(out: Path, own: Lock, patience: float) -> None:
     """Take the lock of a folder that is about to be read, where it holds a run. UsageError."""
-    with _writing(Path(out)):
-        if out and _holds_run(Path(out)):
-            own.take(Path(out), patience)
+    with _writing(out):
+        if _holds_run(out):
+            own.take(out, patience)
 
 
 @contextmanager
@@ -359,7 +361,7 @@ def _make_folder(settings: Config, found: Checkpoint | None, own: Lock) -> tuple
     UsageError where it cannot be written, or another run was faster.
     """
     name = f"{settings.dataset}-{settings.model}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    out = Path(settings.out or Path("runs") / name)
+    out = Path(settings.out or RUNS / name)
     with _writing(out):
         out = out if settings.out else _fresh_folder(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -395,5 +397,5 @@ def _fresh_folder(wanted: Path) -> Path:
 
 def _check_folder(out: Path, comm: Comm) -> None:
     """All ranks write their checkpoints to one folder, so all must see it."""
-    if not (out / "config.toml").exists():
+    if not os.path.exists(out / "config.toml"):
         raise UsageError(f"rank {comm.rank} on {comm.host} does not see {out}: --out must lie on a disk that all hosts share")

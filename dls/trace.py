@@ -338,8 +338,9 @@ def read(path: Path) -> Trace:
 
 def _read_file(path: Path) -> Trace:
     """Read a trace as it is at this moment."""
-    if not path.is_file():
-        raise TraceError(f"{path}: no such file; a run's folder holds a trace.h5")
+    if not os.path.isfile(path):
+        words = "it is no plain file" if os.path.exists(path) else "no such file"
+        raise TraceError(f"{path}: {words}; a run's folder holds a trace.h5")
     try:
         if path.stat().st_size == 0:
             raise TraceError(f"{path} is empty: it was never written, or the disk was full; remove it and start its run again")
@@ -368,7 +369,7 @@ def state(path: Path) -> State:
 def left_open(path: Path) -> bool:
     """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
     try:
-        with path.open("rb") as file:
+        with files.open_plain(path) as file:
             head = file.read(12)
     except OSError:  # what it is like shows when it is read
         return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import files
+from dls import checkpoint, files, heartbeat, lock
 from dls.inspect import __main__ as inspect
 from dls.study import __main__ as study
 from dls.theory import __main__ as theory
@@ -108,3 +108,18 @@ def test_tools_refuse_what_they_cannot_write_in_a_clear_line(tool: str, tmp_path
     assert "File name too long" in error
     assert "Errno" not in error
     assert error.count("\n") == 1
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, capsys) -> None:
+    """It would be for ever, in a run that answers to no signal yet."""
+    folder = checkpoint.place(tmp_path, 3)
+    folder.mkdir(parents=True)
+    for pipe in (folder / checkpoint.MANIFEST, tmp_path / "failure.txt", tmp_path / lock.NAME, tmp_path / "trace.h5"):
+        os.mkfifo(pipe)
+    with pytest.raises(checkpoint.CheckpointError, match=r"manifest\.json cannot be read \(it is no plain file"):
+        checkpoint.describe(folder)
+    (words,) = heartbeat.last_words(tmp_path)
+    assert words == f"the run before failed: {tmp_path / 'failure.txt'} cannot be read (it is no plain file)"
+    assert lock.state(tmp_path) is lock.State.FREE
+    assert inspect.main([str(tmp_path)]) == 2
+    assert f"{tmp_path / 'trace.h5'}: it is no plain file; a run's folder holds a trace.h5" in capsys.readouterr().err
