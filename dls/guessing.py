@@ -25,7 +25,7 @@ def warning(loss: float, accuracy: float, dataset: Dataset, sparse: bool) -> str
         found = f"a test loss of {loss:.4f} is no better than that of guessing ({math.log(dataset.classes):.4f})"
     else:
         return ""
-    return f"{found}; try another --lr{', a higher --density, --density-warmup' if sparse else ''} or --clip-norm"
+    return f"{found}; try more steps, another --lr{', a higher --density, --density-warmup' if sparse else ''} or --clip-norm"
 
 
 def _accuracy_of_guessing(dataset: Dataset) -> float:

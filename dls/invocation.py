@@ -45,8 +45,9 @@ def _launcher() -> Sequence[str]:
             process = _parent(process)
         except (OSError, UnicodeDecodeError):
             return []
-        if Path(command[0]).name in LAUNCHERS and command[-len(sys.orig_argv) :] == sys.orig_argv:
-            return command[: -len(sys.orig_argv)]
+        before, rank = command[: -len(sys.orig_argv)], command[-len(sys.orig_argv) :]
+        if rank == sys.orig_argv and before and Path(before[0]).name in LAUNCHERS:
+            return before
     return []
 
 

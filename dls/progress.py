@@ -59,7 +59,7 @@ class Reporter:
         self._received += received
         self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}", pace=str(self._pace))
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
-            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._pace}")
+            self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._pace}".rstrip())
 
     def skipped(self, step: int, ranks: Sequence[int]) -> None:
         """All ranks left this step out, for what these met."""
@@ -70,9 +70,8 @@ class Reporter:
     def evaluation(self, step: int, epoch: int, loss: float, accuracy: float, warning: str) -> None:
         """An evaluation is done. A warning is said when it is the first in a row, and at the end."""
         self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
-        self.say(
-            f"step {step}/{self._total}  epoch {epoch}  test loss {loss:.4f}  accuracy {accuracy:.2%}  {self._pace}"
-        )
+        found = f"test loss {loss:.4f}  accuracy {accuracy:.2%}"
+        self.say(f"step {step}/{self._total}  epoch {epoch}  {found}  {self._pace}".rstrip())
         if warning and not self._warning and step < self._total:
             self.say(f"so far, {warning}")
         self._warning = warning
