@@ -133,9 +133,9 @@ def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
     lines = list(apart(together))
     if skipped:
         lines.append(f"{len(skipped)} of the runs found are skipped: {'; '.join(skipped)}")
-    for path in [file for group in together for run in group.runs for file in files_of(Path(run.run["path"]))]:
-        if trace.left_open(path):
-            lines.append(f"what wrote {path} was killed; --repair lets other programs open it, too")
+    files = (file for group in together for run in group.runs for file in files_of(Path(run.run["path"])))
+    killed = filter(trace.left_open, files)
+    lines += [f"what wrote {path} was killed; --repair lets other programs open it, too" for path in killed]
     for line in lines:
         print(f"dls.inspect: {one_line(line)}", file=sys.stderr)
 

@@ -102,7 +102,7 @@ def _places(group: Group, column: Column, curve: Curve) -> NDArray[np.float64]:
 def _curve(axes: Axes, x: NDArray[Any], curve: Curve, column: Column, i: int, look: Look, label: str) -> None:
     count, factor = len(curve.step), column.y.factor
     every = 1 if column.table != "steps" and count <= 20 else max(1, count // 8)
-    marks = {"markersize": 4, "markevery": (i * every // 7, every)}
+    marks: dict[str, Any] = {"markersize": 4, "markevery": (i * every // 7, every)}
     axes.plot(x, factor * curve.mean, **look.line, **marks, lw=1.3, label=label)
     if curve.sd.any():
         low, high = factor * (curve.mean - curve.sd), factor * (curve.mean + curve.sd)
@@ -113,7 +113,7 @@ def _lay(axis: Axis, axle: Axle) -> None:
     """Label and scale."""
     axis.set_label_text(axle.label)
     if axle.log:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log", nonpositive="mask")
         _plain_numbers(axis, *axis.get_view_interval())
 
 
@@ -161,7 +161,7 @@ def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     middle = (up + down) / 2
     middle = np.minimum(middle, 1 - steps[::-1])
     middle = np.maximum(middle, min(0.0, 1 - steps[-1]) + steps)
-    placed = np.empty_like(middle)
+    placed: NDArray[np.float64] = np.empty_like(middle)
     placed[order] = middle
     return placed
 
@@ -249,24 +249,39 @@ def line(group: Group, closest: Closest, rank: int, axes: Axes) -> None:
 def moved(groups: Sequence[Group], axes: Axes) -> None:
     """What a rank sends and receives in a step, as dots with their figures, beside what a ring Allreduce would move each way."""
     found = [_moved(group) for group in groups]
-    rows, styles = np.arange(len(groups)), looks_of(groups)
-    for row, (sent, received, ring), look in zip(rows, found, styles, strict=True):
-        axes.plot([ring], [row], marker="|", color=GREY, markersize=13, markeredgewidth=1.6)
-        hollow = {"markerfacecolor": "none", "markeredgewidth": 1.2}
-        axes.plot([received], [row], marker="o", color=look.colour, markersize=8.5, **hollow)
-        axes.plot([sent], [row], marker="o", color=look.colour, markersize=4.5)
-        small = 0.82 * _font_size()
-        for value, lift, place in ((sent, 5.5, "bottom"), (received, -5.5, "top"), (ring, 7, "bottom")):
-            if math.isfinite(value) and value > 0 and not (value == ring and place == "bottom" and lift == 5.5):
-                words = {"xytext": (0, lift), "textcoords": "offset points", "ha": "center", "va": place, "fontsize": small}
-                axes.annotate(traffic.readable(value), (value, row), color=GREY if lift == 7 else look.colour, **words)
+    known = np.array(found)
+    middle = math.sqrt(known[known > 0].min() * known[known > 0].max()) if (known > 0).any() else 1.0
+    for row, ((sent, received, ring), look) in enumerate(zip(found, looks_of(groups), strict=True)):
+        axes.plot([ring], [row], "|", color=GREY, markersize=13, markeredgewidth=1.6)
+        axes.plot([received], [row], "o", color=look.colour, markersize=8.5, markerfacecolor="none", markeredgewidth=1.2)
+        axes.plot([sent], [row], "o", color=look.colour, markersize=4.5)
+        _write_beside(axes, row, sorted(x for x in (sent, received) if x > 0), middle, look.colour)
+    if len(rings := {ring for *_, ring in found if ring > 0}) == 1:
+        words: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "color": GREY}
+        ring = rings.pop()
+        axes.annotate(_in_bytes(ring), (ring, 0), (0, 8), fontsize=0.85 * _font_size(), **words)
     axes.set_xscale("log")
     axes.margins(x=0.14)
-    axes.xaxis.set_major_formatter(lambda value, _: traffic.readable(value).replace(".00", ""))
-    _name_groups(axes, groups, rows)
-    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(lambda value, _: _in_bytes(value))
+    _name_groups(axes, groups, np.arange(len(groups)))
+    axes.set_ylim(len(groups) - 0.5, -0.9)
     axes.set_xlabel("bytes of a rank in a step")
     _explain_dots(axes)
+
+
+def _write_beside(axes: Axes, row: int, values: Sequence[float], middle: float, colour: str) -> None:
+    """The figures of dots, one where they are the same, on the side where there is more room."""
+    if not values:
+        return
+    to_right = math.sqrt(values[0] * values[-1]) <= middle
+    at, shift, side = (values[-1], 7, "left") if to_right else (values[0], -7, "right")
+    said = list(dict.fromkeys(_in_bytes(value) for value in values))
+    words: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center", "color": colour}
+    axes.annotate(" / ".join(said), (at, row), (shift, 0), fontsize=0.85 * _font_size(), **words)
+
+
+def _in_bytes(value: float) -> str:
+    return traffic.readable(value).replace(".00", "").replace("bytes", "B")
 
 
 def _moved(group: Group) -> tuple[float, float, float]:
@@ -284,7 +299,7 @@ def _explain_dots(axes: Axes) -> None:
     handles = [Line2D([], [], marker="o", markersize=4.5, label="sent", **plain)]
     handles += [Line2D([], [], marker="o", markersize=8.5, markerfacecolor="none", label="received", **plain)]
     handles += [Line2D([], [], marker="|", markersize=11, markeredgewidth=1.6, label="ring Allreduce", **plain)]
-    legend(axes, ["ring Allreduce"] * 3, handles=handles)
+    legend(axes, [str(handle.get_label()) for handle in handles], handles=handles, handlelength=1)
 
 
 def times(groups: Sequence[Group], axes: Axes) -> None:
@@ -316,8 +331,9 @@ def _folded(words: str) -> str:
 def legend(axes: Axes, labels: Sequence[str], **more: Any) -> None:
     """Above the picture, where it covers nothing, in as many columns as its width has room for."""
     size, figure = _font_size(), axes.get_figure(root=False)
-    width = figure.bbox.width / axes.get_figure(root=True).dpi - 0.5  # type: ignore[union-attr]
-    column = (3.6 * size + 0.58 * size * max(map(len, labels), default=1)) / 72
+    width = figure.bbox.width / axes.get_figure(root=True).dpi - 0.4  # type: ignore[union-attr]
+    widths = [(3.4 * size + 0.56 * size * len(label)) / 72 for label in labels] or [width]
+    columns = len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
-    columns = max(1, min(len(labels), int(width / column)))
-    axes.legend(**place, ncols=columns, frameon=False, fontsize=size, columnspacing=1.2, handlelength=1.8, **more)
+    look: dict[str, Any] = {"frameon": False, "fontsize": size, "columnspacing": 1.2, "handlelength": 1.8}
+    axes.legend(**place, ncols=max(1, columns), **(look | more))

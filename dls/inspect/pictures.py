@@ -71,32 +71,40 @@ CURVES = (
     Column(
         *("accuracy-bytes", "Test accuracy over bytes"),
         "At every evaluation, over all that a rank has sent until then, mean over the ranks.",
-        *("evals", ACCURACY, Axle("sent_bytes", "sent by a rank (MB)", factor=1e-6, log=True)),
+        "evals",
+        ACCURACY,
+        Axle("sent_bytes", "sent by a rank (MB)", factor=1e-6, log=True),
     ),
     Column(
         *("accuracy-seconds", "Test accuracy over time"),
         "At every evaluation, over the time that all steps until then have taken, mean over the ranks.",
-        *("evals", ACCURACY, Axle("seconds", "training time (s)")),
+        "evals",
+        ACCURACY,
+        Axle("seconds", "training time (s)"),
     ),
     Column(
         *("set-size", "Set size"),
         "How far the layers' thresholds are from being one: the largest minus the smallest, mean over the ranks.",
-        *("steps", Axle("set_size", "max − min threshold (gradient)", log=True)),
+        "steps",
+        Axle("set_size", "max − min threshold (gradient)", log=True),
     ),
     Column(
         *("threshold-ratio", "Threshold ratio"),
         "The largest of the layers' thresholds by the smallest, mean over the ranks; Global Top-k's is 1.",
-        *("steps", Axle("threshold_ratio", "max / min threshold", log=True)),
+        "steps",
+        Axle("threshold_ratio", "max / min threshold", log=True),
     ),
     Column(
         *("global-share", "Share of Global Top-k's choice"),
         "Of what Global Top-k would have sent, the share that was sent, mean over the ranks (--diagnose-every).",
-        *("diagnostics", Axle("global_share", "share of the global choice (%)", factor=100)),
+        "diagnostics",
+        Axle("global_share", "share of the global choice (%)", factor=100),
     ),
     Column(
         *("residual", "Residual"),
         "The L2 norm of all that stays behind after a step, mean over the ranks.",
-        *("steps", Axle("residual", "residual norm (gradient)", log=True)),
+        "steps",
+        Axle("residual", "residual norm (gradient)", log=True),
     ),
 )
 SIDE_BY_SIDE = (*(column.figure for column in CURVES), "bytes", "time")
