@@ -1,8 +1,9 @@
 """`python -m dls.inspect RUN [RUN ...]`: look into runs.
 
-A RUN is a run's folder, a trace file, or a folder with runs below it, of which all are taken. trace.h5 and the trace-STEP.h5 beside it are read as one run; what differs
-between ranks is averaged before they are joined. `--json` prints one object {"runs": [...]}, also for a single run;
-null is what was not recorded, is undefined, or is infinite; times are in seconds. Each run has
+A RUN is a run's folder, a trace file, or a folder with runs below it, of which all are taken. trace.h5 and the trace-STEP.h5
+beside it are read as one run; what differs between ranks is averaged before they are joined. `--json` prints one object
+{"runs": [...]}, also for a single run; null is what was not recorded, is undefined, or is infinite; times are in seconds. Each
+run has
 
     run       path method density dls_steps model dataset backend lr seed ranks steps hosts version commit started
               config (null: density of dense, dls_steps of all but dls; ranks: one a file; steps: the last recorded)
@@ -22,7 +23,7 @@ null is what was not recorded, is undefined, or is infinite; times are in second
               time that messages were under way, the share in which the rank did not wait, mean over the ranks and
               the recorded steps that --diagnose-every looked at
 
-`--html` writes a page, `--plot` its pictures alone, both of all runs together; `--figure` makes that one picture for print,
+`--html` writes a page, `--plot` its pictures alone, both of all runs together; `--figure` makes that one picture, for print, and
 `--csv` writes what they show as a table. `--follow` shows runs as they go on, and
 then the rest when they are over. `--repair` alone rewrites the traces that a killed run left behind, so that they open in any
 viewer of HDF5.

@@ -124,12 +124,13 @@ def _name_ends(
     labels = names(groups)
     if len(groups) > AT_ENDS or max(map(len, labels)) > LONGEST_AT_END:
         return False
-    ends = [_end(x, column.y.factor * curve.mean, column.y.log) for x, curve in zip(places, curves, strict=True)]
+    ends = [_end(x, column.y.factor * curve.mean, column) for x, curve in zip(places, curves, strict=True)]
     if any(end is None for end in ends):
         return False
     last = np.array(ends)
     if np.ptp(last[:, 0]) > 0.02 * max(1e-300, last[:, 0].max()):
         return False
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # what is transformed below stays where it is
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = to_axes.transform(last)[:, 1]
     figure = axes.get_figure(root=False)
@@ -146,9 +147,10 @@ def _font_size() -> float:
     return float(rcParams["font.size"])
 
 
-def _end(x: NDArray[Any], y: NDArray[Any], log: bool) -> tuple[float, float] | None:
+def _end(x: NDArray[Any], y: NDArray[Any], column: Column) -> tuple[float, float] | None:
     """The last point that is drawn."""
-    drawn = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log)))
+    shown = [np.isfinite(each) & ((each > 0) | (not axle.log)) for each, axle in ((x, column.x), (y, column.y))]
+    drawn = np.flatnonzero(shown[0] & shown[1])
     return (float(x[drawn[-1]]), float(y[drawn[-1]])) if drawn.size else None
 
 
