@@ -108,16 +108,24 @@ CURVES = (
     ),
 )
 SIDE_BY_SIDE = (*(column.figure for column in CURVES), "bytes", "time")
-OF_LAYERS = ("layer-threshold", "layer-residual", "layer-k", *(f"timeline-{rank}" for rank in range(SHOWN_RANKS)))
+OF_LAYERS = (
+    "layer-threshold",
+    "layer-residual",
+    "layer-k",
+    *(f"timeline-{rank}" for rank in range(SHOWN_RANKS)),
+)
 """The names of all figures: those of all groups together, and those of one group."""
 
 
 def together(groups: Sequence[Group]) -> list[Picture]:
     """Those in which all groups stand side by side; none where nothing was recorded."""
     pictures = [
-        Picture(column.figure, column.title, column.caption, partial(panels.over, groups, column), curve)
+        Picture(
+            column.figure, column.title, column.caption, partial(panels.over, groups, column), curve
+        )
         for column in CURVES
-        if _has(groups, column.table, column.y.name, column.y.log) and _has(groups, column.table, column.x.name, column.x.log)
+        if _has(groups, column.table, column.y.name, column.y.log)
+        and _has(groups, column.table, column.x.name, column.x.log)
         for curve in [partial(points.of_curves, groups, column)]
     ]
     recorded = [group for group in groups if _has([group], "steps", "loss")]
@@ -126,10 +134,14 @@ def together(groups: Sequence[Group]) -> list[Picture]:
         caption = "What a rank gives to MPI in a step, what it receives from the others, and what a ring Allreduce of the whole "
         caption += "gradient would move each way."
         draw, told = partial(panels.moved, recorded), partial(points.of_bytes, recorded)
-        pictures.append(Picture("bytes", "Bytes beside a ring Allreduce", caption, draw, told, height))
+        pictures.append(
+            Picture("bytes", "Bytes beside a ring Allreduce", caption, draw, told, height)
+        )
         caption = "Means over the ranks and steps, without each file's first; exposed is waiting for the network."
         draw, told = partial(panels.times, recorded), partial(points.of_times, recorded)
-        pictures.append(Picture("time", "Where a step's time went", caption, draw, told, height + 0.5))
+        pictures.append(
+            Picture("time", "Where a step's time went", caption, draw, told, height + 0.5)
+        )
     return pictures
 
 
@@ -157,7 +169,11 @@ def alone(group: Group) -> list[Picture]:
     found = []
     for figure, name, title, label in LAYERS:
         if _has([group], "steps", name, positive=True):
-            draw = partial(panels.heat, group) if name == "k" else partial(panels.layers, group, name, label)
+            draw = (
+                partial(panels.heat, group)
+                if name == "k"
+                else partial(panels.layers, group, name, label)
+            )
             told = partial(points.of_layers, group, figure, name, label)
             height = _tall(group) if name == "k" else HEIGHT
             found.append(Picture(figure, title, CAPTIONS[name], draw, told, height))
@@ -168,7 +184,10 @@ def alone(group: Group) -> list[Picture]:
     for rank in range(min(SHOWN_RANKS, len(closest.begin))):
         caption = f"What rank {rank} did for each layer, and when{whose}; layers that leave together have one time."
         title, figure = f"Step {closest.step} on rank {rank}", f"timeline-{rank}"
-        draw, told = partial(panels.line, group, closest, rank), partial(points.of_timeline, group, closest, rank)
+        draw, told = (
+            partial(panels.line, group, closest, rank),
+            partial(points.of_timeline, group, closest, rank),
+        )
         found.append(Picture(figure, title, caption, draw, told, _tall(group)))
     return found
 
@@ -183,17 +202,27 @@ def check_name(name: str) -> None:
     known = (*SIDE_BY_SIDE, *OF_LAYERS)
     if name not in known:
         (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        raise TraceError(f"--figure: there is no {name!r}; the nearest is {near}, and all are {', '.join(known)}")
+        raise TraceError(
+            f"--figure: there is no {name!r}; the nearest is {near}, and all are {', '.join(known)}"
+        )
 
 
 def named(groups: Sequence[Group], name: str) -> Picture:
     """The picture of that name. TraceError where these runs have none."""
     if name in OF_LAYERS and len(groups) > 1:
         labels = ", ".join(group.label for group in groups)
-        raise TraceError(f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}: {labels}")
-    found = [picture for picture in (*together(groups), *(alone(groups[0]) if len(groups) == 1 else [])) if picture.name == name]
+        raise TraceError(
+            f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}: {labels}"
+        )
+    found = [
+        picture
+        for picture in (*together(groups), *(alone(groups[0]) if len(groups) == 1 else []))
+        if picture.name == name
+    ]
     if not found:
-        raise TraceError(f"--figure {name}: nothing of that was recorded; global-share and timelines need --diagnose-every")
+        raise TraceError(
+            f"--figure {name}: nothing of that was recorded; global-share and timelines need --diagnose-every"
+        )
     return found[0]
 
 
@@ -209,8 +238,18 @@ def _style(size: float = 9) -> Iterator[None]:
     """
     from matplotlib import rc_context
 
-    settings: Any = {"font.size": size, "hatch.linewidth": 0.6, "axes.axisbelow": True, "text.parse_math": False}
-    settings |= {"svg.fonttype": "path", "svg.hashsalt": "dls", "pdf.fonttype": 42, "ps.fonttype": 42}
+    settings: Any = {
+        "font.size": size,
+        "hatch.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "text.parse_math": False,
+    }
+    settings |= {
+        "svg.fonttype": "path",
+        "svg.hashsalt": "dls",
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+    }
     settings |= {f"{axis}tick.labelsize": 0.92 * size for axis in "xy"} | {"axes.linewidth": 0.7}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
@@ -246,7 +285,9 @@ def sheet(groups: Sequence[Group], path: Path) -> None:
 
     rows = [*_pairs([(picture, "") for picture in together(groups)])]
     for group in groups:
-        rows += _pairs([(picture, group.label if len(groups) > 1 else "") for picture in alone(group)])
+        rows += _pairs(
+            [(picture, group.label if len(groups) > 1 else "") for picture in alone(group)]
+        )
     heights = [0.4 + max(picture.height for picture, _ in row) for row in rows] or [1.0]
     with _style():
         figure = Figure(figsize=(2 * WIDTH + 0.4, sum(heights)), layout="constrained", dpi=110)
