@@ -14,8 +14,15 @@ from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's."""
-MARKERS = "os^Dv<>"
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)))
+DASHES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+)
 OF_METHODS = {
     "dense": ("#000000", "o"),
     "global-topk": ("#D55E00", "s"),
@@ -43,7 +50,12 @@ class Look:
     def line(self) -> dict[str, Any]:
         """For a curve of matplotlib's."""
         face = self.colour if self.filled else "white"
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markerfacecolor": face}
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": self.dash,
+            "markerfacecolor": face,
+        }
 
 
 def looks(methods: Sequence[str]) -> list[Look]:

@@ -54,7 +54,9 @@ def readable(count: float) -> str:
     return f"{count / 1000**place:.{2 if place else 0}f} {units[place]}"
 
 
-def table(densities: Sequence[float] = DENSITIES, ranks: Sequence[int] = RANKS, values: int = VALUES) -> Iterator[str]:
+def table(
+    densities: Sequence[float] = DENSITIES, ranks: Sequence[int] = RANKS, values: int = VALUES
+) -> Iterator[str]:
     """The lines of a table in Markdown: received bytes as multiples of a ring Allreduce's, those above 1 in bold."""
     heads = ["density", "bytes an entry", *(f"{each:,}" for each in ranks), "more from"]
     yield f"| {' | '.join(heads)} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,10 +72,14 @@ def mean_and_sd(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """Short names of runs: their folders' names, or their paths where names are equal."""
+    """Short names of runs: their folders' names or, where names are equal, their paths from the folder that all of them share."""
     folders = [Path(path).resolve() for path in paths]
     names = [folder.parent.name if folder.suffix == ".h5" else folder.name for folder in folders]
-    return names if len(set(names)) == len(names) else list(paths)
+    if len(set(names)) == len(names):
+        return names
+    alike = len({Path(path).is_absolute() for path in paths}) == 1 and len(set(paths)) == len(paths)
+    shared = os.path.commonpath(paths) if alike else ""
+    return [os.path.relpath(path, shared) for path in paths] if shared else list(paths)
 
 
 def by_seed(runs: Sequence[Series]) -> list[Group]:

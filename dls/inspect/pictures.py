@@ -6,7 +6,6 @@ colour-blind; dashes, markers, hatches tell the same in grey.
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import warnings
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dls import hints
 from dls.drawing import MISSING
 from dls.inspect import panels, points
 from dls.inspect.groups import Group
@@ -71,45 +71,61 @@ CURVES = (
     Column(
         *("accuracy-bytes", "Test accuracy over bytes"),
         "At every evaluation, over all that a rank has sent until then, mean over the ranks.",
-        *("evals", ACCURACY, Axle("sent_bytes", "sent by a rank (MB)", factor=1e-6, log=True)),
+        "evals",
+        ACCURACY,
+        Axle("sent_bytes", "sent by a rank (MB)", factor=1e-6, log=True),
     ),
     Column(
         *("accuracy-seconds", "Test accuracy over time"),
         "At every evaluation, over the time that all steps until then have taken, mean over the ranks.",
-        *("evals", ACCURACY, Axle("seconds", "training time (s)")),
+        "evals",
+        ACCURACY,
+        Axle("seconds", "training time (s)"),
     ),
     Column(
         *("set-size", "Set size"),
         "How far the layers' thresholds are from being one: the largest minus the smallest, mean over the ranks.",
-        *("steps", Axle("set_size", "max − min threshold (gradient)", log=True)),
+        "steps",
+        Axle("set_size", "max − min threshold (gradient)", log=True),
     ),
     Column(
         *("threshold-ratio", "Threshold ratio"),
         "The largest of the layers' thresholds by the smallest, mean over the ranks; Global Top-k's is 1.",
-        *("steps", Axle("threshold_ratio", "max / min threshold", log=True)),
+        "steps",
+        Axle("threshold_ratio", "max / min threshold", log=True),
     ),
     Column(
         *("global-share", "Share of Global Top-k's choice"),
         "Of what Global Top-k would have sent, the share that was sent, mean over the ranks (--diagnose-every).",
-        *("diagnostics", Axle("global_share", "share of the global choice (%)", factor=100)),
+        "diagnostics",
+        Axle("global_share", "share of the global choice (%)", factor=100),
     ),
     Column(
         *("residual", "Residual"),
         "The L2 norm of all that stays behind after a step, mean over the ranks.",
-        *("steps", Axle("residual", "residual norm (gradient)", log=True)),
+        "steps",
+        Axle("residual", "residual norm (gradient)", log=True),
     ),
 )
 SIDE_BY_SIDE = (*(column.figure for column in CURVES), "bytes", "time")
-OF_LAYERS = ("layer-threshold", "layer-residual", "layer-k", *(f"timeline-{rank}" for rank in range(SHOWN_RANKS)))
+OF_LAYERS = (
+    "layer-threshold",
+    "layer-residual",
+    "layer-k",
+    *(f"timeline-{rank}" for rank in range(SHOWN_RANKS)),
+)
 """The names of all figures: those of all groups together, and those of one group."""
 
 
 def together(groups: Sequence[Group]) -> list[Picture]:
     """Those in which all groups stand side by side; none where nothing was recorded."""
     pictures = [
-        Picture(column.figure, column.title, column.caption, partial(panels.over, groups, column), curve)
+        Picture(
+            column.figure, column.title, column.caption, partial(panels.over, groups, column), curve
+        )
         for column in CURVES
-        if _has(groups, column.table, column.y.name, column.y.log) and _has(groups, column.table, column.x.name, column.x.log)
+        if _has(groups, column.table, column.y.name, column.y.log)
+        and _has(groups, column.table, column.x.name, column.x.log)
         for curve in [partial(points.of_curves, groups, column)]
     ]
     recorded = [group for group in groups if _has([group], "steps", "loss")]
@@ -118,10 +134,14 @@ def together(groups: Sequence[Group]) -> list[Picture]:
         caption = "What a rank gives to MPI in a step, what it receives from the others, and what a ring Allreduce of the whole "
         caption += "gradient would move each way."
         draw, told = partial(panels.moved, recorded), partial(points.of_bytes, recorded)
-        pictures.append(Picture("bytes", "Bytes beside a ring Allreduce", caption, draw, told, height))
+        pictures.append(
+            Picture("bytes", "Bytes beside a ring Allreduce", caption, draw, told, height)
+        )
         caption = "Means over the ranks and steps, without each file's first; exposed is waiting for the network."
         draw, told = partial(panels.times, recorded), partial(points.of_times, recorded)
-        pictures.append(Picture("time", "Where a step's time went", caption, draw, told, height + 0.5))
+        pictures.append(
+            Picture("time", "Where a step's time went", caption, draw, told, height + 0.5)
+        )
     return pictures
 
 
@@ -149,7 +169,11 @@ def alone(group: Group) -> list[Picture]:
     found = []
     for figure, name, title, label in LAYERS:
         if _has([group], "steps", name, positive=True):
-            draw = partial(panels.heat, group) if name == "k" else partial(panels.layers, group, name, label)
+            draw = (
+                partial(panels.heat, group)
+                if name == "k"
+                else partial(panels.layers, group, name, label)
+            )
             told = partial(points.of_layers, group, figure, name, label)
             height = _tall(group) if name == "k" else HEIGHT
             found.append(Picture(figure, title, CAPTIONS[name], draw, told, height))
@@ -160,7 +184,10 @@ def alone(group: Group) -> list[Picture]:
     for rank in range(min(SHOWN_RANKS, len(closest.begin))):
         caption = f"What rank {rank} did for each layer, and when{whose}; layers that leave together have one time."
         title, figure = f"Step {closest.step} on rank {rank}", f"timeline-{rank}"
-        draw, told = partial(panels.line, group, closest, rank), partial(points.of_timeline, group, closest, rank)
+        draw, told = (
+            partial(panels.line, group, closest, rank),
+            partial(points.of_timeline, group, closest, rank),
+        )
         found.append(Picture(figure, title, caption, draw, told, _tall(group)))
     return found
 
@@ -171,21 +198,29 @@ def _tall(group: Group) -> float:
 
 
 def check_name(name: str) -> None:
-    """TraceError for a figure that there is not, with the nearest that there is, and all of them."""
+    """TraceError for a figure that there is not, with all that there are and the nearest of them."""
     known = (*SIDE_BY_SIDE, *OF_LAYERS)
     if name not in known:
-        (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        raise TraceError(f"--figure: there is no {name!r}; the nearest is {near}, and all are {', '.join(known)}")
+        hint = hints.near(name, known)
+        raise TraceError(f"--figure: there is no {name!r}; all are {', '.join(known)}{hint}")
 
 
 def named(groups: Sequence[Group], name: str) -> Picture:
     """The picture of that name. TraceError where these runs have none."""
     if name in OF_LAYERS and len(groups) > 1:
         labels = ", ".join(group.label for group in groups)
-        raise TraceError(f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}: {labels}")
-    found = [picture for picture in (*together(groups), *(alone(groups[0]) if len(groups) == 1 else [])) if picture.name == name]
+        raise TraceError(
+            f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}: {labels}"
+        )
+    found = [
+        picture
+        for picture in (*together(groups), *(alone(groups[0]) if len(groups) == 1 else []))
+        if picture.name == name
+    ]
     if not found:
-        raise TraceError(f"--figure {name}: nothing of that was recorded; global-share and timelines need --diagnose-every")
+        raise TraceError(
+            f"--figure {name}: nothing of that was recorded; global-share and timelines need --diagnose-every"
+        )
     return found[0]
 
 
@@ -201,8 +236,18 @@ def _style(size: float = 9) -> Iterator[None]:
     """
     from matplotlib import rc_context
 
-    settings: Any = {"font.size": size, "hatch.linewidth": 0.6, "axes.axisbelow": True, "text.parse_math": False}
-    settings |= {"svg.fonttype": "path", "svg.hashsalt": "dls", "pdf.fonttype": 42, "ps.fonttype": 42}
+    settings: Any = {
+        "font.size": size,
+        "hatch.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "text.parse_math": False,
+    }
+    settings |= {
+        "svg.fonttype": "path",
+        "svg.hashsalt": "dls",
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+    }
     settings |= {f"{axis}tick.labelsize": 0.92 * size for axis in "xy"} | {"axes.linewidth": 0.7}
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
@@ -238,7 +283,9 @@ def sheet(groups: Sequence[Group], path: Path) -> None:
 
     rows = [*_pairs([(picture, "") for picture in together(groups)])]
     for group in groups:
-        rows += _pairs([(picture, group.label if len(groups) > 1 else "") for picture in alone(group)])
+        rows += _pairs(
+            [(picture, group.label if len(groups) > 1 else "") for picture in alone(group)]
+        )
     heights = [0.4 + max(picture.height for picture, _ in row) for row in rows] or [1.0]
     with _style():
         figure = Figure(figsize=(2 * WIDTH + 0.4, sum(heights)), layout="constrained", dpi=110)

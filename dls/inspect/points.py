@@ -19,11 +19,28 @@ from dls.inspect.summary import summarise
 HEADS = ("figure", "group", "run", "method", "seed", "part", "x", "y", "x_name", "y_name")
 """part: the layer, the phase, or what else a figure shows of one run beside each other; x_name and y_name with the units."""
 Point = tuple[Any, ...]
-BYTES = {"sent": "bytes_per_step", "received": "received_bytes_per_step", "ring Allreduce": "ring_bytes_per_step"}
+BYTES = {
+    "sent": "bytes_per_step",
+    "received": "received_bytes_per_step",
+    "ring Allreduce": "ring_bytes_per_step",
+}
 
 
-def _point(figure: str, group: Group, run: Series, part: str, x: Any, y: Any, x_name: str, y_name: str) -> Point:
-    return figure, group.label, run.run["path"], run.run["method"], run.run["seed"], part, x, y, x_name, y_name
+def _point(
+    figure: str, group: Group, run: Series, part: str, x: Any, y: Any, x_name: str, y_name: str
+) -> Point:
+    return (
+        figure,
+        group.label,
+        run.run["path"],
+        run.run["method"],
+        run.run["seed"],
+        part,
+        x,
+        y,
+        x_name,
+        y_name,
+    )
 
 
 def of_curves(groups: Sequence[Group], column: Column) -> Iterator[Point]:
@@ -35,7 +52,9 @@ def of_curves(groups: Sequence[Group], column: Column) -> Iterator[Point]:
             x = column.x.factor * group.values(column.table, column.x.name)[1]
         for run, places, heights in zip(group.runs, x, column.y.factor * values, strict=True):
             for place, height in zip(places.tolist(), heights.tolist(), strict=True):
-                yield _point(column.figure, group, run, "", place, height, column.x.label, column.y.label)
+                yield _point(
+                    column.figure, group, run, "", place, height, column.x.label, column.y.label
+                )
 
 
 def of_layers(group: Group, figure: str, name: str, label: str) -> Iterator[Point]:
@@ -53,7 +72,16 @@ def of_bytes(groups: Sequence[Group]) -> Iterator[Point]:
         for run in group.runs:
             traffic = summarise(run).traffic
             for part, name in BYTES.items():
-                yield _point("bytes", group, run, part, row, traffic[name], "group", "bytes of a rank in a step")
+                yield _point(
+                    "bytes",
+                    group,
+                    run,
+                    part,
+                    row,
+                    traffic[name],
+                    "group",
+                    "bytes of a rank in a step",
+                )
 
 
 def of_times(groups: Sequence[Group]) -> Iterator[Point]:
@@ -67,10 +95,21 @@ def of_times(groups: Sequence[Group]) -> Iterator[Point]:
 def of_timeline(group: Group, closest: Closest, rank: int) -> Iterator[Point]:
     """Begin, as x, and end, as y, of each layer's phases."""
     run = group.runs[-1]
-    for layer, begins, ends in zip(run.layers["name"], closest.begin[rank], closest.end[rank], strict=True):
+    for layer, begins, ends in zip(
+        run.layers["name"], closest.begin[rank], closest.end[rank], strict=True
+    ):
         for phase, begin, end in zip(timeline.PHASES, begins.tolist(), ends.tolist(), strict=True):
             part = f"{phase} of {layer}"
-            yield _point(f"timeline-{rank}", group, run, part, 1e3 * begin, 1e3 * end, "begin (ms)", "end (ms)")
+            yield _point(
+                f"timeline-{rank}",
+                group,
+                run,
+                part,
+                1e3 * begin,
+                1e3 * end,
+                "begin (ms)",
+                "end (ms)",
+            )
 
 
 def write(rows: Iterable[Point], path: Path) -> None:

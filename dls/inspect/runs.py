@@ -22,7 +22,9 @@ def _find(path: Path) -> list[tuple[Path, bool]]:
         return [(path, True)]
     found = [(folder, False) for folder in _below(path)]
     if not found:
-        raise TraceError(f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or of several")
+        raise TraceError(
+            f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or of several"
+        )
     return found
 
 

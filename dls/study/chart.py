@@ -24,7 +24,9 @@ ABREAST = 3
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Means over the seeds, bars are standard deviations. Workloads without a density have no panel."""
     reached = [row for row in rows if row["seeds"]]
-    workloads = list(dict.fromkeys(row["workload"] for row in reached if row["density"] is not None))
+    workloads = list(
+        dict.fromkeys(row["workload"] for row in reached if row["density"] is not None)
+    )
     styles = _styles(rows)
     with rc_context({"text.parse_math": False, "font.size": 9}):  # names are anybody's
         columns = len(workloads) if len(workloads) <= ABREAST else 2
@@ -32,19 +34,32 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         figure = Figure(figsize=(4.6 * max(1, columns), 0.5 + 3.2 * lines), layout="constrained")
         handles: dict[str, Any] = {}
         for place, workload in enumerate(workloads, start=1):
-            axes = figure.add_subplot(lines, columns, place, title=workload, xlabel="density", ylabel="test accuracy (%)")
+            axes = figure.add_subplot(
+                lines, columns, place, title=workload, xlabel="density", ylabel="test accuracy (%)"
+            )
             _draw(axes, [row for row in reached if row["workload"] == workload], styles)
             shown, names = axes.get_legend_handles_labels()
             handles |= dict(zip(names, shown, strict=True))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False)
+        figure.legend(
+            handles.values(),
+            handles,
+            loc="outside lower center",
+            ncols=max(1, len(handles)),
+            frameon=False,
+        )
         figure.savefig(path, dpi=150)
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, Style]:
     """By the names that the study gives its methods."""
-    methods = {row["method"]: str(row["settings"].get("method", family(row["method"]))) for row in rows}
+    methods = {
+        row["method"]: str(row["settings"].get("method", family(row["method"]))) for row in rows
+    }
     places = count(-len(methods) // 2)
-    return {name: (look, 1.06**place) for name, look, place in zip(methods, looks([*methods.values()]), places, strict=False)}
+    return {
+        name: (look, 1.06**place)
+        for name, look, place in zip(methods, looks([*methods.values()]), places, strict=False)
+    }
 
 
 def _draw(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
@@ -55,10 +70,22 @@ def _draw(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
         spread = [100 * stdev(row["accuracy"]) if len(row["accuracy"]) > 1 else 0.0 for row in own]
         if own[0]["density"] is None:
             axes.axhline(means[0], color=look.colour, linestyle=(0, (6, 2)), lw=1.2, label=name)
-            axes.axhspan(means[0] - spread[0], means[0] + spread[0], color=look.colour, alpha=0.08, lw=0)
+            axes.axhspan(
+                means[0] - spread[0], means[0] + spread[0], color=look.colour, alpha=0.08, lw=0
+            )
             continue
         x = [row["density"] * shift for row in own]
-        axes.errorbar(x, means, spread, **look.line, capsize=2.5, lw=1.2, elinewidth=1, markersize=5, label=name)
+        axes.errorbar(
+            x,
+            means,
+            spread,
+            **look.line,
+            capsize=2.5,
+            lw=1.2,
+            elinewidth=1,
+            markersize=5,
+            label=name,
+        )
     axes.set_xscale("log")
     axes.set_xticks(sorted({row["density"] for row in rows} - {None}))
     axes.set_xticks([], minor=True)

@@ -21,6 +21,8 @@ from dls.hosts import mpirun, python
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""
+BASELINES = ("layerwise-topk", "global-topk")
+"""The methods that others are compared with, unless a file names its own: what DLS wants to beat, and what it wants to reach."""
 WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 Cell = tuple[str, float | None, str]
 """Workload, density and method."""
@@ -40,6 +42,7 @@ class Experiment:
     ranks: int
     settings: Mapping[str, Any]
     file: Path
+    baselines: tuple[str, ...] = BASELINES
 
     @property
     def name(self) -> str:
@@ -85,6 +88,7 @@ def _load(file: Path) -> list[Experiment]:
     try:
         _check_keys(table)
         _check_names([table["workload"], *table["methods"]])
+        _check_baselines(table.get("baselines", []), table["methods"], "baselines" in table)
         _check_settings(table["settings"], table["methods"])
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
@@ -100,8 +104,8 @@ def _check_keys(table: Mapping[str, Any]) -> None:
     for key, kind in KEYS.items():
         if not isinstance(table.get(key), kind) or isinstance(table[key], bool):
             raise ValueError(f"it needs {key}, {WORDS[kind]}")
-    if odd := table.keys() - KEYS.keys():
-        raise ValueError(f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}")
+    if odd := table.keys() - KEYS.keys() - {"baselines"}:
+        raise ValueError(f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}, and may hold baselines")
     if table["ranks"] < 1:
         raise ValueError("ranks must be 1 or more")
     _check_lists(table)
@@ -124,6 +128,17 @@ def _check_names(names: Sequence[str]) -> None:
             raise ValueError(f"{name!r} cannot be a folder's name")
 
 
+def _check_baselines(baselines: Any, methods: Mapping[str, Any], given: bool) -> None:
+    """ValueError where those that are given are no methods of the file, each once."""
+    if not isinstance(baselines, list) or not all(isinstance(name, str) for name in baselines) or (given and not baselines):
+        raise ValueError("baselines must be a list of its methods' names, one at least")
+    for name in baselines:
+        if name not in methods:
+            raise ValueError(f"baselines names {name!r}, which is none of its methods, {', '.join(methods)}")
+        if baselines.count(name) > 1:
+            raise ValueError(f"baselines names {name!r} more than once")
+
+
 def _check_settings(settings: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
     """ValueError for settings that each run has for itself."""
     for method, own in methods.items():
@@ -137,13 +152,14 @@ def _check_settings(settings: Mapping[str, Any], methods: Mapping[str, Any]) -> 
 
 def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
     """Seed by seed, and density by density."""
+    baselines = tuple(table.get("baselines", BASELINES))
     for seed in table["seeds"]:
         for density in (None, *table["densities"]):
             for method, own in table["methods"].items():
                 if ("density" in own) == (density is None):
                     settings = {"density": density, **table["settings"], **own, "seed": seed}
                     settings = config.from_toml(tomli_w.dumps(settings), str(file))
-                    yield Experiment(table["workload"], method, density, seed, table["ranks"], settings, file)
+                    yield Experiment(table["workload"], method, density, seed, table["ranks"], settings, file, baselines)
 
 
 def is_complete(experiment: Experiment, out: Path) -> bool:

@@ -2,6 +2,9 @@
 
 A difference is that of two runs with the same seed, and so the same weights to begin with and the same mini-batches; its interval
 is Student's over the seeds. All densities of a workload are compared together too, each seed by its mean over them.
+
+A workload's baselines are compared with those named before them, and all other methods with each baseline. The last one is the
+goal: it is also told how far behind it the others may be.
 """
 
 from __future__ import annotations
@@ -13,12 +16,10 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from dls.study.results import Row
+from dls.study.experiments import BASELINES
+from dls.study.results import Row, baselines
 
 CONFIDENCE = 0.95
-LAYERWISE, GLOBAL = "layerwise-topk", "global-topk"
-BASELINES = (LAYERWISE, GLOBAL)
-"""Those that the others are compared with: what DLS wants to beat, and what it wants to reach."""
 BETTER, WORSE, NEITHER, FEW = "better", "worse", "no difference to be told from chance", "too few seeds to tell"
 LEAST = 2
 """Seeds without which there is no interval."""
@@ -35,7 +36,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 class Comparison:
     """A method beside a baseline, in percentage points of accuracy, seed by seed. density is None for all of them together.
 
-    planned: the seeds that there will be; failed: those of which a run of either failed.
+    planned: the seeds that there will be; failed: those of which a run of either failed; goal: whether the baseline is one.
     """
 
     workload: str
@@ -45,6 +46,7 @@ class Comparison:
     values: tuple[float, ...]
     planned: int
     failed: int = 0
+    goal: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -95,22 +97,26 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     """Of each workload: every method beside each baseline, density by density, then all densities together."""
     found = []
     for workload in dict.fromkeys(row["workload"] for row in rows):
-        own = [row for row in rows if row["workload"] == workload and row["density"] is not None]
-        cells = {(row["density"], row["method"]): row for row in own}
+        every = [row for row in rows if row["workload"] == workload]
+        own, named = [row for row in every if row["density"] is not None], baselines(every)
         densities, methods = (list(dict.fromkeys(row[name] for row in own)) for name in ("density", "method"))
-        for method, against in _pairs(methods):
+        cells = {(row["density"], row["method"]): row for row in own}
+        fixed = {row["method"]: row for row in every if row["density"] is None and row["method"] in named}
+        cells |= {(density, name): row for name, row in fixed.items() for density in densities}  # the same at all densities
+        for method, against in _pairs([*fixed, *methods], named):
             apart = {
                 density: differences(cells[density, method], cells[density, against])
                 for density in densities
                 if (density, method) in cells and (density, against) in cells
             }
-            planned = max((row["planned"] for row in own if row["method"] == method), default=0)
+            planned = max((row["planned"] for row in every if row["method"] == method), default=0)
             failed = {density: _failed(cells[density, method], cells[density, against]) for density in apart}
             failed[None] = max(failed.values(), default=0)
             for density, by_seed in (*apart.items(), *_together(apart)):
                 if by_seed or failed[density]:
                     values = tuple(by_seed.values())
-                    found.append(Comparison(workload, density, method, against, values, planned, failed[density]))
+                    goal = against == named[-1]
+                    found.append(Comparison(workload, density, method, against, values, planned, failed[density], goal))
     return found
 
 
@@ -118,10 +124,11 @@ def _failed(row: Row, other: Row) -> int:
     return len(row["failed"].keys() | other["failed"].keys())
 
 
-def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Global beside Layer-wise, that is what there is to win, and the other methods beside both."""
-    others = [method for method in methods if method not in BASELINES]
-    wanted = [(GLOBAL, LAYERWISE), *((method, against) for method in others for against in BASELINES)]
+def _pairs(methods: Sequence[str], named: Sequence[str]) -> list[tuple[str, str]]:
+    """Each baseline beside those before it, that is what there is to win, and the other methods beside all."""
+    others = [method for method in methods if method not in named]
+    wanted = [(method, against) for i, method in enumerate(named) for against in named[:i]]
+    wanted += [(method, against) for method in others for against in named]
     return [(method, against) for method, against in wanted if method in methods and against in methods]
 
 
@@ -135,10 +142,10 @@ def _together(apart: Mapping[float, Mapping[int, float]]) -> Iterator[tuple[None
 # --- in words --------------------------------------------------------------------------------
 
 
-def sentences(found: Sequence[Comparison]) -> Iterator[str]:
-    """Whether each method beats Layer-wise, and how close it comes to Global. A cell that lacks a seed is not judged.
+def sentences(found: Sequence[Comparison], named: Sequence[str] = BASELINES) -> Iterator[str]:
+    """Whether each method beats the baselines, and how close it comes to the goal. A cell that lacks a seed is not judged.
 
-    Where it lacks one because a run failed, that is said: a method that fails must not look better for it.
+    Where it lacks one because a run failed, that is said: a method that fails must not look better for it. named: the baselines.
     """
     whole = [each for each in found if each.is_whole]
     failed = [each for each in found if each.failed and each.density is not None]
@@ -153,7 +160,7 @@ def sentences(found: Sequence[Comparison]) -> Iterator[str]:
     elif whole:
         yield "One seed of each tells nothing of what chance does."
     else:
-        nothing = f"Nothing stands beside {' or '.join(BASELINES)} at a density that both have."
+        nothing = f"Nothing stands beside {' or '.join(named)} at a density that both have."
         yield "No comparison has all its seeds." if found else nothing
 
 
@@ -190,9 +197,9 @@ def _together_words(together: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _closeness(cells: Sequence[Comparison]) -> Iterator[str]:
-    """The largest shortfall behind Global that the intervals leave room for; a difference that cannot be told is no equality."""
+    """The largest shortfall behind the goal that the intervals leave room for; what cannot be told apart need not be equal."""
     bounded = [each for each in cells if each.half < math.inf]
-    if bounded and cells[0].against == GLOBAL:
+    if bounded and cells[0].goal:
         worst = min(bounded, key=lambda each: each.mean - each.half)
         short = max(0.0, worst.half - worst.mean)
-        yield f"The intervals leave room for a shortfall behind Global of up to {short:.2f} points{_names([worst])}."
+        yield f"The intervals leave room for a shortfall behind {worst.against} of up to {short:.2f} points{_names([worst])}."

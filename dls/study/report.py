@@ -11,15 +11,15 @@ from typing import Any
 from dls import files, reports
 from dls.config import UsageError
 from dls.study import chart, provenance
-from dls.study.findings import CONFIDENCE, GLOBAL, Comparison, comparisons, sentences, split
-from dls.study.results import Row
+from dls.study.findings import CONFIDENCE, Comparison, comparisons, sentences, split
+from dls.study.results import Row, baselines
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its
 {CONFIDENCE:.0%} interval by Student's t over the seeds; "all" is the mean over the densities, seed by seed. Overlap is the
 share of Global Top-k's choice that was also sent, averaged over ranks and the steps that were looked at; that choice is from
 the run's own accumulated gradient, in which what a method neglects grows. Split is the share of K that the layers get as in
-Global Top-k's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a step. ms are the
+GOAL's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a step. ms are the
 median step of the slowest rank, each run measured in its own hour, beside whatever else the machine did: they rank nothing.
 """.strip()
 
@@ -28,7 +28,10 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The report, in Markdown."""
     found = comparisons(rows)
     yield from _standing(rows)
-    yield from ("", "## Findings", "", *sentences(found), "", "## How to read the tables", "", HOW)
+    named = list(dict.fromkeys(name for row in rows for name in baselines([row])))
+    goals = " or ".join(dict.fromkeys(baselines([row])[-1] for row in rows))
+    how = HOW.replace("GOAL", goals)
+    yield from ("", "## Findings", "", *sentences(found, named), "", "## How to read the tables", "", how)
     for workload in dict.fromkeys(row["workload"] for row in rows):
         own = [row for row in rows if row["workload"] == workload]
         yield from ("", f"## {workload}", "", _about(own), "")
@@ -68,7 +71,7 @@ def _results(rows: Sequence[Row]) -> Iterator[str]:
     """A table of what each cell reached. A cell's seeds say how many are there, and how many failed."""
     yield "| density | method | test accuracy, % | test loss | overlap | split | ms a step | kB a step | seeds | repeat |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    chosen = {row["density"]: row for row in rows if row["method"] == GLOBAL}
+    chosen = {row["density"]: row for row in rows if row["method"] == baselines(rows)[-1]}
     for row in rows:
         seeds = _seeds(row["seeds"], row["planned"], len(row["failed"]))
         yield _line(_density(row), row["method"], *_figures(row, chosen.get(row["density"])), seeds, f"`{row['repeat']}`")
@@ -79,7 +82,7 @@ def _density(row: Row) -> str:
 
 
 def _figures(row: Row, chosen: Row | None) -> list[str]:
-    """Accuracy, loss, overlap, split, time and bytes, as far as there are any. chosen: what Global Top-k did there."""
+    """Accuracy, loss, overlap, split, time and bytes, as far as there are any. chosen: what the goal did there."""
     if not row["seeds"]:
         return ["none" if row["failed"] else "not run yet", "", "", "", "", ""]
     spread = f" ± {100 * stdev(row['accuracy']):.2f}" if len(row["seeds"]) > 1 else ""

@@ -13,7 +13,7 @@ import numpy as np
 from dls import sources, trace
 from dls.config import UsageError
 from dls.files import one_line
-from dls.study.experiments import Cell, Experiment, is_complete
+from dls.study.experiments import BASELINES, Cell, Experiment, is_complete
 
 Row = dict[str, Any]
 FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "k")
@@ -33,6 +33,11 @@ def collect(experiments: Sequence[Experiment], out: Path) -> list[Row]:
     return [_row(runs, out) for runs in groups.values()]
 
 
+def baselines(rows: Sequence[Row]) -> list[str]:
+    """The methods that the others of a workload are compared with, in order; rows of before there was a choice name none."""
+    return list(rows[0].get("baselines", BASELINES))
+
+
 def cell(row: Row) -> Cell:
     """Which runs the row is of."""
     return row["workload"], row["density"], row["method"]
@@ -48,7 +53,7 @@ def _row(runs: Sequence[Experiment], out: Path) -> Row:
     row["commits"] = sorted({commit for found in results.values() for commit in found["commits"]})
     row["sources"] = sorted({state for found in results.values() for state in found["sources"]})
     row["places"] = sorted({place for found in results.values() for place in found["places"]})
-    row["ranks"], row["settings"] = first.ranks, _stated(first, out)
+    row["ranks"], row["settings"], row["baselines"] = first.ranks, _stated(first, out), list(first.baselines)
     pattern = f"{glob.escape(first.name.rpartition('seed')[0])}seed[0-9]*"
     row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={pattern}"])
     return row

@@ -17,19 +17,31 @@ METHODS = ("dense", "global-topk", "layerwise-topk", "dls")
 
 def test_the_first_and_the_last_lines_tell_of_the_bytes(tmp_path: Path) -> None:
     """At density 0.9 a message is larger than half of the gradient: with three ranks that is more than a ring's."""
-    runs = {(method, density): f"{method}-{density}" for method in METHODS for density in (0.9, 0.1)}
+    runs = {
+        (method, density): f"{method}-{density}" for method in METHODS for density in (0.9, 0.1)
+    }
     many = Path(__file__).with_name("many.py")
-    command = [f"--method {method} --density {density} {SETTINGS} --out {out}" for (method, density), out in runs.items()]
+    command = [
+        f"--method {method} --density {density} {SETTINGS} --out {out}"
+        for (method, density), out in runs.items()
+    ]
     done = launch([(3, [many, *command])], tmp_path)
     assert done.status == 0, done.err
     told = re.split(r"\n(?=\S+ at density)", "\n" + done.out)[1:]
     for ((method, density), out), words in zip(runs.items(), told, strict=True):
         steps = trace.read(tmp_path / out / "trace.h5").steps
         ring = traffic.ring_bytes(VALUES, 3)
-        assert ("warning: of 3 ranks each receives" in words) is (method != "dense" and density == 0.9)
-        sent, received = (traffic.readable(steps[name][:, 0].sum()) for name in ("payload_bytes", "received_bytes"))
+        assert ("warning: of 3 ranks each receives" in words) is (
+            method != "dense" and density == 0.9
+        )
+        sent, received = (
+            traffic.readable(steps[name][:, 0].sum())
+            for name in ("payload_bytes", "received_bytes")
+        )
         assert f"rank 0 sent {sent} and received {received}" in words
         assert f"a dense ring Allreduce would move {traffic.readable(2 * ring)} each way" in words
         if method not in ("dense", "dls"):  # every step's messages are of one size
             warned = re.search(r"receives about (.*) a step", words)
-            assert not warned or warned[1] == traffic.readable(np.unique(steps["received_bytes"]).item())
+            assert not warned or warned[1] == traffic.readable(
+                np.unique(steps["received_bytes"]).item()
+            )

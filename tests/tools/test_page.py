@@ -101,7 +101,8 @@ def test_a_page_needs_nothing_but_itself_and_says_what_the_tables_say(tmp_path: 
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "Residual" not in found.words  # all of it is zero here
     pictured = {"Training loss", "Test accuracy", "Set size", "Threshold ratio", "Share of Global Top-k's choice"}
-    pictured |= {"Bytes against dense", "Where a step's time went", "Threshold of every layer", "k of every layer"}
+    pictured |= {"Test accuracy over bytes", "Test accuracy over time"}
+    pictured |= {"Bytes beside a ring Allreduce", "Where a step's time went", "Threshold of every layer", "k of every layer"}
     pictured |= {"Step 8 on rank 0", "Step 8 on rank 1"}
     assert pictured | {"37.50%", str(folder)} <= set(found.words)
     assert sum(tag == "svg" for tag, _ in found.tags) == len(pictured) + 1  # k of dense, too
@@ -251,7 +252,7 @@ def test_many_runs(tmp_path: Path) -> None:
     grouped = groups.by_seed([series.load(folder) for folder in (*folders, odd)])
     assert len(grouped) == 10
     drawn = [pictures.svg(picture) for picture in (*pictures.together(grouped), *pictures.alone(grouped[-1]))]
-    assert len(drawn) == 6 + 2
+    assert len(drawn) == 8 + 2
 
 
 def test_many_layers(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(root, FILES)
     commit_all(root)
     monkeypatch.setattr(sources, "ROOT", root)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(root / "dls" / "train.py"), raising=False)
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", str(root / "dls" / "train.py"), raising=False
+    )
     return root
 
 
@@ -46,13 +48,20 @@ def head(root: Path) -> str:
 
 def about(root: Path, old: bool = False) -> dict[str, Any]:
     """The attributes of a run that starts now; `old`: as of before there were `sources`."""
-    found = {"commit": sources.commit("dls", root), "sources": [sources.state("dls", root).to_text()]}
+    found = {
+        "commit": sources.commit("dls", root),
+        "sources": [sources.state("dls", root).to_text()],
+    }
     return {"commit": found["commit"]} if old else found
 
 
 def run(folder: Path, seed: int, lr: float = 0.05, **attributes: Any) -> series.Series:
     """A run of DLS as its trace tells of it."""
-    config = CONFIG.format(method="dls").replace("seed = 7", f"seed = {seed}").replace("lr = 0.05", f"lr = {lr}")
+    config = (
+        CONFIG.format(method="dls")
+        .replace("seed = 7", f"seed = {seed}")
+        .replace("lr = 0.05", f"lr = {lr}")
+    )
     write_trace(folder / "trace.h5", rows([1, 2]), **({"config": config} | attributes))
     return series.load(folder)
 
@@ -62,7 +71,9 @@ def labels(*runs: series.Series) -> list[str]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_another_methods_new_file_splits_no_seeds(old: bool, checkout: Path, tmp_path: Path) -> None:
+def test_another_methods_new_file_splits_no_seeds(
+    old: bool, checkout: Path, tmp_path: Path
+) -> None:
     """The first run is of a commit, the second of none: the tree has a file more."""
     one = run(tmp_path / "run-0", 0, **about(checkout, old))
     (checkout / "dls/sparsifiers/new.py").write_text("# another method\n")
@@ -72,7 +83,9 @@ def test_another_methods_new_file_splits_no_seeds(old: bool, checkout: Path, tmp
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_commit_that_training_does_not_read_splits_no_seeds(old: bool, checkout: Path, tmp_path: Path) -> None:
+def test_a_commit_that_training_does_not_read_splits_no_seeds(
+    old: bool, checkout: Path, tmp_path: Path
+) -> None:
     one = run(tmp_path / "run-0", 0, **about(checkout))
     (checkout / "README.md").write_text("words")
     commit_all(checkout)
@@ -81,16 +94,23 @@ def test_a_commit_that_training_does_not_read_splits_no_seeds(old: bool, checkou
     assert labels(one, two) == ["run (2 seeds)"]
 
 
-def test_the_file_that_differs_is_named(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_that_differs_is_named(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path / "a", 0, **about(checkout))
     (checkout / "dls/worker.py").write_text("# other\n")
     run(tmp_path / "b", 1, **about(checkout))
     assert inspect.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert capsys.readouterr().err == "dls.inspect: b does not group with a: another dls/worker.py\n"
+    assert (
+        capsys.readouterr().err == "dls.inspect: b does not group with a: another dls/worker.py\n"
+    )
 
 
 def test_commits_that_nobody_knows_are_named(checkout: Path, tmp_path: Path) -> None:
-    one, two, three = (run(tmp_path / name, seed, commit=commit) for seed, (name, commit) in enumerate(["ax", "bx", "cy"]))
+    one, two, three = (
+        run(tmp_path / name, seed, commit=commit)
+        for seed, (name, commit) in enumerate(["ax", "bx", "cy"])
+    )
     assert labels(one, two, three) == ["a (2 seeds)", "c"]
     (line,) = groups.apart(groups.by_seed([one, two, three]))
     assert line == "c does not group with a (2 seeds): commit y, not x"
@@ -99,7 +119,10 @@ def test_commits_that_nobody_knows_are_named(checkout: Path, tmp_path: Path) -> 
 def test_the_setting_that_differs_is_named(checkout: Path, tmp_path: Path) -> None:
     """Of the group that differs in least; runs of one seed, and other methods, need no word."""
     known = about(checkout)
-    one, far = run(tmp_path / "a", 0, **known), run(tmp_path / "far", 0, 0.1, version="1.3", **known)
+    one, far = (
+        run(tmp_path / "a", 0, **known),
+        run(tmp_path / "far", 0, 0.1, version="1.3", **known),
+    )
     near = run(tmp_path / "b", 1, 0.2, **known)
     dense = run(tmp_path / "dense", 2, config=CONFIG.format(method="dense"), **known)
     lines = list(groups.apart(groups.by_seed([far, one, near, dense])))
@@ -109,14 +132,20 @@ def test_the_setting_that_differs_is_named(checkout: Path, tmp_path: Path) -> No
 def test_a_state_passes_through_a_trace(checkout: Path, tmp_path: Path) -> None:
     state = sources.state("dls", checkout)
     found = run(tmp_path / "a", 0, **about(checkout)).sources
-    assert [(each.digest, each.commit, each.files) for each in found] == [(state.digest, head(checkout), state.files)]
-    assert set(state.files) == set(FILES) - {"dls/sparsifiers/__init__.py"}  # which nothing imports here
+    assert [(each.digest, each.commit, each.files) for each in found] == [
+        (state.digest, head(checkout), state.files)
+    ]
+    assert set(state.files) == set(FILES) - {
+        "dls/sparsifiers/__init__.py"
+    }  # which nothing imports here
 
 
 def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -> None:
     run(tmp_path / "a", 0, **about(checkout))
     (checkout / "dls/worker.py").write_text("# other\n")
-    for step, (attributes, states) in enumerate([(about(checkout), 2), (about(checkout), 2)], start=1):
+    for step, (attributes, states) in enumerate(
+        [(about(checkout), 2), (about(checkout), 2)], start=1
+    ):
         writer = trace.go_on(tmp_path / "a", step, header(**attributes))
         writer.steps(rows([step + 1]))
         writer.close()
@@ -128,9 +157,24 @@ def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -
 def test_a_study_made_in_one_go_is_of_one_state() -> None:
     """Methods read different files; what tells them apart are no other states."""
     rows = [
-        {"method": "a", "settings": {"method": "a"}, "commits": ["c" * 40 + "+1"], "sources": ["1"]},
-        {"method": "b", "settings": {"method": "b"}, "commits": ["c" * 40 + "+2"], "sources": ["2"]},
+        {
+            "method": "a",
+            "settings": {"method": "a"},
+            "commits": ["c" * 40 + "+1"],
+            "sources": ["1"],
+        },
+        {
+            "method": "b",
+            "settings": {"method": "b"},
+            "commits": ["c" * 40 + "+2"],
+            "sources": ["2"],
+        },
     ]
-    assert list(report._origin(rows))[1] == "The runs are of 1 state of the code: cccccccccccc with changes."
+    assert (
+        list(report._origin(rows))[1]
+        == "The runs are of 1 state of the code: cccccccccccc with changes."
+    )
     rows[1]["sources"] = ["2", "3"]
-    assert list(report._origin(rows))[1].startswith("The runs are of 2 states of the code: cccccccccccc+1, ")
+    assert list(report._origin(rows))[1].startswith(
+        "The runs are of 2 states of the code: cccccccccccc+1, "
+    )

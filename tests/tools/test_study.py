@@ -652,3 +652,51 @@ def test_a_reader_may_leave_early(tiny: Path, tmp_path: Path) -> None:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
+# --- baselines -------------------------------------------------------------------------------
+
+
+def test_a_study_names_its_baselines(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("ranks = 2", 'ranks = 2\nbaselines = ["dense", "dls(1)"]'))
+    runs = experiments.load([tiny])
+    assert {run.baselines for run in runs} == {("dense", "dls(1)")}
+    assert {tuple(row["baselines"]) for row in results.collect(runs, tmp_path)} == {("dense", "dls(1)")}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ('"dense"', "baselines must be a list of its methods' names, one at least"),
+        ("[]", "baselines must be a list of its methods' names, one at least"),
+        ("[3]", "baselines must be a list of its methods' names, one at least"),
+        ('["dls"]', "baselines names 'dls', which is none of its methods, dense, layerwise-topk, dls(1)"),
+        ('["dense", "dense"]', "baselines names 'dense' more than once"),
+    ],
+)
+def test_bad_baselines(value: str, words: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(TINY.replace("ranks = 2", f"ranks = 2\nbaselines = {value}"))
+    assert study.main([str(tiny)]) == 2
+    assert capsys.readouterr().err == f"dls.study: {tiny}: {words}\n"
+
+
+def test_the_report_follows_the_baselines() -> None:
+    """dense has a density of its own, and stands beside the others at each of theirs; the last baseline is the goal."""
+    named = {"baselines": ["dense", "a"]}
+    own = {seed: 0.6 + 0.01 * seed for seed in range(5)}
+    rows = [row("dense", {seed: 0.5 for seed in range(5)}, None, **named)]
+    rows += [row(method, own, density, **named) for density in (0.1, 0.01) for method in ("a", "b", "global-topk")]
+    found = findings.comparisons(rows)
+    pairs = [("a", "dense"), *((method, against) for method in ("b", "global-topk") for against in ("dense", "a"))]
+    assert list(dict.fromkeys((each.method, each.against) for each in found)) == pairs
+    assert [(each.density, each.mean) for each in found[:3]] == [(d, pytest.approx(12)) for d in (0.1, 0.01, None)]
+    text = "\n".join(study_report.lines(rows))
+    assert "b against a**" in text and "shortfall behind a of up to 0.00 points" in text and "shortfall behind dense" not in text
+    assert "a's own run of the same seed" in text
+
+
+def test_the_committed_report_is_that_of_its_rows() -> None:
+    folder = ROOT / "runs" / "results"
+    rows = json.loads((folder / "study.json").read_text(encoding="utf-8"))["rows"]
+    text = "\n".join(["# What the methods reach", "", *study_report.lines(rows)]) + "\n"
+    assert (folder / "study.md").read_text(encoding="utf-8") == text

@@ -37,14 +37,18 @@ def test_a_ring_piece_by_piece(ranks: int) -> None:
 
 @pytest.mark.parametrize("value_dtype", wire.VALUE_BYTES)
 @pytest.mark.parametrize("density", traffic.DENSITIES)
-def test_more_than_a_ring_from_the_first_rank_on_that_is_told(density: float, value_dtype: str) -> None:
+def test_more_than_a_ring_from_the_first_rank_on_that_is_told(
+    density: float, value_dtype: str
+) -> None:
     n = 1_000_000
     first = traffic.break_even(n, density, value_dtype)
     message = wire.payload_size(n, methods.budget(n, density), value_dtype)
     for ranks, more in ((first - 1, False), (first, True)):
         received, whole = message * (ranks - 1), 8 * n * (ranks - 1) / ranks
         assert (received > whole) is more
-        assert traffic.share_of_ring(n, density, ranks, value_dtype) == pytest.approx(received / whole)
+        assert traffic.share_of_ring(n, density, ranks, value_dtype) == pytest.approx(
+            received / whole
+        )
 
 
 def test_everything_costs_more_from_two_ranks_on() -> None:
@@ -55,12 +59,24 @@ def test_everything_costs_more_from_two_ranks_on() -> None:
 def test_the_page_has_these_figures() -> None:
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     assert "\n".join(traffic.table()) in text
-    limits = [f"{traffic.break_even(traffic.VALUES, density, 'bfloat16'):,}" for density in traffic.DENSITIES]
-    assert f"rises to {limits[0]}, {limits[1]}, {limits[2]} and {limits[3]} ranks" in re.sub(r"\s+", " ", text)
+    limits = [
+        f"{traffic.break_even(traffic.VALUES, density, 'bfloat16'):,}"
+        for density in traffic.DENSITIES
+    ]
+    assert f"rises to {limits[0]}, {limits[1]}, {limits[2]} and {limits[3]} ranks" in re.sub(
+        r"\s+", " ", text
+    )
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.00 kB"), (1_234_567, "1.23 MB"), (8e18, "8000.00 PB")]
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (1_234_567, "1.23 MB"),
+        (8e18, "8000.00 PB"),
+    ],
 )
 def test_bytes_for_people(count: float, words: str) -> None:
     assert traffic.readable(count) == words
@@ -68,12 +84,16 @@ def test_bytes_for_people(count: float, words: str) -> None:
 
 def older(folder: Path) -> Path:
     """As a trace was before received bytes were recorded."""
-    with h5py.File(write(folder / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)]) / "trace.h5", "r+") as file:
+    with h5py.File(
+        write(folder / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)]) / "trace.h5", "r+"
+    ) as file:
         del file["steps/received_bytes"]
     return folder
 
 
-def test_a_trace_without_received_bytes_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_without_received_bytes_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = older(tmp_path / "old")
     assert (trace.read(folder / "trace.h5").steps["received_bytes"] == trace.UNKNOWN).all()
     found = summarise(load(folder)).traffic
@@ -89,7 +109,10 @@ def test_a_run_goes_on_with_an_older_trace(tmp_path: Path) -> None:
     writer = trace.go_on(folder, 1, trace.read(folder / "trace.h5").header)
     writer.steps(rows([2], received_bytes=7))
     writer.close()
-    assert trace.read(folder / "trace.h5").steps["received_bytes"].tolist() == [[trace.UNKNOWN] * 2, [7, 7]]
+    assert trace.read(folder / "trace.h5").steps["received_bytes"].tolist() == [
+        [trace.UNKNOWN] * 2,
+        [7, 7],
+    ]
 
 
 def test_one_rank_receives_nothing(tmp_path: Path) -> None:
