@@ -22,12 +22,11 @@ COMPILED = "dls/compiled"
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Before there are workers, compile for all of them, where that was not done before."""
     config = session.config
-    if not config.getoption("numprocesses", None) or config.getoption("collectonly"):
-        return
-    found = compiled.fingerprint()
-    if config.cache is not None and config.cache.get(COMPILED, None) != found:
+    cache = getattr(config, "cache", None)
+    workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if workers and cache and cache.get(COMPILED, None) != compiled.fingerprint():
         compiled.compile_all()
-        config.cache.set(COMPILED, found)
+        cache.set(COMPILED, compiled.fingerprint())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from dls.hosts import mpirun
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 120
+TIMEOUT = 500
 OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -38,7 +38,7 @@ def flipped(folder: Path, ranks: int, which: str, *args: str):
     ("ranks", "which", "method", "words"),
     [
         (3, "0", "dls", "rank 0 are not those of most ranks"),
-        (4, "2", "dense", "rank 2 are not those of most ranks"),
+        (3, "2", "dense", "rank 2 are not those of most ranks"),
         (2, "0", "global-topk", "rank 1 are not those of rank 0"),
         (4, "13", "layerwise-topk", "ranks 1, 3 are not those of rank 0"),
     ],

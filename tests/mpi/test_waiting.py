@@ -23,8 +23,9 @@ calls = 0
 def held_up(self, layer):
     global calls
     calls += 1
-    if MPI.COMM_WORLD.rank == int(sys.argv[1]) and calls == {call}:
-        time.sleep(float(sys.argv[2]))
+    if calls == {call}:
+        self.comm.timeout = min(self.comm.timeout, {patience})  # from here on: to start may take long
+        time.sleep(float(sys.argv[2]) if MPI.COMM_WORLD.rank == int(sys.argv[1]) else 0)
     original(self, layer)
 
 worker.Worker._gradient_complete = held_up
@@ -32,10 +33,13 @@ sys.exit(train.main(sys.argv[3:]))
 """
 
 
-def held_up(folder: Path, rank: int, seconds: float, call: int, *args: str):
-    """Train on three ranks, one of which sleeps before it selects the layer whose gradient is its call-th."""
+def held_up(folder: Path, rank: int, seconds: float, call: int, *args: str, patience: float = 300):
+    """Train on three ranks, one of which sleeps before it selects the layer whose gradient is its call-th.
+
+    patience: seconds that the others wait from then on, at most.
+    """
     program = folder / "held_up.py"
-    program.write_text(STUCK.format(call=call))
+    program.write_text(STUCK.format(call=call, patience=patience))
     return launch([(3, [program, str(rank), str(seconds), *SETTINGS.split(), *args])], folder)
 
 
@@ -56,11 +60,11 @@ def test_a_rank_that_is_seconds_late_is_waited_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, call: int, bucket: str) -> None:
-    done = held_up(tmp_path, 2, 100, call, "--method", method, "--timeout", "5", "--out", "run")
+    done = held_up(tmp_path, 2, 100, call, "--method", method, "--out", "run", patience=3)
     assert done.status == 1
     (line,) = lines(done.err)
     assert line.startswith("dls.train: rank ")
-    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 5 s of waiting (--timeout)" in line
+    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 3 s of waiting (--timeout)" in line
 
 
 def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:

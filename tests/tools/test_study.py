@@ -32,7 +32,7 @@ from tests.launch import ROOT
 
 TINY = """
 workload = "tiny"
-ranks = 2
+ranks = 1
 seeds = [0, 1]
 densities = [0.1]
 [settings]
@@ -370,8 +370,9 @@ def test_other_settings_are_never_reused(tiny: Path, tmp_path: Path, capsys: pyt
 
 def test_other_ranks_are_never_reused(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out"), "--only=*/dense-seed0"]
+    tiny.write_text(TINY.replace("ranks = 1", "ranks = 2"))
     assert study.main([str(tiny), *out]) == 0
-    tiny.write_text(TINY.replace("ranks = 2", "ranks = 1"))
+    tiny.write_text(TINY)
     assert study.main([str(tiny), *out, "--report-only"]) == 2
     assert "tiny/dense-seed0 was run on 2 ranks, not 1; move it away" in capsys.readouterr().err
 
@@ -388,21 +389,21 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(tiny: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("ranks = 2", ""), "needs ranks"),
+        (("ranks = 1", ""), "needs ranks"),
         (("steps = 2", ""), "need steps"),
         (('model = "mlp"', 'model = "mlq"'), "unknown model 'mlq'"),
         (('model = "mlp"', "colour = 3"), "colour"),
         (("workload", "workloads"), "needs workload"),
         (("seeds = [0, 1]", "seeds = 3"), "needs seeds, a list"),
-        (("ranks = 2", "ranks = 2\nextra = 1"), "no use for extra"),
-        (("ranks = 2", "ranks = ["), "cannot read"),
+        (("ranks = 1", "ranks = 1\nextra = 1"), "no use for extra"),
+        (("ranks = 1", "ranks = ["), "cannot read"),
         (("[methods]", "[methods]\nother = 3"), "other"),
         (("[methods]", "[method]"), "needs methods, a table"),
         (("[methods]", '[methods]\n"a/b" = { method = "dls" }'), "'a/b' cannot be a folder's name"),
         (('"tiny"', '"../tiny"'), "'../tiny' cannot be a folder's name"),
         (('"tiny"', '".."'), "'..' cannot be a folder's name"),
-        (("ranks = 2", "ranks = 0"), "ranks must be 1 or more"),
-        (("ranks = 2", "ranks = true"), "needs ranks, a whole number"),
+        (("ranks = 1", "ranks = 0"), "ranks must be 1 or more"),
+        (("ranks = 1", "ranks = true"), "needs ranks, a whole number"),
         (("seeds = [0, 1]", "seeds = [0, 0]"), "tiny/dense-seed0 is named more than once"),
         (("densities = [0.1]", "densities = [0.1, 0.1]"), "tiny/layerwise-topk-0.1-seed0 is named more than once"),
         (("densities = [0.1]", "densities = [2]"), "--density 2.0 is outside (0, 1]"),
@@ -515,7 +516,8 @@ def test_an_error_starts_no_further_run(tiny: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_study_with_a_checkpoint_and_it_goes_on(number: int, tiny: Path, tmp_path: Path) -> None:
-    tiny.write_text(TINY.replace("steps = 2", "steps = 100_000").replace("diagnose_every = 1\n", ""))
+    longer = TINY.replace("ranks = 1", "ranks = 2").replace("steps = 2", "steps = 100_000")
+    tiny.write_text(longer.replace("diagnose_every = 1\n", ""))
     command = [sys.executable, "-m", "dls.study", str(tiny), "--out", str(tmp_path / "out")]
     log = tmp_path / "out/tiny/dense-seed0.log"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
