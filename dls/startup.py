@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import backends, checkpoint, config, data, files, models, sources, sparsifiers, trace
+from dls import backends, checkpoint, config, data, files, memory, models, sources, sparsifiers, trace
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.checkpoint import Checkpoint
@@ -155,6 +155,7 @@ def build(settings: Config, comm: Comm, threads: int) -> Run:
 
 
 def _build(settings: Config, comm: Comm, threads: int) -> Run:
+    memory.keep_freed()
     backend = backends.load(settings.backend, comm.rank_on_node)
     threadpool_limits(threads)  # of whatever the backend loaded, too: where SciPy is installed, numba brings its BLAS
     backend.ops.set_threads(threads)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, models, reports
+from dls import backends, memory, models, reports
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
@@ -278,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         options.comm = comm
+        memory.keep_freed()
         reports.prepare(options)
         rows = _measure(options)
         if comm is None or comm.rank == 0:
