@@ -24,6 +24,7 @@ from dls import (
     files,
     idle,
     lock,
+    memory,
     models,
     sources,
     sparsifiers,
@@ -243,6 +244,7 @@ def build(settings: Config, comm: Comm, threads: int) -> Run:
 
 
 def _build(settings: Config, comm: Comm, threads: int) -> Run:
+    memory.keep_freed()
     backend = backends.load(settings.backend, comm.rank_on_node)
     threadpool_limits(threads)  # of whatever the backend loaded, too: where SciPy is installed, numba brings its BLAS
     backend.ops.set_threads(threads)

@@ -27,7 +27,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 """All bits but the sign."""
 INFINITE = np.int32(0x7F800000)
 """Infinity's magnitude; NaN's are above it."""
-TILE = 32 * WORD
+TILE = 64 * WORD
 """Values of a tile: with their gradient few enough for the fastest cache."""
 COMMON = 4
 """So many marks a word are written whether they are there or not; places hold as many more than they may be asked to."""
@@ -48,8 +48,8 @@ def sweep(v, bits, gradient, start, stop, cut, places, found, marks):
     for first in range(start, stop, TILE):
         last = min(first + TILE, stop)
         listed = _mark_tile(v, bits, gradient, first, last, cut, marks)
-        if not over and _total(marks[0, :listed]) <= room - count:
-            count = _write(bits, marks[:, :listed], places, found, count)
+        if not over and _total(marks[0][:listed]) <= room - count:
+            count = _write(bits, marks, listed, places, found, count)
         elif not over:  # from here on only what is not finite is looked for
             over, cut = True, INFINITE
             listed = _mark_tile(v, bits, gradient[:0], first, last, cut, marks)
@@ -59,25 +59,28 @@ def sweep(v, bits, gradient, start, stop, cut, places, found, marks):
 
 @njit(nogil=True)
 def tile_marks():
-    """Memory for a tile's listed words, and for the places of their first values: uint64 (2, words of a tile)."""
-    return np.empty((2, TILE // WORD), dtype=np.uint64)
+    """Memory for a tile's listed words, and for the places of their first values: two uint64 (words of a tile)."""
+    return np.empty(TILE // WORD, dtype=np.uint64), np.empty(TILE // WORD, dtype=np.uint64)
 
 
-@njit(nogil=True)
+@njit(nogil=True, forceinline=True)
 def _mark_tile(v, bits, gradient, first, last, cut, marks):
     """Accumulate v[first:last]; list in `marks` which values reach the cut. Returns how many words have any."""
+    words, places = marks
     listed, rest = np.uint64(0), last - (last - first) % WORD
     if gradient.size:
         for at in range(first, rest, WORD):
-            marks[0, listed], marks[1, listed] = add_and_mark(v, gradient, at, cut), at
-            listed += np.uint64(marks[0, listed] != 0)
+            word = add_and_mark(v, gradient, at, cut)
+            words[listed], places[listed] = word, at
+            listed += np.uint64(word != 0)
     else:
         for at in range(first, rest, WORD):
-            marks[0, listed], marks[1, listed] = mark(v, at, cut), at
-            listed += np.uint64(marks[0, listed] != 0)
+            word = mark(v, at, cut)
+            words[listed], places[listed] = word, at
+            listed += np.uint64(word != 0)
     if rest < last:
         word = _mark_rest(v, bits, gradient, rest, last, cut)
-        marks[0, listed], marks[1, listed] = word, rest
+        words[listed], places[listed] = word, rest
         listed += np.uint64(word != 0)
     return np.int64(listed)
 
@@ -93,7 +96,7 @@ def _mark_rest(v, bits, gradient, first, last, cut):
     return word
 
 
-@njit(nogil=True)
+@njit(nogil=True, forceinline=True)
 def _total(words):
     """How many marks all words have."""
     total = np.uint64(0)
@@ -102,15 +105,16 @@ def _total(words):
     return np.int64(total)
 
 
-@njit(nogil=True)
-def _write(bits, marks, places, found, count):
-    """Append the marked values to places and found, which hold `count` entries. Returns the new count.
+@njit(nogil=True, forceinline=True)
+def _write(bits, marks, listed, places, found, count):
+    """Append the listed words' values to places and found, which hold `count` entries. Returns the new count.
 
     The common number of marks is always written; the next word's go over what was too much. Unsigned positions, as numba tests
     signed ones for counting from the end.
     """
-    at = np.uint64(count)
-    for word, first in marks.T:
+    at, (words, firsts) = np.uint64(count), marks
+    for one in range(np.uint64(listed)):
+        word, first = words[one], firsts[one]
         total = ones(word)
         for i in range(np.uint64(COMMON)):
             word = _write_lowest(bits, word, first, places, found, at + i)
@@ -120,10 +124,10 @@ def _write(bits, marks, places, found, count):
     return np.int64(at)
 
 
-@njit(nogil=True, inline="always")
+@njit(nogil=True, forceinline=True)
 def _write_lowest(bits, word, first, places, found, at):
     """Write the word's lowest mark, whatever where there is none. Returns the others."""
-    place = first + lowest(word) % np.uint64(WORD)
+    place = first + (lowest(word) & np.uint64(WORD - 1))
     places[at], found[at] = place, bits[place]
     return word & (word - np.uint64(1))
 

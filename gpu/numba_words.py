@@ -25,13 +25,16 @@ _MAGNITUDES = ir.Constant(_INTS, [0x7FFFFFFF] * WORD)
 
 @intrinsic
 def mark(_typing: Any, v: Any, first: Any, cut: Any) -> Any:
-    """uint64: bit i says whether the magnitude's bits of v[first + i] reach the cut; v float32, contiguous, cut int32."""
+    """uint64: bit i says whether the magnitude's bits of v[first + i] reach the cut.
+
+    v is float32, contiguous; `first` int64, `cut` int32.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         values = _load(builder, _place(context, builder, signature, args, 0, args[1]), write=0)
         return _marks(builder, values, args[2])
 
-    return types.uint64(v, types.int64, types.int32), generate
+    return types.uint64(v, first, cut), generate
 
 
 @intrinsic
@@ -44,7 +47,7 @@ def add_and_mark(_typing: Any, v: Any, gradient: Any, first: Any, cut: Any) -> A
         builder.store(values, builder.bitcast(v, _FLOATS.as_pointer()), align=4)
         return _marks(builder, values, args[3])
 
-    return types.uint64(v, gradient, types.int64, types.int32), generate
+    return types.uint64(v, gradient, first, cut), generate
 
 
 def _place(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, n: int, first: ir.Value) -> ir.Value:

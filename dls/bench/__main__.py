@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, files, launcher, models, output, reports
+from dls import backends, files, launcher, memory, models, output, reports
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.config import Parser, UsageError
@@ -297,6 +297,7 @@ def main(argv: list[str] | None = None) -> int:
             options = build_parser().parse_args(argv)
             options.comm = _ranks(options.command)
             rank = options.comm.rank if options.comm else 0
+            memory.keep_freed()
             reports.prepare(options)
             _check_chart(options)
             rows = _measure(options)
