@@ -1,6 +1,6 @@
-"""What numba compiles is compiled once, before workers and ranks would all do it at the same time.
+"""What numba compiles is compiled once, before workers and ranks would all do so at once.
 
-Numba keeps it on disk, so this takes its time in a fresh checkout alone, and after a change of gpu/.
+Numba keeps it on disk: this takes time in a fresh checkout alone, and after a change of gpu/.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ for what, sizes in (("select", "1000000,vgg16"), ("adjust", "resnet20")):
     assert measure([what, "--backend", "numba", "--sizes", sizes, *small]) == 0
 common = ["--backend", "numba", "--steps", "2", "--threads", "1", "--mlp-widths", "8"]
 for number, dtype in enumerate(("float32", "bfloat16")):
-    out = f"{sys.argv[1]}/{number}"
-    assert train([*common, "--value-dtype", dtype, "--nesterov", "--clip-norm", "1", "--out", out]) == 0
+    own = ["--value-dtype", dtype, "--out", f"{sys.argv[1]}/{number}"]
+    assert train([*common, *own, "--nesterov", "--clip-norm", "1"]) == 0
 """
 LAYERS = """
 import numpy as np

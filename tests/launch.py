@@ -76,7 +76,7 @@ class Outcome:
     left: list[str]
 
 
-def outcomes(ranks: int, module: str, commands: Sequence[str], cwd: Path) -> list[Outcome]:
+def outcomes(ranks: int, module: str, commands: Iterable[str], cwd: Path) -> list[Outcome]:
     """Run a program's command lines one after the other under one mpirun.
 
     What ends all ranks, as a failed run does, needs an mpirun of its own.

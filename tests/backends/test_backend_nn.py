@@ -181,7 +181,9 @@ def test_convolution(
 
 @of_the_reference_too
 @pytest.mark.parametrize(("side", "padding"), [(4, 0), (1, 1)])
-def test_a_kernel_larger_than_the_image_is_refused(backend: Backend, side: int, padding: int) -> None:
+def test_a_kernel_larger_than_the_image_is_refused(
+    backend: Backend, side: int, padding: int
+) -> None:
     x, w = (backend.nn.asarray(np.ones((1, 1, n, n), np.float32)) for n in (side, 5))
     with pytest.raises(ValueError, match="does not fit"):
         backend.nn.conv2d_forward(x, w, None, 1, padding)

@@ -1,4 +1,7 @@
-"""What a step of the selection needs in memory beyond gradient and residual, measured by the kernel in fresh processes."""
+"""What a step of the selection needs in memory beyond gradient and residual.
+
+Measured by the kernel in fresh processes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ def measure(density, threads):
 
     def step():
         nonlocal hints
-        index, values, hints, heads = backend.ops.select_layers(residual, GRADIENT, offsets, k, hints)
+        chosen = backend.ops.select_layers(residual, GRADIENT, offsets, k, hints)
+        index, values, hints, heads = chosen
         payload = backend.wire.encode(index, values, n)
         next_k = backend.adjustment.adjust(np.split(residual, offsets[1:-1]), k, hints, 1, heads)
         backend.ops.scatter_subtract(residual, index, values)

@@ -1,4 +1,4 @@
-"""Run several command lines of a program under one mpirun, whatever comes of them, and print what did, as JSON.
+"""Run several command lines of a program under one mpirun; print what came of them, as JSON.
 
 The first argument is the module whose `main` takes a command line, each other one a command line.
 An outcome is `ranks`, a list of status, stdout and stderr of every rank, and `left`, the names that

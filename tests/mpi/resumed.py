@@ -1,4 +1,7 @@
-"""Go on with several runs under one mpirun, one an argument; keep what each rank starts from, as OUT/rank-N.npz."""
+"""Go on with several runs under one mpirun, one an argument.
+
+What each rank starts from is kept as OUT/rank-N.npz.
+"""
 
 import shlex
 import sys

@@ -52,7 +52,8 @@ REFUSED = {
 
 
 def test_refusals_are_one_line_from_one_rank(tmp_path: Path) -> None:
-    for outcome, words in zip(outcomes(3, "dls.bench.__main__", list(REFUSED), tmp_path), REFUSED.values(), strict=True):
+    happened = outcomes(3, "dls.bench.__main__", list(REFUSED), tmp_path)
+    for outcome, words in zip(happened, REFUSED.values(), strict=True):
         assert outcome.statuses == [2, 2, 2]
         (line,) = lines(outcome.err)
         assert line.startswith("dls.bench: ")

@@ -62,7 +62,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(whole: Path) -> dict[str, Outcome]:
-    """What came of resuming copies of that run: one for each of DAMAGES, and two that have no checkpoint left that is whole."""
+    """What came of resuming copies of that run.
+
+    One for each of DAMAGES, and two that have no checkpoint left that is whole.
+    """
     folder = whole.parent
     commands = {}
     for case, (spoil, _) in DAMAGES.items():
@@ -76,12 +79,14 @@ def resumed(whole: Path) -> dict[str, Outcome]:
         for step in (folder / resume / "checkpoints").iterdir():
             flip(step / RANK)
         commands[resume] = ["--out", f"./{resume}", resume]
-    happened = outcomes(2, "dls.train", [shlex.join(command) for command in commands.values()], folder)
+    happened = outcomes(2, "dls.train", map(shlex.join, commands.values()), folder)
     return dict(zip(commands, happened, strict=True))
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(case: str, whole: Path, resumed: dict[str, Outcome]) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    case: str, whole: Path, resumed: dict[str, Outcome]
+) -> None:
     out, done = whole.parent / case, resumed[case]
     assert done.statuses == [0, 0], done.err
     (line,) = [line for line in lines(done.out) if line.startswith("passed over: ")]
@@ -93,7 +98,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(case: str, whole: Path,
 
 
 @pytest.mark.parametrize("resume", RESUMES)
-def test_where_none_is_whole_nothing_is_begun(resume: str, whole: Path, resumed: dict[str, Outcome]) -> None:
+def test_where_none_is_whole_nothing_is_begun(
+    resume: str, whole: Path, resumed: dict[str, Outcome]
+) -> None:
     out, done = whole.parent / resume, resumed[resume]
     assert done.statuses == [2, 2]
     (line,) = lines(done.err)

@@ -46,7 +46,11 @@ REFUSED = {
     "a model beyond memory": (["--mlp-widths", "1000000000,1000000000"], "do not fit into memory"),
     "not a chain": (["--model", "resnet20", "--dls-init", "variance"], "--dls-init variance needs a model whose layers form a"),
     "nesterov alone": (["--nesterov", "--momentum", "0"], "--nesterov needs --momentum above 0"),
-    "elastic alone": (["--elastic"], "--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm"),
+    "elastic alone": (
+        ["--elastic"],
+        "--elastic needs Open MPI with its fault tolerance, "
+        "a run started as mpirun --with-ft ulfm",
+    ),
     "out is a file": (["--out", "file.txt"], "file.txt is in the way; choose another --out"),
 }
 
@@ -63,10 +67,16 @@ FILES = {
 """Configuration files and what is said of each."""
 
 UNCHANGED = {
-    "another model": (["--model", "lenet"], "--model lenet is not that of the run in run, which has mlp"),
+    "another model": (
+        ["--model", "lenet"],
+        "--model lenet is not that of the run in run, which has mlp",
+    ),
     "other widths": (["--mlp-widths", "9"], "--mlp-widths 9 is not that of the run"),
     "another density": (["--density", "0.5"], "--density 0.5 is not that of the run"),
-    "fewer steps": (["--steps", "1"], "the run already has 2 steps; a length of 1 lies behind them"),
+    "fewer steps": (
+        ["--steps", "1"],
+        "the run already has 2 steps; a length of 1 lies behind them",
+    ),
 }
 """What a resumed run cannot change."""
 
@@ -82,15 +92,15 @@ def is_refused(outcome: Outcome, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """What came of every command line of REFUSED and of every file of FILES, on two ranks that go on to the next."""
+    """What came of every command line of REFUSED and of every file of FILES, on two ranks."""
     folder = tmp_path_factory.mktemp("refused")
     (folder / "file.txt").write_text("in the way")
-    commands = {case: args if "--steps" in args else ["--steps", "1", *args] for case, (args, _) in REFUSED.items()}
+    commands = {case: ["--steps", "1", *args] for case, (args, _) in REFUSED.items()}
     for number, text in enumerate(FILES):
         (folder / str(number)).mkdir()
         (folder / str(number) / "bad.toml").write_text(text)
         commands[text] = ["--config", f"{number}/bad.toml"]
-    happened = outcomes(2, "dls.train", [shlex.join(command) for command in commands.values()], folder)
+    happened = outcomes(2, "dls.train", map(shlex.join, commands.values()), folder)
     return dict(zip(commands, happened, strict=True))
 
 
@@ -121,7 +131,7 @@ def test_without_mpirun_it_is_a_world_of_one(tmp_path: Path, train) -> None:
 
 
 def test_a_day_of_a_user(tmp_path: Path) -> None:
-    """Help, runs, resumes and what is refused of them, on two ranks and in one folder, one after the other."""
+    """Help, runs, resumes and what is refused of them, on two ranks, one after the other."""
     (tmp_path / "a.toml").write_text('density = 0.1\nmethod = "layerwise-topk"\nmlp_widths = [8]\nbatch_size = 4\nsteps = 7')
     day = {
         "help": ["--help"],
@@ -134,7 +144,7 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
         "auto": [*TINY, "--steps", "2", "--out", "auto", "--resume=auto"],
         "auto again": [*TINY, "--steps", "4", "--out", "auto", "--resume=auto"],
     }
-    happened = outcomes(2, "dls.train", [shlex.join(command) for command in day.values()], tmp_path)
+    happened = outcomes(2, "dls.train", map(shlex.join, day.values()), tmp_path)
     told = dict(zip(day, happened, strict=True))
     refused = {case: words for case, (_, words) in UNCHANGED.items()}
     refused["run again"] = "run already holds a run; add --resume"
@@ -149,8 +159,8 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
 
     kept = tomllib.loads((tmp_path / "first" / "config.toml").read_text())
     assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (0.2, "layerwise-topk", [8], 7)
-    one, two = (trace.read(tmp_path / name / "trace.h5").steps["loss"] for name in ("first", "again"))
-    assert one.tolist() == two.tolist()
+    one, two = (trace.read(tmp_path / name / "trace.h5") for name in ("first", "again"))
+    assert one.steps["loss"].tolist() == two.steps["loss"].tolist()
 
     (out,) = (tmp_path / "runs").iterdir()
     assert out.name.startswith("digits-mlp-dls-")

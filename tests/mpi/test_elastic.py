@@ -14,7 +14,9 @@ from tests.mpi.test_bits import loaded
 
 COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--density", "0.05"]
 FAULT_TOLERANT = ["--with-ft", "ulfm"]
-pytestmark = pytest.mark.skipif(MPI.get_vendor()[0] != "Open MPI", reason="needs Open MPI: make test MPI=openmpi")
+pytestmark = pytest.mark.skipif(
+    MPI.get_vendor()[0] != "Open MPI", reason="needs Open MPI: make test MPI=openmpi"
+)
 
 STRUCK = """
 import os, signal, sys

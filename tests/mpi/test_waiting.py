@@ -24,7 +24,7 @@ def held_up(self, layer):
     global calls
     calls += 1
     if calls == {call}:
-        self.comm.timeout = min(self.comm.timeout, {patience})  # from here on: to start may take long
+        self.comm.timeout = {patience}  # from here on: to start may take long
         time.sleep(float(sys.argv[2]) if MPI.COMM_WORLD.rank == int(sys.argv[1]) else 0)
     original(self, layer)
 
@@ -34,7 +34,7 @@ sys.exit(train.main(sys.argv[3:]))
 
 
 def held_up(folder: Path, rank: int, seconds: float, call: int, *args: str, patience: float = 300):
-    """Train on three ranks, one of which sleeps before it selects the layer whose gradient is its call-th.
+    """Train on three ranks; one sleeps before it selects the layer whose gradient is its call-th.
 
     patience: seconds that the others wait from then on, at most.
     """
@@ -64,7 +64,8 @@ def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, cal
     assert done.status == 1
     (line,) = lines(done.err)
     assert line.startswith("dls.train: rank ")
-    assert f"step {(call + 2) // 3}: {bucket}: no word from rank 2 after 3 s of waiting (--timeout)" in line
+    words = f"step {(call + 2) // 3}: {bucket}: no word from rank 2"
+    assert f"{words} after 3 s of waiting (--timeout)" in line
 
 
 def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
@@ -86,11 +87,13 @@ for words in sys.argv[1:]:
     payload[marks] = payload[-1:] = comm.rank + 1
     pending, received = comm.allgatherv(payload, sizes, "test")
     del payload
-    rubbish = np.full(min(sizes[comm.rank], 10**7), 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
+    few = min(sizes[comm.rank], 10**7)
+    rubbish = np.full(few, 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
     pending.wait()
     for rank, message in enumerate(received):
         assert message.size == sizes[rank], (sizes, rank)
-        assert (message[marks] == rank + 1).all() and (message[-1:] == rank + 1).all(), (sizes, rank)
+        assert (message[marks] == rank + 1).all(), (sizes, rank)
+        assert (message[-1:] == rank + 1).all(), (sizes, rank)
 """
 """Exchange messages of these sizes, one a rank, each argument an exchange."""
 

@@ -28,6 +28,7 @@ SHORTER = {
     r"dls\.bench exchange": "--sizes 1000 --steps 1 --backend numpy",
     r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
     r"dls\.study runs": "--report-only --out .",
+    r"dls\.study mine": "'--only=*-0.1-seed0'",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take long; a later flag beats an earlier one.
