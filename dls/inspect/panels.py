@@ -440,7 +440,9 @@ def _folded(words: str) -> str:
 def legend(axes: Axes, labels: Sequence[str], **more: Any) -> None:
     """Above the picture, where it covers nothing, in as many columns as its width has room for."""
     size, figure = _font_size(), axes.get_figure(root=False)
-    width = figure.bbox.width / axes.get_figure(root=True).dpi - 0.4  # type: ignore[union-attr]
+    beside = (line for tick in axes.get_yticklabels() for line in tick.get_text().splitlines())
+    indent = (2 * size + 0.58 * size * max([4, *map(len, beside)])) / 72  # of the axes' left end
+    width = figure.bbox.width / axes.get_figure(root=True).dpi - indent  # type: ignore[union-attr]
     widths = [(3.4 * size + 0.56 * size * len(label)) / 72 for label in labels] or [width]
     columns = len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
