@@ -236,7 +236,7 @@ def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) ->
 def _divide(layers: Sequence[Vector], cut: int, total: int) -> Counts:
     """How many of the `total` largest lie in each layer (L), `cut` being the bits of the last: ties go to the first layers."""
     threshold = float(np.int32(cut).view(np.float32))
-    beyond = np.nextafter(np.float32(threshold), np.float32(np.inf))
+    beyond = np.nextafter(threshold, np.inf)  # of float64: beyond the largest float32 is no infinity yet
     reach = np.array([_counts(layer, threshold, float(beyond)) for layer in layers], dtype=np.int64).reshape(-1, 2)
     ties, chosen = total - int(reach[:, 1].sum()), reach[:, 1].copy()
     for layer, (at, above) in enumerate(reach.tolist()):

@@ -125,6 +125,10 @@ NASTY_LAYERS: dict[str, tuple[list[np.ndarray], list[int]]] = {
     "zeros beside values": ([vector([0.0, 0.0, -0.0]), vector([1, 2, 3])], [3, 0]),
     "full layer beside a needy one": ([vector([1, 2, 3]), vector([10, 20, 30, 40])], [3, 0]),
     "empty share beside the richest": ([vector([9, 9, 9, 9]), vector([1, 2, 3, 4])], [0, 2]),
+    "the largest of all floats": (
+        [vector([0.0]) for _ in range(4)] + [vector([np.finfo(np.float32).max])],
+        [0, 0, 0, 0, 1],
+    ),
     "one value each": ([vector([x]) for x in (5, 1, 4, 2, 3)], [0, 1, 0, 1, 0]),
     "odd, mixed": (
         [

@@ -146,20 +146,11 @@ def _name_ends(
     last = np.array(ends)
     if np.ptp(last[:, 0]) > 0.02 * max(1e-300, last[:, 0].max()):
         return False
-    axes.set(
-        xlim=axes.get_xlim(), ylim=axes.get_ylim()
-    )  # what is transformed below stays where it is
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # else the transformation would change
     to_axes = axes.transData + axes.transAxes.inverted()
-    heights = to_axes.transform(last)[:, 1]
-    figure = axes.get_figure(root=False)
-    gap = (
-        1.15
-        * _font_size()
-        / 72
-        / max(0.5, figure.bbox.height / axes.get_figure(root=True).dpi - 0.6)
-    )  # type: ignore[union-attr]
+    heights = spread(to_axes.transform(last)[:, 1], _line_height(axes))
     for label, look, end, at in zip(
-        labels, looks_of(groups), to_axes.transform(last), spread(heights, gap), strict=True
+        labels, looks_of(groups), to_axes.transform(last), heights, strict=True
     ):
         axes.plot(
             [end[0], 1.03],
@@ -177,6 +168,13 @@ def _font_size() -> float:
     from matplotlib import rcParams
 
     return float(rcParams["font.size"])
+
+
+def _line_height(axes: Axes) -> float:
+    """About the height of a line of text, as a share of that of the axes."""
+    panel, page = axes.get_figure(root=False), axes.get_figure(root=True)
+    inches = panel.bbox.height / page.dpi if panel and page else 0.0
+    return 1.15 * _font_size() / 72 / max(0.5, inches - 0.6)
 
 
 def _end(x: NDArray[Any], y: NDArray[Any], column: Column) -> tuple[float, float] | None:
