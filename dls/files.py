@@ -36,6 +36,7 @@ def aside(path: Path) -> Path:
         place = path.with_name(f"{path.name}.partial{'' if number == 1 else f'-{number}'}")
         with suppress(OSError):
             place.unlink(missing_ok=True)
+        if not os.path.lexists(place):  # where nothing can be written, the writing will say so
             break
     return place
 

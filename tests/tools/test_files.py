@@ -123,3 +123,15 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, capsys) -> No
     assert lock.state(tmp_path) is lock.State.FREE
     assert inspect.main([str(tmp_path)]) == 2
     assert f"{tmp_path / 'trace.h5'}: it is no plain file; a run's folder holds a trace.h5" in capsys.readouterr().err
+
+
+def test_a_free_name_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that has become read-only even what is not there cannot be removed."""
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert files.aside(tmp_path / "x") == tmp_path / "x.partial"
+    (tmp_path / "x.partial").touch()
+    assert files.aside(tmp_path / "x") == tmp_path / "x.partial-2"
