@@ -119,11 +119,14 @@ def _curve(
 def _lay(axis: Axis, axle: Axle) -> None:
     """Label and scale."""
     axis.set_label_text(axle.label)
-    if axle.log:
-        (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)(
-            "log", nonpositive="mask"
-        )
-        _plain_numbers(axis, *axis.get_view_interval())
+    if not axle.log:
+        return
+    across = axis is axis.axes.xaxis
+    low, high = axis.get_data_interval()
+    if 0 < low == high:  # a single value, which matplotlib's own limits may not hold apart
+        (axis.axes.set_xlim if across else axis.axes.set_ylim)(low / 2, high * 2)
+    (axis.axes.set_xscale if across else axis.axes.set_yscale)("log", nonpositive="mask")
+    _plain_numbers(axis, *axis.get_view_interval())
 
 
 def _name_ends(

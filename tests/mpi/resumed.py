@@ -18,5 +18,6 @@ for line in sys.argv[1:]:
     place = {"first": run.first, "total": run.total, "batch": run.config.batch_size, "place": run.batches.place(run.first)}
     arrays = run.sparsifier.state() | {"statistics": run.model.statistics, "weights": run.model.parameters}
     np.savez(run.out / f"rank-{comm.rank}.npz", momentum=run.optimizer.momentum, **arrays, **place)
+    run.lock.release()
     status = main(shlex.split(line))
     assert status == 0, (status, line)

@@ -83,15 +83,6 @@ def test_a_pipe_is_read_once_for_all_ranks(tmp_path: Path) -> None:
     assert "layerwise-topk at density 0.5: " in done.out
 
 
-def test_a_signal_ends_what_waits_for_a_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    run = start([(0, [*TRAIN, *TINY, "--config", "pipe"])], tmp_path)
-    with (tmp_path / "pipe").open("w"):  # it comes back when the run has opened it, too, and reads
-        run.send_signal(signal.SIGTERM)
-        assert finish(run).status == -signal.SIGTERM
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_resume_on_other_data_is_refused(ended: Path, tmp_path: Path) -> None:
     folder = checkpoint.place(ended, 2)
     own = checkpoint.describe(folder).data

@@ -91,12 +91,12 @@ def test_a_killed_rank_is_named_by_the_resume(rank: int, whole: Path, tmp_path: 
 
 
 def test_a_frozen_rank_is_named_and_ended(tmp_path: Path) -> None:
-    done = struck(tmp_path, "SIGSTOP", 1, 37, "--timeout", "2", "--checkpoint-every", "10")
+    done = struck(tmp_path, "SIGSTOP", 1, 37, "--timeout", "5", "--checkpoint-every", "10")
     assert done.status == 1
     (line,) = lines(done.err)
     assert ", step 37: " in line
     assert "no word from rank 1" in line
-    assert "after 2 s of waiting (--timeout)" in line
+    assert "after 5 s of waiting (--timeout)" in line
     assert all_end(tmp_path)
     assert f"the run before failed: {line.removeprefix('dls.train: ')}\n" in go_on(tmp_path)
 
@@ -121,16 +121,16 @@ sys.exit(status)
 @pytest.mark.parametrize(
     ("when", "words"),
     [
-        ("before", "dls: no word from other ranks at the start after 2 s of waiting (--timeout)"),
-        ("after", "dls: no word from other ranks at the end after 2 s of waiting (--timeout)"),
-        ("in", ", at the start: the other ranks to get ready: no word from rank 1 after 2 s of waiting (--timeout)"),
+        ("before", "dls: no word from other ranks at the start after 5 s of waiting (--timeout)"),
+        ("after", "dls: no word from other ranks at the end after 5 s of waiting (--timeout)"),
+        ("in", ", at the start: the other ranks to get ready: no word from rank 1 after 5 s of waiting (--timeout)"),
     ],
 )
 def test_a_rank_that_is_frozen_at_the_start_or_end_ends_the_others(when: str, words: str, tmp_path: Path) -> None:
     """Also where the library waits for it, in which no Python runs."""
     program = tmp_path / "frozen.py"
     program.write_text(FROZEN)
-    done = launch([(3, [program, when, *COMMON, "--timeout", "2", "--out", str(tmp_path / "run")])], tmp_path)
+    done = launch([(3, [program, when, *COMMON, "--timeout", "5", "--out", str(tmp_path / "run")])], tmp_path)
     assert done.status
     assert words in done.err
     assert all_end(tmp_path)

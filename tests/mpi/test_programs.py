@@ -98,7 +98,7 @@ def test_a_signal_ends_the_wait_for_a_configuration_from_a_pipe(tmp_path: Path) 
     program.send_signal(signal.SIGTERM)
     done = finish(program)
     os.close(opened[0])
-    assert (done.status, done.err) == (1, "dls.train: interrupted\n")
+    assert (done.status, done.err) == (1, "dls.train: rank 0, at the start: interrupted\n")
 
 
 CALLED = """

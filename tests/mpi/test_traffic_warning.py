@@ -11,7 +11,7 @@ from dls import trace, traffic
 from tests.launch import launch
 
 SETTINGS = "--mlp-widths 24,12 --batch-size 4 --steps 2 --threads 1 --backend numpy"
-VALUES = 2022
+VALUES = 1990
 METHODS = ("dense", "global-topk", "layerwise-topk", "dls")
 
 

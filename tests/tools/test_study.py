@@ -660,7 +660,7 @@ def test_a_reader_may_leave_early(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_study_names_its_baselines(tiny: Path, tmp_path: Path) -> None:
-    tiny.write_text(TINY.replace("ranks = 2", 'ranks = 2\nbaselines = ["dense", "dls(1)"]'))
+    tiny.write_text(f'baselines = ["dense", "dls(1)"]\n{TINY}')
     runs = experiments.load([tiny])
     assert {run.baselines for run in runs} == {("dense", "dls(1)")}
     assert {tuple(row["baselines"]) for row in results.collect(runs, tmp_path)} == {("dense", "dls(1)")}
@@ -677,7 +677,7 @@ def test_a_study_names_its_baselines(tiny: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_baselines(value: str, words: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.write_text(TINY.replace("ranks = 2", f"ranks = 2\nbaselines = {value}"))
+    tiny.write_text(f"baselines = {value}\n{TINY}")
     assert study.main([str(tiny)]) == 2
     assert capsys.readouterr().err == f"dls.study: {tiny}: {words}\n"
 
