@@ -14,12 +14,6 @@ TEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist workst
 SYSTEM ?=
 SYSTEM_HAS := numpy numba mpi4py h5py
 FOR ?= 3.12
-# The packages of pyproject.toml that tests without a GPU need, less those that are named.
-NEEDED = import re, sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	e = p["optional-dependencies"]; all = [*p["dependencies"], *e["mpich"], *e["test"]]; \
-	print(*(n for n in all if re.match(r"[\w.-]+", n)[0] not in sys.argv), sep="\n")
-# A line for site-packages that adds those of another Python, which may itself be that of a virtual environment.
-PACKAGES = import sys; print("import site;", *(f"site.addsitedir({p!r});" for p in sys.path if p.endswith("-packages")))
 
 # Open MPI alone looks at these: ranks in a container, and more ranks than cores.
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -47,13 +41,13 @@ test-gpu: $(if $(SYSTEM),.system/.ready,$(READY))  ## every test of the CuPy bac
 
 wheels: $(READY)  ## for test-gpu SYSTEM=1 on a machine without a network: packages for its Python, FOR=3.12, to wheels/
 	@mkdir -p wheels
-	$(BIN)/python -c '$(NEEDED)' $(SYSTEM_HAS) > wheels/needed.txt
+	$(BIN)/python tests/system.py without $(SYSTEM_HAS) > wheels/needed.txt
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(FOR) --dest wheels -r wheels/needed.txt
 
 .system/.ready: pyproject.toml $(wildcard wheels/*.whl)
 	$(PYTHON) -m venv --clear --without-pip .system
-	$(PYTHON) -c '$(PACKAGES)' > $$(echo .system/lib/python*/site-packages)/system.pth
-	$(PYTHON) -c '$(NEEDED)' > .system/needed.txt
+	$(PYTHON) tests/system.py packages > $$(echo .system/lib/python*/site-packages)/system.pth
+	$(PYTHON) tests/system.py missing > .system/needed.txt
 	.system/bin/python -m pip install --quiet --disable-pip-version-check --no-index --find-links wheels -r .system/needed.txt
 	@touch $@
 

@@ -16,11 +16,15 @@ GENERATIONS = 3
 
 
 def python() -> str:
-    """The interpreter as the user typed it, where that name still leads to it; its whole path elsewhere."""
+    """The interpreter for a command line, as the user typed it, where that name still leads to it; its whole path elsewhere."""
+    return shlex.quote(_interpreter())
+
+
+def _interpreter() -> str:
     typed = sys.orig_argv[0]
     found = shutil.which(typed)
     same = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
-    return shlex.quote(typed if same else sys.executable)
+    return typed if same else sys.executable
 
 
 def go_on(out: Path, ranks: int) -> str:
@@ -61,5 +65,5 @@ def _plain_launcher(ranks: int) -> Sequence[str]:
     """mpirun beside the interpreter, or from the path; none for a single rank."""
     if ranks == 1:
         return []
-    beside = Path(python()).with_name("mpirun")
+    beside = Path(_interpreter()).with_name("mpirun")
     return [str(beside) if beside.parent.name and beside.exists() else "mpirun", "-n", str(ranks)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from dls import reports
 from dls.bench import __main__ as bench
-from tests import card
+from tests import card, system
 from tests.launch import ROOT
 
 TESTS = """
@@ -84,3 +85,19 @@ def test_a_measurement_that_is_cut_off_leaves_its_rows(tmp_path: Path, monkeypat
 def test_a_complete_measurement_says_so(tmp_path: Path) -> None:
     path = reports.write(tmp_path, "select", "numpy", [{"layers": "1"}])
     assert json.loads(path.read_text())["complete"] is True
+
+
+def test_a_machines_own_python_gets_what_it_has_no_version_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"numpy": "1.0", "h5py": "9", "pytest": "8.4"}
+
+    def version(name: str) -> str:
+        if name not in here:
+            raise system.metadata.PackageNotFoundError(name)
+        return here[name]
+
+    monkeypatch.setattr(system.metadata, "version", version)
+    wanted = [re.split("[<>]", line)[0] for line in system.missing()]
+    assert {"mpich", "rich", "numba", "mpi4py", "pytest-xdist"} <= set(wanted)
+    assert not set(here) & set(wanted)
+    left = [re.split("[<>]", line)[0] for line in system.requirements(wanted)]
+    assert set(left) == set(here)
