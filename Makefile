@@ -87,4 +87,4 @@ $(READY): $(TRAIN_READY)
 endif
 
 clean:  ## remove what set-up and tests made
-	rm -rf $(VENV) .system wheels .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .system .pytest_cache .mypy_cache .ruff_cache .hypothesis

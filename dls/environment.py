@@ -7,12 +7,15 @@ say on what they were made; where a run goes on elsewhere, a line names what dif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
+from typing import TYPE_CHECKING
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
 from dls import backends
-from dls.comm import Comm
+
+if TYPE_CHECKING:
+    from dls.comm import Comm
 
 Environment = dict[str, str]
 NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
@@ -23,7 +26,7 @@ def describe(backend: str, threads: int, comm: Comm) -> Environment:
     own = {
         "processor": backends.processor(),
         "blas": _blas(),
-        "numpy": metadata.version("numpy"),
+        "numpy": np.__version__,
         "mpi": comm.library,
         "backend_version": backends.version(backend),
         "threads": str(threads),

@@ -32,6 +32,16 @@ def rank(environ: Mapping[str, str]) -> int:
     return next((told for name in RANKS if (told := _number(name, environ)) is not None), 0)
 
 
+def launched(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process."""
+    return any(_number(name, environ) is not None for name in RANKS)
+
+
+def speaks(environ: Mapping[str, str]) -> bool:
+    """Whether this process says what all of the launcher's would say: the first, or each where none may know of the others."""
+    return rank(environ) == 0 or all(_number(name, environ) is None for name in SIZES)
+
+
 def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
     """Why a world of `size` ranks is not what the launcher started, and what to do; None where it is.
 
@@ -45,10 +55,11 @@ def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
     name = max(told, key=lambda each: told[each], default="")
     if told.get(name, 0) <= size:
         return None
+    unset = "SLURM_STEP_ID" if name.startswith("SLURM_") else name
     return (
         f"{name}={environ[name]}: the launcher started more processes than the {size} that {library} sees, and each would be a "
         "run of its own; start them with this library's mpirun, or srun --mpi=pmi2 or pmix (srun --mpi=list shows which there "
-        f"are); where runs of their own are meant, unset {name}"
+        f"are); where runs of their own are meant, unset {unset}"
     )
 
 

@@ -7,6 +7,7 @@ holder's is exclusive, and whoever asks tries a shared one, for which the right 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -19,6 +20,8 @@ from dls import files
 NAME = "lock"
 PATIENCE, PAUSE = 2.0, 0.05
 """Seconds that a lock is waited for, as a killed process may still be dying, or somebody asking; and those between two looks."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system answers that has no locks."""
 WORDS = 200
 """Bytes of a lock's file, at most: who holds it."""
 
@@ -70,7 +73,7 @@ class Lock:
         """Take it, unless it is taken already; `patience`: seconds to wait for one who has it. InUse, OSError."""
         if self.taken:
             return
-        descriptor = os.open(out / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        descriptor = _open(out / NAME)
         try:
             self._wait(descriptor, out, time.monotonic() + patience)
         except BaseException:
@@ -95,11 +98,24 @@ class Lock:
                 if time.monotonic() >= deadline:
                     raise InUse(f"{out} is in use, by a run that goes on{_holder(descriptor)}; let that end first") from None
             except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
                 self.missing = files.reason(error)
                 return
             else:
                 return
             time.sleep(PAUSE)
+
+
+def _open(path: Path) -> int:
+    """A descriptor to lock: one that may write, as NFS wants it, unless the file is another user's, in a shared folder."""
+    how = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | how, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | how)
 
 
 def _holder(descriptor: int) -> str:

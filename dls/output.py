@@ -24,15 +24,21 @@ class _Unheard:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except self._errors:
-            self._leave()
+        except OSError as error:
+            self._meet(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except self._errors:
-            self._leave()
+        except OSError as error:
+            self._meet(error)
+
+    def _meet(self, error: OSError) -> None:
+        """Swallow the error, or raise it, and with it nothing a second time when Python ends."""
+        self._leave()
+        if not isinstance(error, self._errors):
+            raise error
 
     def _leave(self) -> None:
         """What is still buffered, and whatever else writes to this descriptor, goes nowhere from now on."""

@@ -11,13 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dls import invocation, traffic
+from dls import invocation, launcher, traffic
 from dls.pace import Pace
 
 LINE_INTERVAL = 10.0
 """Seconds without a line after which the next step prints one."""
-LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
-"""What mpirun sets for its ranks, whose output goes through it and tells nothing of the user's terminal."""
 
 
 class Reporter:
@@ -31,7 +29,7 @@ class Reporter:
         self._pace = Pace(total)
         self._last, self._warning, self._skipped = "", "", 0
         self._said: set[str] = set()
-        launched = any(name in os.environ for name in LAUNCHERS)
+        launched = launcher.launched(os.environ)  # whose output goes through it, and is no terminal
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
         texts = TextColumn("{task.description}"), TextColumn("{task.fields[pace]}")
@@ -83,7 +81,7 @@ class Reporter:
         sent, received, dense = map(traffic.readable, (self._sent, self._received, steps * ring))
         skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
         self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
-        self.say(f"rank 0 sent {sent} and received {received}; a dense ring Allreduce would move {dense} each way")
+        self.say(f"rank 0 gave MPI {sent} to send and received {received}; a dense ring Allreduce would move {dense} each way")
         self._warn()
         self.say(f"look into it with {invocation.python()} -m dls.inspect {shlex.quote(str(out))}")
 

@@ -33,9 +33,11 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal end this block with KeyboardInterrupt, as it may wait for something without a limit."""
+        """Let a signal, also an earlier one, end this block with KeyboardInterrupt: it may wait for something without a limit."""
         self._interrupts = True
         try:
+            if self.made:
+                raise KeyboardInterrupt
             yield
         finally:
             self._interrupts = False

@@ -117,7 +117,7 @@ def same(ones: Iterable[State], others: Iterable[State], method: str, root: Path
 
 def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> str:
     """A hash of what a run of this method reads of the program, and of what else is its own."""
-    return _hash([*_below(root, training_files(method, root)), *own], root)
+    return state(method, root, own).digest
 
 
 def commit(method: str = "", root: Path = ROOT) -> str:
@@ -147,23 +147,32 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
         for path in (f"{place}.py", f"{place}/__init__.py"):
             if path not in found and (root / path).exists():
                 found.add(path)
-                waiting.update(_imported(root / path))
+                waiting.update(_imported((root / path).read_bytes()))
     return sorted(found.union(BY_NAME))
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """The modules of dls that a file may import, as what comes after `dls.`; imports inside functions count."""
+@lru_cache(maxsize=1024)
+def _imported(source: bytes) -> tuple[str, ...]:
+    """The modules of dls that a source may import, as what comes after `dls.`; imports inside functions count."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):  # no run can read it either, and says so
-        return
-    for node in ast.walk(tree):
-        names: list[str] = []
+        return ()
+    names: list[str] = []
+    for node in _statements(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        yield from (name.removeprefix("dls.") for name in names if name.startswith("dls."))
+            names += [alias.name for alias in node.names]
+    return tuple(name.removeprefix("dls.") for name in names if name.startswith("dls."))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node, and what holds some; expressions, of which there are many times more, hold none."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for statement in getattr(node, part, ()):
+            yield statement
+            yield from _statements(statement)
 
 
 def _own_program(root: Path) -> Iterator[Path]:

@@ -40,6 +40,7 @@ from dls.images import DataError
 from dls.lock import Lock
 from dls.models import Model
 from dls.optim import Sgd
+from dls.signals import StopRequest
 from dls.sparsifiers import Setup, Sparsifier
 from reference import ranks
 from reference.ranks import State
@@ -75,11 +76,19 @@ class Run:
     lock: Lock = field(default_factory=Lock)
 
 
-def read_command_line(argv: Sequence[str], comm: Comm) -> CommandLine:
+def read_command_line(argv: Sequence[str], comm: Comm, request: StopRequest) -> CommandLine:
     """What the user typed, on every rank, with the settings of a file as rank 0 reads them, once. UsageError, on all ranks."""
     command = comm.together(lambda: config.parse_command_line(argv))
     check_same(comm, {"resume": command.resume})
-    return replace(command, file=comm.from_rank_0(lambda: config.read_toml(command.config) if command.config else {}))
+    return replace(command, file=comm.from_rank_0(lambda: _read_file(command.config, request) if command.config else {}))
+
+
+def _read_file(path: Path, request: StopRequest) -> Mapping[str, Any]:
+    """A file's settings. Who writes to a pipe may let it wait without a limit: a signal ends that."""
+    if path.is_file():
+        return config.read_toml(path)
+    with request.interrupting():
+        return config.read_toml(path)
 
 
 def prepare(command: CommandLine, comm: Comm, own: Lock | None = None) -> Run:
@@ -89,7 +98,8 @@ def prepare(command: CommandLine, comm: Comm, own: Lock | None = None) -> Run:
     """
     taken = own or Lock()
     try:
-        return _prepare(command, comm, taken, LAST_BREATH * comm.timeout if own else lock.PATIENCE)
+        run = _prepare(command, comm, taken, LAST_BREATH * comm.timeout if own else lock.PATIENCE)
+        return run if own else replace(run, notes=(*run.notes, *_remarks([command.file, command.flags], run)))
     except BaseException:
         if own is None:
             taken.release()
@@ -119,8 +129,8 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
     check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
     out, warnings = comm.from_rank_0(lambda: _make_folder(settings, found, own))
     comm.together(lambda: _check_folder(out, comm))
-    notes = (*warnings, *run.notes, *_remarks(layers, run))
-    return replace(run, config=replace(settings, out=str(out)), out=out, notes=notes, lock=own)
+    settings = replace(settings, out=str(out))
+    return replace(run, config=settings, out=out, notes=(*warnings, *run.notes), lock=own)
 
 
 def _remarks(layers: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
@@ -346,7 +356,7 @@ def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
 def _check_traces(out: Path) -> None:
     """TraceError where one is damaged."""
     for path in trace.series(out):
-        trace.read(path)
+        trace.read(path, own=True)
 
 
 def _fitting(arrays: State, expected: Mapping[str, Any], found: Checkpoint) -> State:

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, hdf5, lock, timeline
+from dls import environment, files, hdf5, lock, timeline
 from dls.lock import Lock, State
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
 """Recorded steps that may be lost with a killed process."""
-ENVIRONMENT = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
-"""On what a run computed, see `dls.environment`."""
 ATTRIBUTES = (
     *("config", "version", "commit", "sources", "world_size", "backend", "seed", "hosts", "started", "data"),
-    *ENVIRONMENT,
+    *environment.NAMES,
 )
+LISTS = ("sources", "hosts")
+"""Those that are lists of texts; the others are a text or a number."""
 WORDS = ("name", "kind")
 THEN = " → "
 """What stands between the environments of a run that went on elsewhere."""
@@ -319,13 +319,13 @@ def _begins(path: Path) -> int:
     return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
 
 
-def read(path: Path) -> Trace:
-    """Read a trace, also one that is being written or whose writer was killed. TraceError.
+def read(path: Path, own: bool = False) -> Trace:
+    """Read a trace, also one that is being written or whose writer was killed. TraceError. own: nobody writes but this process.
 
     What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode for readers would do that too,
     but takes any damage for a writer's work, and waits for ever.
     """
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(0 if own else ATTEMPTS - 1):
         written = state(path)
         try:
             return _read_file(path)
@@ -393,13 +393,17 @@ def _parse(path: Path, file: h5py.File) -> Trace:
     if schema != SCHEMA:
         raise TraceError(f"{path} has the schema {str(schema)[:40]!r}, and this program reads {SCHEMA}{_advice(file, schema)}")
     found = {name: _attribute(file, name) for name in ATTRIBUTES}
-    attributes = {name: value for name, value in found.items() if value is not None}
+    attributes = {name: value for name, value in found.items() if value is not None and (name in LISTS) == _is_texts(value)}
     ranks = attributes.get("world_size")
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
         raise TraceError(f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}")
     header = Header(attributes, _layers(file, size))
     groups = {name: _rows(file, name, shapes, size) for name, shapes in _shapes(ranks, header.layer_count).items()}
     return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _advice(file: h5py.File, schema: Any) -> str:
@@ -498,7 +502,7 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
             kept.append(path)
     if not kept:
         return Writer(out / "trace.h5", header)
-    old = read(kept[-1])
+    old = read(kept[-1], own=True)
     if old.header.layers["size"] != list(header.layers["size"]):
         raise TraceError(f"{old.path} is the trace of another model; move it away")
     if old.header.ranks != header.ranks:
@@ -521,7 +525,7 @@ def _inherited(old: Header, new: Header) -> dict[str, Any]:
     Where the beginning tells of its commit alone, and not of the sources, so does the whole.
     """
     kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
-    for name in ENVIRONMENT:
+    for name in environment.NAMES:
         words = [*str(old.attributes.get(name, "")).split(THEN), str(new.attributes.get(name, ""))]
         kept |= {name: THEN.join(dict.fromkeys(filter(None, words)))} if any(words) else {}
     commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
@@ -540,7 +544,7 @@ def repair(path: Path) -> str:
         own.take(path.parent)
         if own.missing:
             raise TraceError(f"whether a run still writes {path} cannot be told here ({own.missing}); copy it and repair that")
-        found = read(path)
+        found = read(path, own=True)
         _rewrite(found, None, found.header).close()
     except lock.InUse as error:
         raise TraceError(str(error)) from None
@@ -567,7 +571,7 @@ def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
             if len(kept["step"]):
                 write(kept)
         writer.rename(old.path)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
     return writer

@@ -59,23 +59,17 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         opened.enter_context(output.unheard(OSError))
         request = request or opened.enter_context(StopRequest())
         try:
-            with request.interrupting():  # a configuration may be a pipe
-                timeout = config.timeout_of(argv)
-            comm = _join(timeout)
+            comm = _join(config.timeout_of(argv))
         except SystemExit:  # --help or --version
             return 0
-        except KeyboardInterrupt:
-            print("dls.train: interrupted", file=sys.stderr)
-            return 1
         except (MissingMPI, UsageError) as error:
-            return _refuse(error, launcher.rank(os.environ))
+            return _refuse(error, 0 if launcher.speaks(os.environ) else 1)
         return _main(argv, comm, request)
 
 
 def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
     try:
-        with request.interrupting():
-            command = startup.read_command_line(argv, comm)
+        command = startup.read_command_line(argv, comm, request)
         run = startup.prepare(command, comm)
     except UsageError as error:
         return _refuse(error, comm.rank)
@@ -254,7 +248,7 @@ def _opening(run: Run, comm: Comm) -> Sequence[str]:
         f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
         f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
-    return [about] if run.backend.compiled else [about, COMPILING]
+    return [about] if run.backend.compiled or run.backend.notes else [about, COMPILING]
 
 
 def _warnings(worker: Worker) -> Iterator[str]:

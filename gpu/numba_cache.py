@@ -16,7 +16,7 @@ import importlib.util
 import os
 import pickle
 import platform
-import shutil
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,6 +41,8 @@ LAST = "gpu.numba_ops._sgd"
 """The function that a training step calls last: where its code is, the others' is."""
 KEPT, DAY = 8, 86400.0
 """So many folders stay, those that were used last; and every one that was used within a day, in seconds."""
+OURS = re.compile(PREFIX + "[0-9a-f]{20}")
+"""The names of such folders: others beside them are somebody else's."""
 PROBE = 1 << 20
 """Bytes that a folder must take to be of use."""
 
@@ -202,9 +204,18 @@ def _remove_old(base: Path) -> None:
     A process that still reads one finds nothing there, and compiles.
     """
     try:
-        used = {folder: folder.stat().st_mtime for folder in base.glob(f"{PREFIX}*")}
+        used = {each: each.stat().st_mtime for each in base.glob(f"{PREFIX}*") if OURS.fullmatch(each.name)}
     except OSError:  # another rank is at it
         return
     for folder in sorted(used, key=lambda folder: -used[folder])[KEPT:]:
         if time.time() - used[folder] > DAY:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the files that this module writes, and the folder if that was all."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.suffix in (SUFFIX, ".tmp"):
+                path.unlink()
+        folder.rmdir()

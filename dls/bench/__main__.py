@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, HostsError, backends.BackendMissing, ValueError) as error:
         return _refuse(str(error), rank)
     except OSError as error:
-        return _refuse(f"cannot write {error.filename}: {error.strerror}", rank)
+        return _refuse(f"cannot write {files.described(error)}", rank)
     return 0
 
 

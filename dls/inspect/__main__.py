@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _do(args: argparse.Namespace, console: Console) -> int:
     _check_outputs(args)
     if args.repair:
-        return _repair([path for path, _ in find(args.runs)])
+        return _repair(find(args.runs))
     if args.follow:
         with suppress(KeyboardInterrupt):  # then all is said that there is to say, as when the runs end
             follow([Path(run.run["path"]) for run in load_all(args.runs)[0]], console)
@@ -101,7 +101,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """TraceError, before any work, for what cannot be drawn or written."""
     for option, file in (("--plot", args.plot), ("--html", args.html), ("--csv", args.csv)):
         if file:
-            pictures.need(option)
+            if option != "--csv":
+                pictures.need(option)
             _check_target(option, file)
     if args.figure:
         pictures.check_name(args.figure)
@@ -145,10 +146,19 @@ def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
         print(f"dls.inspect: {one_line(line)}", file=sys.stderr)
 
 
-def _repair(runs: Sequence[Path]) -> int:
-    for path in [file for run in runs for file in files_of(run)]:
-        print(trace.repair(path))
-    return 0
+def _repair(runs: Sequence[tuple[Path, bool]]) -> int:
+    """Repair each. What was found below a folder, and cannot be repaired, does not keep the others from it."""
+    status = 0
+    for path, was_named in runs:
+        try:
+            for file in files_of(path):
+                print(trace.repair(file))
+        except (OSError, TraceError) as error:
+            if was_named:
+                raise
+            print(f"dls.inspect: {one_line(files.described(error))}", file=sys.stderr)
+            status = 2
+    return status
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ CURVES = (
     Column("accuracy", "Test accuracy", "At every evaluation.", "evals", ACCURACY),
     Column(
         *("accuracy-bytes", "Test accuracy over bytes"),
-        "At every evaluation, over all that a rank has sent until then, mean over the ranks.",
+        "At every evaluation, over all that a rank has given to MPI to send until then, mean over the ranks.",
         "evals",
         ACCURACY,
-        Axle("sent_bytes", "sent by a rank (MB)", factor=1e-6, log=True),
+        Axle("sent_bytes", "given to MPI by a rank (MB)", factor=1e-6, log=True),
     ),
     Column(
         *("accuracy-seconds", "Test accuracy over time"),

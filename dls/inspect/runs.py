@@ -30,7 +30,12 @@ def _find(path: Path) -> list[tuple[Path, bool]]:
 
 def _below(path: Path) -> Iterator[Path]:
     """The folders of runs; what is in such a folder, and in hidden ones, is not looked at."""
-    for folder, names, _ in os.walk(path):
+    seen: set[str] = set()
+    for folder, names, _ in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            names.clear()
+            continue
+        seen.add(real)
         if trace.series(Path(folder)):
             names.clear()
             yield Path(folder)

@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with output.unheard():
             return _do(build_parser().parse_args(argv))
-    except (UsageError, HostsError) as error:
-        print(f"dls.study: {error}", file=sys.stderr)
+    except (OSError, UsageError, HostsError) as error:
+        print(f"dls.study: {files.described(error)}", file=sys.stderr)
         return 2
 
 

@@ -22,7 +22,7 @@ from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL
 """The status of a run, and of a study, that was asked to stop and can go on."""
-ELSEWHERE = -1
+ELSEWHERE = 1000
 """That of a run which was not started, as another process has its folder; no process ends so."""
 
 

@@ -114,14 +114,17 @@ def test_code_is_there_once_a_step_has_come_to_its_end(tmp_path: Path, keep_in: 
 
 def test_folders_that_nobody_uses_go(tmp_path: Path, keep_in: Callable[..., None]) -> None:
     keep_in(tmp_path)
-    day, names = numba_cache.DAY, [f"{numba_cache.PREFIX}{number:02}" for number in range(12)]
+    day, names = numba_cache.DAY, [f"{numba_cache.PREFIX}{number:020x}" for number in range(12)]
     for age, name in enumerate(names):  # in days, and every one holds a file
         checkout.write(tmp_path, {f"{name}/a.code": ""})
         os.utime(tmp_path / name, (time.time() - age * day - 1,) * 2)
-    checkout.write(tmp_path, {"other/a.code": ""})
+    not_ours = {"other", *(f"{numba_cache.PREFIX}0.01-seed{seed}" for seed in range(10))}
+    for name in not_ours:
+        checkout.write(tmp_path, {f"{name}/a.code": ""})
+        os.utime(tmp_path / name, (0, 0))
     assert numba_cache.notes() == ()
     left = {path.name for path in tmp_path.iterdir()} - {numba_cache.folders()[0].name}
-    assert left == {*names[: numba_cache.KEPT], "other"}
+    assert left == {*names[: numba_cache.KEPT], *not_ours}
 
 
 def test_a_folder_in_use_is_marked_as_used(tmp_path: Path, keep_in: Callable[..., None]) -> None:

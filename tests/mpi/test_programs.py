@@ -147,6 +147,7 @@ def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path:
         with open("/dev/full", "w", encoding="utf-8") as full:
             command = [sys.executable, "-m", program, *args]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            environment.pop("PYTHONUNBUFFERED", None)  # else nothing is left for Python to write when it ends
             done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
         assert done.returncode == status, done.stderr
 

@@ -38,7 +38,7 @@ def test_the_first_and_the_last_lines_tell_of_the_bytes(tmp_path: Path) -> None:
             traffic.readable(steps[name][:, 0].sum())
             for name in ("payload_bytes", "received_bytes")
         )
-        assert f"rank 0 sent {sent} and received {received}" in words
+        assert f"rank 0 gave MPI {sent} to send and received {received}" in words
         assert f"a dense ring Allreduce would move {traffic.readable(2 * ring)} each way" in words
         if method not in ("dense", "dls"):  # every step's messages are of one size
             warned = re.search(r"receives about (.*) a step", words)

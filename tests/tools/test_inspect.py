@@ -411,3 +411,15 @@ def test_from_another_folder(run: Path, tmp_path: Path) -> None:
     assert len(json.loads(read.out)["runs"]) == 2
     assert (refused.out, refused.err.count("\n")) == ("", 1)
     assert (shown.err, read.err) == ("", "")
+
+
+def test_what_cannot_be_repaired_keeps_no_other_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "c"):
+        write(tmp_path / name / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "trace.h5").write_bytes(b"damaged")
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    assert inspect.main([str(tmp_path), "--repair"]) == 2
+    said = capsys.readouterr()
+    assert [line.split(" is in order")[0] for line in said.out.splitlines()] == [f"{tmp_path}/{name}/trace.h5" for name in "ac"]
+    assert str(tmp_path / "b") in said.err

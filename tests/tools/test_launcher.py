@@ -55,7 +55,10 @@ def test_worlds_of_one_where_there_should_be_more(environ: dict[str, str], words
     assert found is not None
     assert found.startswith(f"{words}: ")
     assert "the 1 that MPICH 5.0.2 sees" in found
-    assert found.endswith(f"unset {words.partition('=')[0]}")
+    name = words.partition("=")[0]
+    unset = "SLURM_STEP_ID" if name.startswith("SLURM") else name
+    assert found.endswith(f"unset {unset}")
+    assert launcher.alone(1, "MPICH 5.0.2", {each: value for each, value in environ.items() if each != unset}) != found
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,16 @@ def test_worlds_of_one_where_there_should_be_more(environ: dict[str, str], words
 )
 def test_the_rank_before_mpi_starts(environ: dict[str, str], rank: int) -> None:
     assert launcher.rank(environ) == rank
+
+
+@pytest.mark.parametrize(
+    ("environ", "speaks"),
+    [({}, True), (STEP, False), (STEP | {"SLURM_PROCID": "0"}, True), ({"PALS_RANKID": "5"}, True), ({"PMIX_RANK": "1"}, True)],
+)
+def test_who_says_what_is_refused(environ: dict[str, str], speaks: bool) -> None:
+    """Where no size is told the first process cannot know that there are others, and goes on."""
+    assert launcher.speaks(environ) is speaks
+
+
+def test_a_step_of_separate_runs() -> None:
+    assert launcher.alone(1, "MPICH", {name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"}) is None

@@ -170,3 +170,12 @@ def test_a_run_that_comes_too_late_removes_nothing(begun: bool, tmp_path: Path, 
         startup._make_folder(Config(out=str(tmp_path)), None, Lock())
     assert path.exists()
     first.release()
+
+
+def test_an_error_that_is_no_want_of_locks_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(lock.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        lock.Lock().take(tmp_path)

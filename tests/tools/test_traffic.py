@@ -119,3 +119,14 @@ def test_one_rank_receives_nothing(tmp_path: Path) -> None:
     found = summarise(load(write(tmp_path / "trace.h5", rows([1, 2], ranks=1), ranks=1))).traffic
     assert (found["received_bytes_per_step"], found["ring_bytes_per_step"]) == (0, 0)
     assert np.isnan(found["share_of_ring"])
+
+
+@pytest.mark.parametrize("value", [3, "one text", [1, 2]])
+def test_sources_that_are_no_list_of_texts_do_not_count(value: object, tmp_path: Path) -> None:
+    folder = write(tmp_path / "x" / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)])
+    with h5py.File(folder / "trace.h5", "r+") as file:
+        file.attrs["sources"], file.attrs["hosts"] = value, value
+    attributes = trace.read(folder / "trace.h5").header.attributes
+    assert "sources" not in attributes
+    assert "hosts" not in attributes
+    assert inspect.main([str(folder)]) == 0
