@@ -238,7 +238,7 @@ def test_the_table_has_every_runs_own_points(
         ("dls (2 seeds)", "dls", "1")
     }
     assert {(row["x_name"], row["y_name"]) for row in own} == {
-        ("sent by a rank (MB)", "test accuracy (%)")
+        ("given to MPI by a rank (MB)", "test accuracy (%)")
     }
     parts = {
         row["part"]: float(row["y"])
