@@ -169,3 +169,13 @@ def test_a_rank_that_exits_ends_all(tmp_path: Path) -> None:
     done = launch([(3, ["-c", EXITS, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
     assert done.status == 1
     assert lines(done.err) == ["dls.train: rank 1, step 3: SystemExit: 0; see run/failure.txt"]
+
+
+@pytest.mark.parametrize(
+    "args", [("dls.train", *TINY, "--steps", "1"), ("dls.bench", "exchange", "--sizes", "1000", "--steps", "1")]
+)
+def test_a_process_alone_among_others_says_so_where_none_may_know_of_all(args: tuple[str, ...], tmp_path: Path) -> None:
+    """Its launcher tells which process it is, and not how many there are."""
+    done = python("-m", *args, cwd=tmp_path, PALS_RANKID="5")
+    (line,) = lines(done.stderr)
+    assert (done.returncode, line.startswith(f"{args[0]}: PALS_RANKID=5: ")) == (2, True)
