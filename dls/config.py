@@ -21,6 +21,7 @@ import tomli_w
 
 import dls
 from dls import backends, data, hints, launcher, models, sparsifiers
+from reference.methods import Source
 from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
@@ -98,6 +99,19 @@ class Config:
         allowed=POSITIVE,
         of="method",
         idle_with={"dls_steps": lambda steps: steps == 0},
+    )
+    dls_from: str = _setting(
+        "sent",
+        "the next step's v, for the adjustment: this step's as it was sent; what is left of it; that and its gradient once more",
+        choices=lambda: typing.get_args(Source),
+        of="method",
+        idle_with={"dls_steps": lambda steps: steps == 0},
+    )
+    dls_reserve: float = _setting(
+        2.0,
+        "each layer leaves so many times √k of its k values to a choice over all layers, with the last message; 0: none",
+        allowed=NOT_NEGATIVE,
+        of="method",
     )
     dls_init: str = _setting(
         "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True, of="method"

@@ -224,9 +224,9 @@ class Worker:
             if not apply:
                 continue
             with self.watch.phase("decode", message.parts):
-                self.sparsifier.receive(message, self.update[message.place])
+                self.sparsifier.receive(message, self.update)
             with self.watch.phase("update"):
-                self.optimizer.apply(message.place, self.update[message.place], lr)
+                self.optimizer.apply(message.complete, self.update[message.complete], lr)
         self._messages.clear()
 
     def _finish(self, skip: bool) -> None:

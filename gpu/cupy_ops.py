@@ -91,6 +91,20 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, values
 
 
+def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
+    """See `reference.ops.top_k_without`: zeros meanwhile stand for what is taken, as long as no zero is chosen."""
+    kept = [v[index] for index in taken]
+    for index in taken:
+        v[index] = 0
+    chosen, values = top_k(v, k)
+    for index, before in zip(taken, kept, strict=True):
+        v[index] = before
+    if bool(values.all()):
+        return chosen, values
+    places, values = reference.top_k_without(to_host(v), [to_host(index) for index in taken], k)
+    return from_host(places), from_host(values)
+
+
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
     """See `reference.ops.select`."""
     whole = np.array([0, residual.size], dtype=np.int64)

@@ -7,6 +7,7 @@ changes no result. A vector that is not contiguous or not float32 takes the refe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numba
@@ -57,6 +58,7 @@ __all__ = [
     "sgd_update",
     "to_host",
     "top_k",
+    "top_k_without",
     "wait",
     "zeros",
 ]
@@ -94,6 +96,19 @@ def top_k(v: Vector, k: int) -> Selection:
         return reference.top_k(v, k)
     index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
     return index, values
+
+
+def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
+    """See `reference.ops.top_k_without`: zeros meanwhile stand for what is taken, as long as no zero is chosen."""
+    kept = [v[index] for index in taken]
+    try:
+        for index in taken:
+            v[index] = 0
+        chosen, values = top_k(v, k)
+    finally:
+        for index, values_before in zip(taken, kept, strict=True):
+            v[index] = values_before
+    return (chosen, values) if values.all() else reference.top_k_without(v, taken, k)
 
 
 def kth_largest(v: Vector, k: int) -> float:

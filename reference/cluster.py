@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from reference import methods, nn, ops, wire
 from reference.adjustment import Counts
-from reference.methods import Method
-from reference.ops import Selection, Vector
+from reference.methods import Method, Sent
+from reference.ops import Vector
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -40,14 +40,18 @@ def layers(flat: Vector, offsets: NDArray[np.int64]) -> list[Vector]:
     return [flat[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
-def mean_update(selections: Sequence[Sequence[Selection]], sizes: Sequence[int]) -> Vector:
-    """u = float32(1/P) · Σ_p scatter(S^p), summed from +0.0 in rank order; selections[p][l], result (n)."""
+def mean_update(sent: Sequence[Sent], sizes: Sequence[int]) -> Vector:
+    """u = float32(1/P) · Σ_p scatter(S^p), summed from +0.0, what leaves first before what leaves later, each in rank order.
+
+    One `sent` of each rank; result (n).
+    """
     summed = [ops.zeros(n) for n in sizes]
-    for selection in selections:
-        for layer, (index, values) in zip(summed, selection, strict=True):
-            ops.scatter_add(layer, index, values)
+    for of_ranks in zip(*sent, strict=True):
+        for selection in of_ranks:
+            for layer, (index, values) in zip(summed, selection, strict=True):
+                ops.scatter_add(layer, index, values)
     update = np.concatenate(summed)
-    ops.scale(update, 1 / len(selections))
+    ops.scale(update, 1 / len(sent))
     return update
 
 
@@ -86,14 +90,14 @@ class Cluster:
             self.k = [methods.rescale(k, self.sizes, budget) for k in self.k]
         self.step_count += 1
         work = [self._work(rank, *batch) for rank, batch in enumerate(batches)]
-        update = mean_update([selection for _, selection in work], self.sizes)  # 5, 6
+        update = mean_update([sent for _, sent in work], self.sizes)  # 5, 6
         first = self.models[0].parameters
         ops.sgd_update(first, self.momentum, update, lr, self.mu, self.weight_decay, self.nesterov)  # 7
         for model in self.models[1:]:
             model.parameters[...] = first
         return [loss for loss, _ in work]
 
-    def _work(self, rank: int, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, list[Selection]]:
+    def _work(self, rank: int, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, Sent]:
         """One worker's own part of a step: gradient, selection, residual, the next k."""
         model, residual = self.models[rank], self.residuals[rank]
         logits = model.forward(images, training=True)
@@ -104,8 +108,10 @@ class Cluster:
         ops.accumulate(residual, model.gradients)  # 2
         v = layers(residual, self.offsets)
         chosen = self.method.select(v, self.k[rank])  # 3
-        selection = [(index, wire.round_values(values, self.value_dtype)) for index, values in chosen]
-        self.k[rank] = self.method.next_k(v, self.k[rank], self.step_count)  # 8
-        for layer, entries in zip(v, selection, strict=True):
-            ops.scatter_subtract(layer, *entries)  # 4
-        return loss, selection
+        sent = [[(index, wire.round_values(values, self.value_dtype)) for index, values in each] for each in chosen]
+        gradients = layers(model.gradients, self.offsets)
+        self.k[rank] = self.method.next_k(v, self.k[rank], self.step_count, sent, gradients)  # 8
+        for selections in sent:
+            for layer, entries in zip(v, selections, strict=True):
+                ops.scatter_subtract(layer, *entries)  # 4
+        return loss, sent

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from reference import adjustment, ops
 from reference.adjustment import Counts
-from reference.ops import Selection, Vector
+from reference.ops import Index, Selection, Vector
 
 WARMUP_DENSITY = 0.25
 """Density of the first step of a density warm-up."""
 
 Steps = int | Literal["optimal"]
 """s of DLS(s): how many adjustments follow a training step."""
+
+Source = Literal["sent", "left", "ahead"]
+"""What DLS takes the next step's v to be: see `guess_v`."""
+
+Sent = Sequence[Sequence[Selection]]
+"""What a rank sends in a step: what leaves first, and what leaves later, if anything, each as selections from all layers."""
 
 
 def budget(n: int, density: float) -> int:
@@ -81,11 +87,14 @@ def rescale(k: Counts, sizes: Sequence[int], total: int) -> Counts:
 
 def global_topk(v: Sequence[Vector], total: int) -> list[Selection]:
     """One top-k over this rank's whole gradient (global over layers, not over ranks), as selections per layer."""
-    index, values = ops.top_k(np.concatenate(v), total)
-    ends = np.cumsum([layer.size for layer in v])
-    cuts = np.searchsorted(index, ends)
-    starts = ends - [layer.size for layer in v]
-    parts = zip(np.split(index, cuts[:-1]), np.split(values, cuts[:-1]), starts, strict=True)
+    offsets = np.cumsum([0, *(layer.size for layer in v)])
+    return split_selection(*ops.top_k(np.concatenate(v), total), offsets)
+
+
+def split_selection(index: Index, values: Vector, offsets: Index) -> list[Selection]:
+    """A selection from a flat buffer as selections from its layers, which begin at offsets (L + 1)."""
+    cuts = np.searchsorted(index, offsets[1:-1])
+    parts = zip(np.split(index, cuts), np.split(values, cuts), offsets, strict=False)
     return [(part - start, part_values) for part, part_values, start in parts]
 
 
@@ -94,8 +103,53 @@ def layerwise_topk(v: Sequence[Vector], k: Counts) -> list[Selection]:
     return [ops.top_k(layer, int(kl)) for layer, kl in zip(v, k, strict=True)]
 
 
+def own_k(k: Counts, reserve: float) -> Counts:
+    """DLS: how many of its k_l values each layer chooses by itself, k [..., L]; the rest of the budget is the reserve.
+
+    k_l − ⌈reserve·√k_l⌉, at least 0, and nothing for the layer whose gradient comes last, 0; all of k where reserve is 0.
+    The next count of values above a common threshold varies by about √k_l, so a reserve of 2 leaves room for two standard
+    deviations of it [ours].
+    """
+    if not reserve:
+        return k
+    own: Counts = np.maximum(k - np.ceil(reserve * np.sqrt(k)).astype(np.int64), 0)
+    own[..., 0] = 0
+    return own
+
+
+def dls_select(v: Sequence[Vector], k: Counts, reserve: float) -> Sent:
+    """DLS: what each layer chooses by itself, then what the reserve brings: the largest of all that is left, over all layers."""
+    own = layerwise_topk(v, own_k(k, reserve))
+    if not reserve:
+        return [own]
+    offsets = np.cumsum([0, *(layer.size for layer in v)])
+    taken = [index + start for (index, _), start in zip(own, offsets, strict=False)]
+    index, values = ops.top_k_without(np.concatenate(v), taken, int(k.sum()) - sum(index.size for index in taken))
+    return [own, split_selection(index, values, offsets)]
+
+
+def guess_v(v: Sequence[Vector], sent: Sent, gradients: Sequence[Vector], source: Source) -> list[Vector]:
+    """DLS: the next step's v (L vectors), as the adjustment takes it to be [ours].
+
+    "sent": as this step's v, with what was sent; "left": what was not sent; "ahead": that, and this step's gradient once more.
+    """
+    if source == "sent":
+        return list(v)
+    left = [layer.copy() for layer in v]
+    for selections in sent:
+        for layer, (index, _) in zip(left, selections, strict=True):
+            layer[index] = 0
+    if source == "ahead":
+        for layer, gradient in zip(left, gradients, strict=True):
+            ops.accumulate(layer, gradient)
+    return left
+
+
 def dls_next_k(v: Sequence[Vector], k: Counts, steps: Steps) -> Counts:
-    """DLS(s): k for the next training step, from fresh thresholds and s one-step adjustments, or the optimum."""
+    """DLS(s): k for the next training step, from fresh thresholds and s one-step adjustments, or the optimum.
+
+    v is what the next one is taken to be (`guess_v`), k what each layer sent in this step.
+    """
     if steps == "optimal":
         return adjustment.optimal_adjustment(v, k)
     return adjustment.adjust(v, k, adjustment.fresh_thresholds(v, k), steps)
@@ -104,22 +158,22 @@ def dls_next_k(v: Sequence[Vector], k: Counts, steps: Steps) -> Counts:
 class Method(Protocol):
     """What a sparse method decides: k of the first step, the selection of each step, k of the next."""
 
-    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
-        """The entries to upload, per layer; k (L) sums to the budget."""
+    def select(self, v: Sequence[Vector], k: Counts) -> Sent:
+        """The entries to upload; k (L) sums to the budget."""
 
-    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
-        """k after training step number `step`, counted from 1."""
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int, sent: Sent, gradients: Sequence[Vector]) -> Counts:
+        """k after training step number `step`, from 1, which sent those entries of v; gradients: the step's fresh ones."""
 
 
 @dataclass(frozen=True)
 class GlobalTopk:
     """Global Top-k: only the sum of k matters."""
 
-    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+    def select(self, v: Sequence[Vector], k: Counts) -> Sent:
         """See `global_topk`."""
-        return global_topk(v, int(k.sum()))
+        return [global_topk(v, int(k.sum()))]
 
-    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int, *_: Any) -> Counts:
         """The budget stays."""
         return k
 
@@ -128,11 +182,11 @@ class GlobalTopk:
 class LayerwiseTopk:
     """Layer-wise Top-k: k stays as it is."""
 
-    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+    def select(self, v: Sequence[Vector], k: Counts) -> Sent:
         """See `layerwise_topk`."""
-        return layerwise_topk(v, k)
+        return [layerwise_topk(v, k)]
 
-    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int, *_: Any) -> Counts:
         """Every layer keeps its k."""
         return k
 
@@ -143,11 +197,16 @@ class Dls:
 
     steps: Steps = 1
     every: int = 1
+    source: Source = "sent"
+    reserve: float = 2.0
 
-    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
-        """Layer-wise, with the k of this step."""
-        return layerwise_topk(v, k)
+    def select(self, v: Sequence[Vector], k: Counts) -> Sent:
+        """See `dls_select`."""
+        return dls_select(v, k, self.reserve)
 
-    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
-        """See `dls_next_k`."""
-        return dls_next_k(v, k, self.steps) if step % self.every == 0 else k
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int, sent: Sent, gradients: Sequence[Vector]) -> Counts:
+        """See `guess_v` and `dls_next_k`."""
+        if step % self.every:
+            return k
+        counts: Counts = np.array([[index.size for index, _ in selections] for selections in sent], dtype=np.int64).sum(axis=0)
+        return dls_next_k(guess_v(v, sent, gradients, self.source), counts, self.steps)

@@ -8,6 +8,7 @@ that changes something (`accumulate`, `scatter_add`, `scale`) work in place; all
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -86,6 +87,19 @@ def top_k(v: Vector, k: int) -> Selection:
     ties = np.flatnonzero(magnitude == threshold)[: k - above.size]
     index = np.sort(np.concatenate([above, ties])).astype(np.int64, copy=False)
     return index, v[index]
+
+
+def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
+    """`top_k` of v (n) without the entries at `taken`, index arrays without a common entry: k others, as places in v.
+
+    v may change meanwhile, and is as it was afterwards. ValueError unless there are k others.
+    """
+    free = np.ones(v.size, dtype=np.bool_)
+    for index in taken:
+        free[index] = False
+    places = np.flatnonzero(free)
+    index, values = top_k(v[places], k)
+    return places[index], values
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:  # noqa: ARG001

@@ -7,8 +7,9 @@ The worker asks for parts as their gradients become complete, from the last to t
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,32 +67,45 @@ class Setup:
         return methods.budget(sum(self.sizes), density)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Section:
+    """Entries that a message holds apart: where in the flat buffer they may lie, and how many each rank sends (P)."""
+
+    place: slice
+    entries: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        """n of the wire format."""
+        return int(self.place.stop - self.place.start)
+
+
+@dataclass(frozen=True)
 class Message:
-    """Parts under way together, and how to read what arrives."""
+    """Parts under way together, and how to read what arrives.
+
+    complete: where in the update all is known once this message is read, after those that were sent before it.
+    """
 
     parts: Sequence[Part]
     pending: Pending
-    received: Any = None
-
-    @property
-    def place(self) -> slice:
-        """Where in the flat buffer its values belong."""
-        return slice(self.parts[0].start, self.parts[-1].stop)
+    received: Any
+    complete: slice
+    sections: Sequence[Section] = ()
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What leaves of neighbouring parts: their place in the flat buffer, where in it the entries lie, and their values."""
+    """What leaves in a section: its place in the flat buffer, where in it the entries lie, and their values."""
 
     place: slice
     index: Index
     values: Vector
 
 
-def _values(parts: Sequence[Part]) -> int:
-    """How many values neighbouring parts have."""
-    return parts[-1].stop - parts[0].start
+def span(parts: Sequence[Part]) -> slice:
+    """Where in the flat buffer neighbouring parts lie."""
+    return slice(parts[0].start, parts[-1].stop)
 
 
 class Sparsifier(ABC):
@@ -145,7 +159,7 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def receive(self, message: Message, update: Vector) -> None:
-        """Write the mean over the ranks of a completed message to `update`: as many values as its place has."""
+        """Add what a completed message brings to `update` (n); where that is complete now, it is the mean over the ranks."""
 
     def finish(self) -> None:
         """The step is over: what was sent leaves the residual."""
@@ -204,7 +218,8 @@ class SparseSparsifier(Sparsifier):
     """Top-k with error feedback: the selection of each part travels by sparse allgather, the rest stays in the residual.
 
     A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k moves (`adjust`). The residual
-    holds v, the accumulated gradient, from `select` until `finish` takes out what was sent.
+    holds v, the accumulated gradient, from `select` until `finish` takes out what was sent. `sent`: how many values of each part
+    this step sends; `thresholds`: the smallest magnitude of these, as far as there are any.
     """
 
     reads = Sparsifier.reads | {"density", "density_warmup", "value_dtype"}
@@ -216,7 +231,8 @@ class SparseSparsifier(Sparsifier):
         methods.budget(sum(setup.sizes), setup.config.density)  # refuses what a density warm-up would only meet later
         self.k_of_ranks = np.tile(self.checked(self.initial_k(setup.budget(0)), setup.budget(0)), (self.comm.size, 1))
         self.thresholds = np.zeros(len(self.parts))
-        self.chosen: dict[Part, Chosen] = {}
+        self.sent = np.zeros_like(self.k)
+        self.chosen: dict[Part, list[Chosen]] = {}
         self.heads: list[Vector] = [self.residual[:0]] * len(self.parts)
 
     @abstractmethod
@@ -248,56 +264,85 @@ class SparseSparsifier(Sparsifier):
         if budget != self.k.sum():
             self.k_of_ranks = np.stack([methods.rescale(k, self.sizes, budget) for k in self.k_of_ranks])
 
+    def own_k(self, k: Counts) -> Counts:
+        """How many of its k values each part chooses by itself; k [..., parts]."""
+        return k
+
     def select(self, parts: Sequence[Part]) -> None:
-        """v = r + g, then top-k of v; the last step's thresholds are the hints."""
-        here, place = slice(parts[0].index, parts[-1].index + 1), slice(parts[0].start, parts[-1].stop)
-        cuts = np.cumsum([0, *self.sizes[here]])
+        """v = r + g, then what leaves of it, section by section."""
+        value_dtype = self.setup.config.value_dtype
+        self.chosen[parts[0]] = [
+            Chosen(place, index, self.wire.round_values(values, value_dtype)) for place, index, values in self.choose(parts)
+        ]
+
+    def choose(self, parts: Sequence[Part]) -> list[tuple[slice, Index, Vector]]:
+        """v = r + g, then top-k in each part; the last step's thresholds are the hints. A place, index and values a section."""
+        here, place = slice(parts[0].index, parts[-1].index + 1), span(parts)
+        cuts, own = np.cumsum([0, *self.sizes[here]]), self.own_k(self.k)[here]
         try:
             index, values, self.thresholds[here], self.heads[here] = self.ops.select_layers(
-                self.residual[place], self.setup.gradients[place], cuts, self.k[here], self.thresholds[here]
+                self.residual[place], self.setup.gradients[place], cuts, own, self.thresholds[here]
             )
         except NonFiniteError:
             self.guard(parts, self.residual)
             raise
-        sent = self.wire.round_values(values, self.setup.config.value_dtype)
-        self.chosen[parts[0]] = Chosen(place, index, sent)
+        self.sent[here] = own
+        return [(place, index, values)]
 
     def send(self, parts: Sequence[Part]) -> Message:
-        """One sparse allgather of all parts' entries; (n, k) fixes every rank's size."""
-        chosen, value_dtype = self.chosen[parts[0]], self.setup.config.value_dtype
-        n, what = _values(parts), self.words(parts)
-        payload = self.wire.encode(chosen.index, chosen.values, n, value_dtype)
-        sizes = [self.wire.payload_size(n, k, value_dtype) for k in self._entries(parts)]
-        pending, received = self.comm.allgatherv(payload, sizes, what)
-        return Message(parts, pending, received)
+        """One sparse allgather of what leaves with these parts; n and k of its sections fix every rank's size."""
+        value_dtype, sections = self.setup.config.value_dtype, self.sections(parts, self.k_of_ranks)
+        payload = np.concatenate(
+            [
+                self.wire.encode(chosen.index, chosen.values, section.size, value_dtype)
+                for chosen, section in zip(self.chosen[parts[0]], sections, strict=True)
+            ]
+        )
+        pending, received = self.comm.allgatherv(payload, self._bytes(sections).sum(axis=0).tolist(), self.words(parts))
+        return Message(parts, pending, received, self.completes(parts), sections)
 
-    def _entries(self, parts: Sequence[Part]) -> list[int]:
-        """How many entries of these parts each rank sends (P)."""
-        counts: list[int] = self.k_of_ranks[:, parts[0].index : parts[-1].index + 1].sum(axis=1).tolist()
-        return counts
+    def sections(self, parts: Sequence[Part], k: Counts) -> list[Section]:
+        """What leaves with these parts where the ranks' k are so many (P, parts)."""
+        entries = self.own_k(k)[:, parts[0].index : parts[-1].index + 1].sum(axis=1)
+        return [Section(span(parts), entries.tolist())]
+
+    def completes(self, parts: Sequence[Part]) -> slice:
+        """Where the update is complete once the message of these parts is read."""
+        return span(parts)
+
+    def _bytes(self, sections: Sequence[Section]) -> Counts:
+        """The length of each section of each rank's message (sections, P)."""
+        value_dtype = self.setup.config.value_dtype
+        return np.array([[self.wire.payload_size(each.size, k, value_dtype) for k in each.entries] for each in sections])
 
     def receive(self, message: Message, update: Vector) -> None:
-        """u = float32(1/P) · Σ_p scatter(S^p), in rank order."""
-        update[...] = 0
-        for rank, k in enumerate(self._entries(message.parts)):
-            try:
-                entries = self.wire.decode(message.received[rank], update.size, k, self.setup.config.value_dtype)
-            except MessageError as error:
-                raise MessageError(f"{self.words(message.parts)}, from rank {rank}: {error}") from None
-            self.ops.scatter_add(update, *entries)
-        self.ops.scale(update, 1 / self.comm.size)
+        """u = float32(1/P) · Σ_p scatter(S^p), section by section, in rank order."""
+        update[span(message.parts)] = 0
+        ends = self._bytes(message.sections).cumsum(axis=0)
+        for section, stops, starts in zip(message.sections, ends, [np.zeros_like(ends[0]), *ends], strict=False):
+            for rank, (k, start, stop) in enumerate(zip(section.entries, starts, stops, strict=True)):
+                payload = message.received[rank][start:stop]
+                try:
+                    entries = self.wire.decode(payload, section.size, k, self.setup.config.value_dtype)
+                except MessageError as error:
+                    raise MessageError(f"{self.words(message.parts)}, from rank {rank}: {error}") from None
+                self.ops.scatter_add(update[section.place], *entries)
+        self.ops.scale(update[message.complete], 1 / self.comm.size)
+
+    def leaving(self) -> Iterator[Chosen]:
+        """All that was chosen in this step, so far."""
+        return itertools.chain.from_iterable(self.chosen.values())
 
     def finish(self) -> None:
         """r = v − scatter(S)."""
-        for chosen in self.chosen.values():
+        for chosen in self.leaving():
             self.ops.scatter_subtract(self.residual[chosen.place], chosen.index, chosen.values)
         self.chosen.clear()
 
     def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
         """One message a group from every other rank, which chooses as this one does."""
         k = methods.rescale(self.k, self.sizes, methods.budget(sum(self.sizes), self.density))
-        messages = ((_values(group), int(k[group[0].index : group[-1].index + 1].sum())) for group in groups)
-        sent = sum(self.wire.payload_size(n, entries, self.setup.config.value_dtype) for n, entries in messages)
+        sent = sum(int(self._bytes(self.sections(group, k[None])).sum()) for group in groups)
         return traffic.allgather_bytes(sent, self.comm.size)
 
     def residual_norms(self) -> NDArray[np.float64]:
@@ -307,16 +352,16 @@ class SparseSparsifier(Sparsifier):
 
     def global_share(self) -> float:
         """By the choice that Global Top-k makes of the same v, ties included."""
-        sent = [self.ops.to_host(chosen.index) + chosen.place.start for chosen in self.chosen.values()]
+        sent = [self.ops.to_host(chosen.index) + chosen.place.start for chosen in self.leaving()]
         own = np.concatenate(sent)
         best = self.ops.to_host(self.ops.top_k(self.residual, own.size)[0])
         return np.intersect1d(own, best, assume_unique=True).size / own.size
 
     def part_thresholds(self) -> Thresholds:
         """The fresh thresholds of the parts."""
-        inner = [float(t) for t, kl, n in zip(self.thresholds, self.k, self.sizes, strict=True) if 0 < kl < n]
+        inner = [float(t) for t, kl, n in zip(self.thresholds, self.sent, self.sizes, strict=True) if 0 < kl < n]
         v = [self.v(part) for part in self.parts]
-        thresholds: Thresholds = self.setup.backend.adjustment.complete_thresholds(v, self.k, inner)
+        thresholds: Thresholds = self.setup.backend.adjustment.complete_thresholds(v, self.sent, inner)
         return thresholds
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dls import traffic
-from dls.sparsifiers._base import Message, Part, Setup, Sparsifier
+from dls.sparsifiers._base import Message, Part, Setup, Sparsifier, span
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Vector
 
@@ -30,14 +30,15 @@ class Method(Sparsifier):
 
     def send(self, parts: Sequence[Part]) -> Message:
         """Sum over the ranks; the order of the sum is the library's."""
-        place = slice(parts[0].start, parts[-1].stop)
+        place = span(parts)
         own, total = self.ops.to_host(self.setup.gradients[place]), self._total[place]
-        return Message(parts, self.comm.allreduce(own, total, self.words(parts)), total)
+        return Message(parts, self.comm.allreduce(own, total, self.words(parts)), total, place)
 
     def receive(self, message: Message, update: Vector) -> None:
         """u = float32(1/P) · Σ."""
-        update[...] = self.ops.from_host(message.received)
-        self.ops.scale(update, 1 / self.comm.size)
+        mean = update[message.complete]
+        mean[...] = self.ops.from_host(message.received)
+        self.ops.scale(mean, 1 / self.comm.size)
 
     def bytes_received(self, groups: Iterable[Sequence[Part]]) -> int:
         """What a ring Allreduce of each group brings."""

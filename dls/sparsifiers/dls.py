@@ -6,7 +6,8 @@ other their next k (L small integers), and that exchange has the whole forward p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 from dls import traffic
 from dls.comm import Pending
 from dls.config import UsageError
-from dls.sparsifiers._base import Part, Setup
+from dls.sparsifiers._base import Part, Section, Setup, span
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
-from reference import variance
+from reference import methods, variance
 from reference.adjustment import Counts
+from reference.ops import Index, Vector
 
 
 class Method(LayerwiseTopk):
     """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`)."""
 
-    reads = LayerwiseTopk.reads | {"dls_steps", "dls_every", "dls_init"}
+    reads = LayerwiseTopk.reads | {"dls_steps", "dls_every", "dls_init", "dls_from", "dls_reserve"}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -51,23 +53,92 @@ class Method(LayerwiseTopk):
         self._hear()
         super().begin(step)
 
+    def own_k(self, k: Counts) -> Counts:
+        """All but the reserve; nothing of the part whose gradient comes last, which the reserve serves as well."""
+        return methods.own_k(k, self.setup.config.dls_reserve)
+
+    def _brings_reserve(self, parts: Sequence[Part]) -> bool:
+        """Whether these parts leave last, and with them what the reserve brings."""
+        return parts[0].index == 0 and self.setup.config.dls_reserve > 0
+
+    def sections(self, parts: Sequence[Part], k: Counts) -> list[Section]:
+        """And, with the last ones, what the reserve brings."""
+        own = super().sections(parts, k)
+        if not self._brings_reserve(parts):
+            return own
+        reserve = k.sum(axis=1) - self.own_k(k).sum(axis=1)
+        return [*own, Section(span(self.parts), reserve.tolist())]
+
+    def completes(self, parts: Sequence[Part]) -> slice:
+        """With a reserve nothing before the last message, and then everything."""
+        if not self.setup.config.dls_reserve:
+            return super().completes(parts)
+        return span(self.parts) if self._brings_reserve(parts) else slice(0, 0)
+
+    def choose(self, parts: Sequence[Part]) -> list[tuple[slice, Index, Vector]]:
+        """Each part by itself; with the last ones also the largest of all that is left, as many as the reserve holds."""
+        own = super().choose(parts)
+        if not self._brings_reserve(parts):
+            return own
+        earlier = [(chosen.place, chosen.index) for chosen in self.leaving()]
+        taken = [index + place.start for place, index in [*earlier, *(each[:2] for each in own)]]
+        index, values = self.ops.top_k_without(self.residual, taken, int(self.k.sum() - self.sent.sum()))
+        self._count(self.ops.to_host(index), self.ops.to_host(values))
+        return [*own, (span(self.parts), index, values)]
+
+    def _count(self, index: Index, values: Vector) -> None:
+        """Note how many of these entries each part sends, and the parts' thresholds."""
+        cuts = np.searchsorted(index, self.offsets)
+        self.sent += np.diff(cuts)
+        if more := np.flatnonzero(np.diff(cuts)).tolist():
+            self.thresholds[more] = np.minimum.reduceat(np.abs(values), cuts[more])
+        if len(values):
+            self.thresholds[self.sent == 0] = np.abs(values).min()  # no threshold, but a good hint
+
     def adjust(self, step: int) -> None:
         """Move k between the layers and tell the other ranks."""
         if step % self.setup.config.dls_every:
             return
-        self._announced = self._tell(self.checked(self.next_k(), int(self.k.sum())))
+        self._announced = self._tell(self.checked(self.next_k(), int(self.sent.sum())))
 
     def next_k(self) -> Counts:
-        """k of the next step (L), from this step's v; `select` is over, what was sent is still in it."""
-        v = [self.v(part) for part in self.parts]
-        steps = self.setup.config.dls_steps
-        algorithm2 = self.setup.backend.adjustment
-        k: Counts = (
-            algorithm2.optimal_adjustment(v, self.k)
-            if steps == "optimal"
-            else algorithm2.adjust(v, self.k, self.part_thresholds(), steps, self.heads)
-        )
+        """k of the next step (L), from what its v is taken to be; `choose` is over, what was sent is still in the residual."""
+        algorithm2, steps = self.setup.backend.adjustment, self.setup.config.dls_steps
+        as_sent = self.setup.config.dls_from == "sent"
+        v = [self.v(part) for part in self.parts] if as_sent else self._guessed()
+        if steps == "optimal":
+            k: Counts = algorithm2.optimal_adjustment(v, self.sent)
+        elif as_sent:
+            k = algorithm2.adjust(v, self.sent, self.part_thresholds(), steps, self.heads)
+        else:
+            k = algorithm2.adjust(v, self.sent, algorithm2.fresh_thresholds(v, self.sent), steps)
         return k
+
+    def _guessed(self) -> list[Vector]:
+        """What is left of v, or that and the gradient once more, layer by layer: as many of the largest as any k can concern."""
+        enough = int(self.sent.sum()) + 1
+        with self._left():
+            return [self.ops.top_k(self._guess(part), min(enough, part.size))[1] for part in self.parts]
+
+    def _guess(self, part: Part) -> Vector:
+        left = self.v(part)
+        if self.setup.config.dls_from == "ahead":
+            left = left.copy()
+            self.ops.accumulate(left, self.setup.gradients[part.start : part.stop])
+        return left
+
+    @contextmanager
+    def _left(self) -> Iterator[None]:
+        """Zeros in place of what was sent, for a while."""
+        kept = [(self.residual[chosen.place], chosen.index) for chosen in self.leaving()]
+        values = [flat[index] for flat, index in kept]
+        try:
+            for flat, index in kept:
+                flat[index] = 0
+            yield
+        finally:
+            for (flat, index), before in zip(kept, values, strict=True):
+                flat[index] = before
 
     def _tell(self, k: Counts) -> tuple[Pending, NDArray[np.uint32]]:
         return self.comm.allgather(k.astype(np.uint32), "the other ranks' next k")

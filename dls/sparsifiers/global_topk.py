@@ -27,7 +27,7 @@ class Method(SparseSparsifier):
 
     def layer_k(self) -> Counts:
         """Where in the layers the chosen entries lie."""
-        index = self.ops.to_host(self.chosen[self.parts[0]].index)
+        index = np.concatenate([self.ops.to_host(chosen.index) for chosen in self.leaving()])
         return np.diff(np.searchsorted(index, self.offsets)).astype(np.int64)
 
     def layer_thresholds(self) -> Thresholds:

@@ -19,7 +19,7 @@ class Method(SparseSparsifier):
 
     def layer_k(self) -> Counts:
         """The layers are the parts."""
-        return self.k
+        return self.sent
 
     def layer_thresholds(self) -> Thresholds:
         """Every layer has its own."""

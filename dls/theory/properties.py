@@ -101,7 +101,7 @@ def first_with(overlaps: Sequence[float], least: float) -> int | None:
 
 @dataclass
 class Recorder:
-    """DLS(1) that notes, at each training step, set size and overlap of its k and of Layer-wise Top-k's on the same v.
+    """DLS(1) without a reserve; notes, at each step, set size and overlap of its k and of Layer-wise Top-k's on the same v.
 
     `keep`: the steps, from 1, whose v is kept as a copy, in `kept`.
     """
@@ -111,11 +111,11 @@ class Recorder:
     rows: list[Row] = field(default_factory=list)
     kept: dict[int, list[Vector]] = field(default_factory=dict)
 
-    def select(self, v: Sequence[Vector], k: Counts) -> list[Selection]:
+    def select(self, v: Sequence[Vector], k: Counts) -> list[list[Selection]]:
         """Layer-wise, with the k of this step."""
-        return methods.layerwise_topk(v, k)
+        return [methods.layerwise_topk(v, k)]
 
-    def next_k(self, v: Sequence[Vector], k: Counts, step: int) -> Counts:
+    def next_k(self, v: Sequence[Vector], k: Counts, step: int, *_: object) -> Counts:
         """One adjustment; the row says how k stood before it, and after it on the same v."""
         optimal = adjustment.optimal_adjustment(v, k)
         t, t_uniform = adjustment.fresh_thresholds(v, k), adjustment.fresh_thresholds(v, self.uniform)

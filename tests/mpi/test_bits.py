@@ -24,6 +24,11 @@ METHODS = {
     "dls1": ("--method dls", methods.Dls(1)),
     "dls3-every2": ("--method dls --dls-steps 3 --dls-every 2", methods.Dls(3, 2)),
     "optimal": ("--method dls --dls-steps optimal", methods.Dls("optimal")),
+    "dls1-none": ("--method dls --dls-reserve 0", methods.Dls(1, reserve=0)),
+    "optimal-none": ("--method dls --dls-steps optimal --dls-reserve 0", methods.Dls("optimal", reserve=0)),
+    "left": ("--method dls --dls-from left --dls-reserve 0.5", methods.Dls(1, source="left", reserve=0.5)),
+    "ahead2-none": ("--method dls --dls-from ahead --dls-steps 2 --dls-reserve 0", methods.Dls(2, source="ahead", reserve=0)),
+    "ahead-optimal": ("--method dls --dls-from ahead --dls-steps optimal", methods.Dls("optimal", source="ahead")),
 }
 SETTINGS = {
     "mlp": "--density 0.02 --lr 0.1 --weight-decay 0.001 --batch-size 8",
