@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from reference.adjustment import Counts, Thresholds, lower_median, pair_order, set_size
-from reference.ops import NonFiniteError, Vector
+from reference.ops import Head, NonFiniteError, Vector
 
 from gpu.cupy_ops import apart, counts_at_least, kth_bits, to_host
 
@@ -73,7 +73,7 @@ def _step(v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool) 
 
 
 def adjust(
-    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None  # noqa: ARG001
+    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None  # noqa: ARG001
 ) -> Counts:
     """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over the heads."""
     for step in range(steps):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from reference import ops as reference
 from reference.ops import (
+    Head,
     Index,
     NonFiniteError,
     Selection,
@@ -30,7 +31,7 @@ from gpu import device
 from gpu.device import Chunks
 from gpu.numba_selection import MARGIN, ROOM, SPREAD
 
-__all__ = ["Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling", "is_compiled", "notes"]
+__all__ = ["Head", "Index", "NonFiniteError", "Selection", "Vector", "float32_ceiling", "is_compiled", "notes"]
 # float32_ceiling is arithmetic on a single number: the reference's own.
 
 SLACK = 1024
@@ -91,20 +92,6 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, values
 
 
-def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
-    """See `reference.ops.top_k_without`: zeros meanwhile stand for what is taken, as long as no zero is chosen."""
-    kept = [v[index] for index in taken]
-    for index in taken:
-        v[index] = 0
-    chosen, values = top_k(v, k)
-    for index, before in zip(taken, kept, strict=True):
-        v[index] = before
-    if bool(values.all()):
-        return chosen, values
-    places, values = reference.top_k_without(to_host(v), [to_host(index) for index in taken], k)
-    return from_host(places), from_host(values)
-
-
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
     """See `reference.ops.select`."""
     whole = np.array([0, residual.size], dtype=np.int64)
@@ -114,14 +101,32 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """See `reference.ops.select_layers`."""
     sizes = np.diff(offsets)
     if np.any(k < 0) or np.any(k > sizes):
         raise ValueError("every k must lie in 0..n of its layer")
     index, values, thresholds = _choose(residual, gradient, offsets, k, hints)
     ends = [0, *np.cumsum(k).tolist()]
-    return index, values, thresholds, [values[start:stop] for start, stop in pairwise(ends)]
+    heads = [
+        Head(index[begin:end] - int(start), values[begin:end], end - begin, float(t), float(t))
+        for (begin, end), start, t in zip(pairwise(ends), offsets, thresholds, strict=False)
+    ]
+    return index, values, thresholds, heads
+
+
+def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
+    """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as no zero is chosen."""
+    taken = device.current().xp.concatenate([head.places + int(start) for start, head in zip(offsets, heads, strict=False)])
+    before = v[taken]
+    v[taken] = 0
+    index, values = top_k(v, k)
+    v[taken] = before
+    if bool(values.all()):
+        return index, values
+    on_host = [Head(to_host(head.places), to_host(head.values), head.chosen, *head[3:]) for head in heads]
+    index, values = reference.top_k_of_rest(to_host(v), offsets, on_host, k)
+    return from_host(index), from_host(values)
 
 
 def _choose(

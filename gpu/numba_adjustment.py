@@ -7,6 +7,7 @@ layer to those of its values that any later question can concern.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from reference.adjustment import (  # work on L values alone
     pair_order,
     set_size,
 )
-from reference.ops import NonFiniteError, Vector, float32_ceiling
+from reference.ops import Head, NonFiniteError, Vector, float32_ceiling
 
 from gpu import numba_ops as ops
 from gpu import numba_selection as selection
@@ -76,37 +77,31 @@ def _count_two_threads(v, t, other, threads):
     return counts[:, 0].sum(), counts[:, 1].sum()
 
 
-@njit(nogil=True)
-def _least(v):
-    """The smallest magnitude of v (n); infinity of none."""
-    least = np.float32(np.inf)
-    for i in range(v.size):
-        least = min(least, abs(v[i]))
-    return least
-
-
 class _Layer(NamedTuple):
-    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude is above `least`."""
+    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude is above `floor`."""
 
     v: Vector
     head: Vector
-    least: float
+    floor: float
 
     def counts(self, t: float, other: float) -> tuple[int, int]:
         """N(t) and N(other)."""
-        return _counts(self.head if min(t, other) > self.least else self.v, t, other)
+        return _counts(self.head if min(t, other) > self.floor else self.v, t, other)
 
     def has(self, t: float, many: int) -> bool:
         """Whether N(t) >= many is known from the head."""
-        return self.head.size >= many and self.least >= t
+        return self.head.size >= many and self.floor >= t
 
     def kth_largest(self, k: int) -> float:
         """a_k, k >= 1."""
         return ops.kth_largest(self.head if k <= self.head.size else self.v, k)
 
 
-def _with_head(v: Vector, head: Vector) -> _Layer:
-    return _Layer(v, head, -1.0 if head.size == v.size else float(_least(head)))
+def _with_head(v: Vector, head: Head | None) -> _Layer:
+    v = v if selection.plain(v) else np.array(v, dtype=np.float32)
+    if head is None or not selection.plain(head.values):
+        return _Layer(v, v[:0], math.inf)
+    return _Layer(v, head.values, -1.0 if head.values.size == v.size else head.floor)
 
 
 def _counts(v: Vector, t: float, other: float) -> tuple[int, int]:
@@ -143,15 +138,14 @@ def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) 
 
 def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
     """See `reference.adjustment.one_step_adjustment`."""
-    return _step([_with_head(layer, layer[:0]) for layer in _contiguous(v)], [layer.size for layer in v], k, t, True)
+    return _step([_with_head(layer, None) for layer in v], [layer.size for layer in v], k, t, True)
 
 
 def adjust(
-    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None
+    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None
 ) -> Counts:
     """See `reference.adjustment.adjust`."""
-    known = [layer[:0] for layer in v] if heads is None else heads
-    sizes, layers = [layer.size for layer in v], list(map(_with_head, _contiguous(v), _contiguous(known)))
+    sizes, layers = [layer.size for layer in v], list(map(_with_head, v, [None] * len(v) if heads is None else heads))
     if steps > 1:
         layers = [_reduced(layer, float(t.min()), int(kl)) for layer, kl in zip(layers, k, strict=True)]
     for step in range(steps):
@@ -165,11 +159,11 @@ def _contiguous(v: Sequence[Vector]) -> list[Vector]:
 
 def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
     """The layer without the values below the lowest threshold: thresholds only move inwards, so that no step asks for them."""
-    if layer.least < lowest:
+    if layer.floor < lowest:
         return layer
     bits = int(float32_ceiling(lowest).view(np.int32))
     top = _reduce(layer.v, bits, selection.ROOM * k + selection.SMALL)
-    return _Layer(top, layer.head, layer.least) if top is layer.v else _Layer(top, top, -1.0)
+    return _Layer(top, layer.head, layer.floor) if top is layer.v else _Layer(top, top, -1.0)
 
 
 def _reduce(v: Vector, cut: int, room: int) -> Vector:

@@ -16,6 +16,7 @@ from numba import prange
 from numpy.typing import NDArray
 from reference import ops as reference
 from reference.ops import (  # what numpy does well enough: allocation, scalars, and work on k values alone
+    Head,
     Index,
     NonFiniteError,
     Selection,
@@ -33,6 +34,7 @@ from gpu.numba_cache import is_compiled, njit, notes
 from gpu.numba_selection import plain, threads_for
 
 __all__ = [
+    "Head",
     "Index",
     "NonFiniteError",
     "Selection",
@@ -58,7 +60,7 @@ __all__ = [
     "sgd_update",
     "to_host",
     "top_k",
-    "top_k_without",
+    "top_k_of_rest",
     "wait",
     "zeros",
 ]
@@ -71,7 +73,7 @@ def set_threads(count: int) -> None:
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """See `reference.ops.select_layers`. A wrong k is refused before any layer is touched; NaN and infinity after all are."""
     if not plain(residual, gradient):
         return reference.select_layers(residual, gradient, offsets, k, hints)
@@ -98,17 +100,10 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, values
 
 
-def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
-    """See `reference.ops.top_k_without`: zeros meanwhile stand for what is taken, as long as no zero is chosen."""
-    kept = [v[index] for index in taken]
-    try:
-        for index in taken:
-            v[index] = 0
-        chosen, values = top_k(v, k)
-    finally:
-        for index, values_before in zip(taken, kept, strict=True):
-            v[index] = values_before
-    return (chosen, values) if values.all() else reference.top_k_without(v, taken, k)
+def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
+    """See `reference.ops.top_k_of_rest`."""
+    found = selection.choose_rest(v, offsets, heads, k) if k and plain(v, *(head.values for head in heads)) else None
+    return reference.top_k_of_rest(v, offsets, heads, k) if found is None else found
 
 
 def kth_largest(v: Vector, k: int) -> float:

@@ -13,12 +13,14 @@ histograms of all its magnitudes. Neither the hint nor the number of threads cha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numba
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
-from reference.ops import Index, NonFiniteError, Vector
+from reference.ops import Head, Index, NonFiniteError, Selection, Vector
 
 from gpu.numba_cache import njit
 from gpu.numba_sweep import (
@@ -57,6 +59,9 @@ SAMPLE = 1 << 16
 """The fewest values of a sample."""
 
 _NOTHING = np.empty(0, dtype=np.float32)
+
+Places = NDArray[np.uint32]
+"""Candidates' places in their layer."""
 
 
 def threads_for(n: int) -> int:
@@ -187,12 +192,12 @@ def _cuts(v, gradient, offsets, k, hints):
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
         first, stop = offsets[layer], offsets[layer + 1]
-        if not 0 < k[layer] < max((stop - first) // DENSE, 1):
+        if not 0 <= k[layer] < max((stop - first) // DENSE, 1):
             continue
-        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(k[layer])))
+        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(max(k[layer], 1))))
         if 0 < guess < 3e38:
             cuts[layer] = np.float32(guess).view(np.int32)
-        elif stop - first > SMALL:
+        elif k[layer] > 0 and stop - first > SMALL:
             cuts[layer] = _guess(v[first:stop], gradient[first:stop], k[layer])
         else:
             continue
@@ -244,14 +249,14 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
     summary = gather(parts, counts, places, found, cuts.size)
     if finite.all():
         _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return finite.all(), found, summary
+    return finite.all(), places, found, summary
 
 
 @njit(nogil=True, parallel=True)
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
 
-    Returns whether all are finite, the candidates' bits, and the summary of `gather` that says which are whose.
+    Returns whether all are finite, the candidates' places and bits, and the summary of `gather` that says which are whose.
     """
     places, found, counts, finite = scratch(parts)
     threads = starts.size - 1
@@ -261,7 +266,7 @@ def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, 
     if finite.all():
         for thread in prange(threads):
             _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
-    return finite.all(), found, summary
+    return finite.all(), places, found, summary
 
 
 # The search afresh, for a large layer ---------------------------------------------------------------------------------------
@@ -333,7 +338,7 @@ def _collect_threads(v, bits, cut, starts, places, found):
         sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine], tile_marks())
 
 
-def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[NDArray[np.uint32], Bits]:
+def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[Places, Bits]:
     """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being their number in each share."""
     starts = np.concatenate([[0], np.cumsum(reach + COMMON)])
     places, found = np.empty(starts[-1], dtype=np.uint32), np.empty(starts[-1], dtype=np.int32)
@@ -360,7 +365,7 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
 
 def choose_layers(
     v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
@@ -369,22 +374,31 @@ def choose_layers(
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
     cuts, room = _cuts(v, gradient, offsets, k, hints)
-    finite, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
+    finite, *candidates = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
         thresholds[layer] = _choose_large(own, int(k[layer]), int(offsets[layer]), index[out], values[out])
-    return index, values, thresholds.view(np.float32).astype(np.float64), _heads(values, ends, found.view(np.float32), summary)
+    chosen = (index, values, thresholds.view(np.float32).astype(np.float64))
+    return *chosen, _heads(*chosen, offsets, ends, cuts, *candidates)
 
 
-def _heads(values: Vector, ends: Index, found: Vector, summary: NDArray[np.int64]) -> list[Vector]:
-    """Each layer's candidates, or its chosen values where these are more."""
-    chosen = zip(ends[:-1].tolist(), ends[1:].tolist(), summary[:, :2].tolist(), strict=True)
-    return [values[begin:end] if count < end - begin else found[at : at + count] for begin, end, (at, count) in chosen]
+def _heads(index, values, thresholds, offsets, ends, cuts, places, found, summary) -> list[Head]:
+    """Each layer's candidates, or its chosen entries where these are more."""
+    heads, candidates = [], found.view(np.float32)
+    floors = (cuts - 1).view(np.float32).astype(np.float64).tolist()  # whatever reaches the cut is a candidate
+    for layer, (t, (at, count)) in enumerate(zip(thresholds.tolist(), summary.tolist(), strict=True)):
+        own = slice(ends[layer], ends[layer + 1])
+        k = int(own.stop - own.start)
+        if count < k:
+            heads.append(Head(index[own] - offsets[layer], values[own], k, t, t))
+        else:
+            heads.append(Head(places[at : at + count], candidates[at : at + count], k, t, floors[layer]))
+    return heads
 
 
-def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> tuple[bool, Bits, NDArray[np.int64]]:
+def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> tuple[bool, Places, Bits, NDArray[np.int64]]:
     """`_step` on as many threads as the values are worth."""
     threads = threads_for(int(offsets[-1] - offsets[0]))
     parts, starts = plan(offsets, room, threads)
@@ -405,6 +419,60 @@ def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) 
             index += origin
             return int(found[0])
     return _choose_by_histogram(v, k, origin, index, values)
+
+
+# The choice among what is left -----------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True)
+def _unchosen(places, bits, chosen, threshold, origin, index, left):
+    """Write a head's entries that were not chosen; the threshold is the chosen ones', as bits. Returns how many there are."""
+    ties, count = chosen - _count(bits, threshold + np.int32(1)), 0
+    for i in range(bits.size):
+        magnitude = bits[i] & MAGNITUDE
+        tied = magnitude == threshold
+        if magnitude < threshold or (tied and ties <= 0):
+            index[count], left[count] = origin + np.int64(places[i]), bits[i]
+            count += 1
+        ties -= tied
+    return count
+
+
+def _left_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
+    """What was not chosen of all heads: places in the whole, ascending, and bits."""
+    room = sum(head.values.size - head.chosen for head in heads)
+    index, left, count = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int32), 0
+    for head, origin in zip(heads, offsets, strict=False):
+        if head.values.size > head.chosen:
+            threshold, bits = np.float32(head.threshold).view(np.int32), head.values.view(np.int32)
+            count += _unchosen(head.places, bits, head.chosen, threshold, origin, index[count:], left[count:])
+    return index, left
+
+
+def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:
+    """`top_k_of_rest` from the heads, and from those layers anew whose head might not hold all; None where that is no way."""
+    index, left = _left_of(heads, offsets)
+    if left.size < k or not (cut := int(_kth(left, k, np.int32(0), MAGNITUDE))):
+        return None
+    least = float(np.int32(cut).view(np.float32))  # with more entries the k-th largest is no smaller
+    if any(head.floor >= least for head in heads):
+        heads = [_down_to(head, v[start:stop], cut, least) for head, (start, stop) in zip(heads, pairwise(offsets), strict=True)]
+        index, left = _left_of(heads, offsets)
+        cut = int(_kth(left, k, np.int32(0), MAGNITUDE))
+    chosen, values = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
+    _emit_found(index, left, k, np.int32(cut), 0, chosen, values)
+    return chosen, values
+
+
+def _down_to(head: Head, v: Vector, cut: int, least: float) -> Head:
+    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut."""
+    if head.floor < least:
+        return head
+    cut = min(cut, int(np.float32(head.threshold).view(np.int32)))  # the chosen ones belong to a head
+    bits, threads = v.view(np.int32), threads_for(v.size)
+    reach = np.array([_count(bits, np.int32(cut))]) if threads == 1 else _count_threads(bits, np.int32(cut), threads)
+    places, found = _collect_exactly(v, cut, reach)
+    return Head(places, found.view(np.float32), head.chosen, head.threshold, least)
 
 
 @njit(nogil=True, parallel=True)

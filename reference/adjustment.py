@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference import ops
-from reference.ops import Vector
+from reference.ops import Head, Vector
 
 Counts = NDArray[np.int64]
 Thresholds = NDArray[np.float64]
@@ -108,7 +108,7 @@ def _adjust_pair(
 
 
 def adjust(
-    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Vector] | None = None  # noqa: ARG001
+    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None  # noqa: ARG001
 ) -> Counts:
     """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from reference import adjustment, ops
 from reference.adjustment import Counts
-from reference.ops import Index, Selection, Vector
+from reference.ops import Head, Index, Selection, Vector
 
 WARMUP_DENSITY = 0.25
 """Density of the first step of a density warm-up."""
@@ -123,9 +123,10 @@ def dls_select(v: Sequence[Vector], k: Counts, reserve: float) -> Sent:
     if not reserve:
         return [own]
     offsets = np.cumsum([0, *(layer.size for layer in v)])
-    taken = [index + start for (index, _), start in zip(own, offsets, strict=False)]
-    index, values = ops.top_k_without(np.concatenate(v), taken, int(k.sum()) - sum(index.size for index in taken))
-    return [own, split_selection(index, values, offsets)]
+    thresholds = [ops.kth_largest(values, values.size) for _, values in own]
+    heads = [Head(index, values, index.size, t, t) for (index, values), t in zip(own, thresholds, strict=True)]
+    room = int(k.sum()) - sum(head.chosen for head in heads)
+    return [own, split_selection(*ops.top_k_of_rest(np.concatenate(v), offsets, heads, room), offsets)]
 
 
 def guess_v(v: Sequence[Vector], sent: Sent, gradients: Sequence[Vector], source: Source) -> list[Vector]:

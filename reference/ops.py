@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,20 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 Index = NDArray[np.int64]
 Selection = tuple[Index, Vector]
+
+
+class Head(NamedTuple):
+    """The largest entries of a layer, as a selection has come by them: places in the layer, ascending, and values.
+
+    chosen: how many of them, the largest, the lower place first among equals, were selected; threshold: the smallest magnitude
+    of these, infinity of none. floor: whatever has a magnitude above it is here.
+    """
+
+    places: NDArray[np.integer[Any]]
+    values: Vector
+    chosen: int
+    threshold: float
+    floor: float
 
 
 class NonFiniteError(ValueError):
@@ -89,19 +103,6 @@ def top_k(v: Vector, k: int) -> Selection:
     return index, v[index]
 
 
-def top_k_without(v: Vector, taken: Sequence[Index], k: int) -> Selection:
-    """`top_k` of v (n) without the entries at `taken`, index arrays without a common entry: k others, as places in v.
-
-    v may change meanwhile, and is as it was afterwards. ValueError unless there are k others.
-    """
-    free = np.ones(v.size, dtype=np.bool_)
-    for index in taken:
-        free[index] = False
-    places = np.flatnonzero(free)
-    index, values = top_k(v[places], k)
-    return places[index], values
-
-
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:  # noqa: ARG001
     """One layer's step: accumulate, then choose. Returns index (k), values (k) and the threshold a_k.
 
@@ -115,12 +116,12 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 def select_layers(
     residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64], list[Vector]]:
+) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of residual and gradient.
 
     Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), places in residual, values (Σk), thresholds (m), and m heads.
-    A layer's head holds the k chosen values and, as it may please the backend, the largest of those not chosen, in any order;
-    they answer most of what the adjustment asks of v.
+    A layer's head holds the k chosen entries and, as it may please the backend, the largest of those not chosen; they answer
+    most of what is asked of v later.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
@@ -128,7 +129,22 @@ def select_layers(
     ]
     indices, values, thresholds = zip(*chosen, strict=True)
     places = [index + start for index, start in zip(indices, offsets[:-1], strict=True)]
-    return np.concatenate(places), np.concatenate(values), np.array(thresholds), list(values)
+    heads = [Head(index, chosen, index.size, t, t) for index, chosen, t in zip(indices, values, thresholds, strict=True)]
+    return np.concatenate(places), np.concatenate(values), np.array(thresholds), heads
+
+
+def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
+    """The k largest of what `select_layers` has not chosen of m neighbouring layers, as places in v, ascending.
+
+    v (n) as `select_layers` left it, offsets (m + 1), a head each layer; the lower place first among equals. ValueError unless
+    as many are left.
+    """
+    left = np.ones(v.size, dtype=np.bool_)
+    for start, head in zip(offsets, heads, strict=False):
+        left[start + head.places[top_k(head.values, head.chosen)[0]]] = False
+    places = np.flatnonzero(left)
+    index, values = top_k(v[places], k)
+    return places[index], values
 
 
 def kth_largest(v: Vector, k: int) -> float:

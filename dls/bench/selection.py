@@ -24,7 +24,7 @@ from dls import backends, models
 from dls.backends import Backend
 from reference import methods
 from reference.adjustment import Counts, Thresholds
-from reference.ops import Selection, Vector
+from reference.ops import Head, Selection, Vector
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -130,7 +130,7 @@ class Selector:
     residual: Vector = field(init=False)
     thresholds: Thresholds = field(init=False)
     k: Counts = field(init=False)
-    heads: list[Vector] = field(init=False)
+    heads: list[Head] = field(init=False)
 
     def __post_init__(self) -> None:
         self.residual = self.backend.ops.zeros(self.work.n)
@@ -175,10 +175,15 @@ class Selector:
         """The same state in the hands of another backend."""
         twin = Selector(other, self.work)
         twin.thresholds, twin.k = self.thresholds, self.k
-        twin.residual, *twin.heads = (
-            other.ops.from_host(self.backend.ops.to_host(array)) for array in (self.residual, *self.heads)
-        )
+        twin.residual = self._handed(self.residual, other)
+        twin.heads = [
+            head._replace(places=self._handed(head.places, other), values=self._handed(head.values, other)) for head in self.heads
+        ]
         return twin
+
+    def _handed(self, array: NDArray[Any], other: Backend) -> NDArray[Any]:
+        moved: NDArray[Any] = other.ops.from_host(self.backend.ops.to_host(array))
+        return moved
 
 
 def wait_for(backend: Backend, array: Vector) -> None:

@@ -8,6 +8,7 @@ The worker asks for parts as their gradients become complete, from the last to t
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from dls import traffic
 from reference import methods
 from reference.adjustment import Counts, Thresholds
-from reference.ops import Index, NonFiniteError, Vector
+from reference.ops import Head, Index, NonFiniteError, Vector
 from reference.wire import MessageError
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class SparseSparsifier(Sparsifier):
         self.thresholds = np.zeros(len(self.parts))
         self.sent = np.zeros_like(self.k)
         self.chosen: dict[Part, list[Chosen]] = {}
-        self.heads: list[Vector] = [self.residual[:0]] * len(self.parts)
+        self.heads: list[Head] = [Head(np.empty(0, dtype=np.int64), self.residual[:0], 0, math.inf, math.inf)] * len(self.parts)
 
     @abstractmethod
     def initial_k(self, budget: int) -> Counts:

@@ -80,9 +80,7 @@ class Method(LayerwiseTopk):
         own = super().choose(parts)
         if not self._brings_reserve(parts):
             return own
-        earlier = [(chosen.place, chosen.index) for chosen in self.leaving()]
-        taken = [index + place.start for place, index in [*earlier, *(each[:2] for each in own)]]
-        index, values = self.ops.top_k_without(self.residual, taken, int(self.k.sum() - self.sent.sum()))
+        index, values = self.ops.top_k_of_rest(self.residual, self.offsets, self.heads, int(self.k.sum() - self.sent.sum()))
         self._count(self.ops.to_host(index), self.ops.to_host(values))
         return [*own, (span(self.parts), index, values)]
 

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,12 @@ class Twins:
             theirs = ops.select_layers(self.theirs, gradient, self.offsets, k, hints)
         *mine, heads = self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints)
         same(host(self.backend, mine), theirs[:3])
-        check_heads(host(self.backend, heads), np.split(self.theirs, self.offsets[1:-1]), k)
+        check_heads(self.backend, heads, np.split(self.theirs, self.offsets[1:-1]), theirs)
+        left = self.theirs.size - int(k.sum())
+        for more in {0, 1, left // 7, left // 2, left}:
+            if 0 <= more <= left:
+                found = self.backend.ops.top_k_of_rest(self.mine, self.offsets, heads, more)
+                same(host(self.backend, found), ops.top_k_of_rest(self.theirs, self.offsets, theirs[3], more))
         same(host(self.backend, [self.mine]), [self.theirs])
         self.backend.ops.scatter_subtract(self.mine, *mine[:2])
         ops.scatter_subtract(self.theirs, *theirs[:2])
@@ -149,11 +155,15 @@ class Twins:
         return theirs[2]
 
 
-def check_heads(heads: Sequence[np.ndarray], layers: Sequence[np.ndarray], k: np.ndarray) -> None:
-    """A head is the largest magnitudes of its layer, k or more of them."""
-    for head, layer, kl in zip(heads, layers, k, strict=True):
-        assert kl <= head.size <= layer.size
-        assert np.sort(np.abs(head)).tobytes() == np.sort(np.abs(layer))[layer.size - head.size :].tobytes()
+def check_heads(backend: Backend, heads: Sequence[ops.Head], layers: Sequence[np.ndarray], selected: tuple[Any, ...]) -> None:
+    """A head is the largest entries of its layer: the k chosen ones, and whatever is above its floor."""
+    for head, layer, threshold, chosen in zip(heads, layers, *selected[2:], strict=True):
+        places, values = backend.ops.to_host(head.places).astype(np.int64), backend.ops.to_host(head.values)
+        assert (np.diff(places) > 0).all()
+        assert values.tobytes() == layer[places].tobytes()
+        assert (head.chosen, head.threshold) == (chosen.chosen, threshold)
+        assert np.isin(chosen.places, places).all()
+        assert np.isin(np.flatnonzero(np.abs(layer) > head.floor), places).all()
 
 
 def hint_of(choice: float, threshold: float) -> float:
@@ -388,6 +398,12 @@ def test_messages(backend: Backend, case: tuple[np.ndarray, int]) -> None:
 # ---------------------------------------------------------------- Algorithm 2
 
 
+def head_of(layer: np.ndarray, m: int) -> ops.Head:
+    """The m largest of a layer."""
+    places, values = ops.top_k(layer, m)
+    return ops.Head(places, values, m, ops.kth_largest(values, m), ops.kth_largest(values, m))
+
+
 def check_adjustment(backend: Backend, layers: list[np.ndarray], k: np.ndarray) -> None:
     v = [backend.ops.from_host(layer) for layer in layers]
     mine, theirs = backend.adjustment, adjustment
@@ -399,9 +415,10 @@ def check_adjustment(backend: Backend, layers: list[np.ndarray], k: np.ndarray) 
         same([mine.adjust(v, k, t, steps)], [theirs.adjust(layers, k, t, steps)])
     for more in (0.0, 0.1, 1.0):  # heads with ever more than the k largest
         sizes = [int(kl + more * (layer.size - kl)) for layer, kl in zip(layers, k, strict=True)]
-        heads = [layer[np.argsort(np.abs(layer))[layer.size - m :]] for layer, m in zip(layers, sizes, strict=True)]
+        heads = [head_of(layer, m) for layer, m in zip(layers, sizes, strict=True)]
+        heads = [head._replace(values=backend.ops.from_host(head.values)) for head in heads]
         for steps in range(4):
-            found = mine.adjust(v, k, t, steps, [backend.ops.from_host(head) for head in heads])
+            found = mine.adjust(v, k, t, steps, heads)
             same([found], [theirs.adjust(layers, k, t, steps)])
     same([mine.optimal_adjustment(v, k)], [theirs.optimal_adjustment(layers, k)])
     same([k, t], [k_before, t_before])

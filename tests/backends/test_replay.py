@@ -30,6 +30,10 @@ METHODS = (
     "dls --dls-steps 3",
     "dls --dls-steps optimal",
     "dls --density-warmup 8",
+    "dls --dls-reserve 0",
+    "dls --dls-reserve 0 --dls-from left --dls-steps optimal",
+    "dls --dls-reserve 1 --dls-from left",
+    "dls --dls-reserve 0.3 --dls-from ahead --dls-steps 2",
 )
 
 
@@ -66,7 +70,7 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
         sparsifier.adjust(step + 1)
         for message in messages:
             message.pending.wait()
-            sparsifier.receive(message, update[message.place])
+            sparsifier.receive(message, update)
         seen += [sparsifier.layer_k().tobytes(), sparsifier.layer_thresholds().tobytes()]
         seen += [np.float64(sparsifier.global_share()).tobytes()]
         sparsifier.finish()
