@@ -17,12 +17,12 @@ from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
 
 
-def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int) -> int:
-    """Run what is not complete and say how each ends. Returns the study's exit status.
+def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int, known: results.Known) -> int:
+    """Run what is neither complete nor known and say how each ends. Returns the study's exit status.
 
     UsageError, before any run, for a folder whose run was made with other settings.
     """
-    missing = [each for each in runs if not experiments.is_complete(each, out)]
+    missing = [each for each in runs if each.name not in known and not experiments.is_complete(each, out)]
     stop, failed, done = processes.Stop(), 0, len(runs) - len(missing)
     print(f"{done} of {len(runs)} runs are complete already", flush=True)
     with stop.on_signals():
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments, see runs/study/")
     parser.add_argument("--out", type=Path, default=Path("runs/study-out"), help="where the runs go (runs/study-out)")
     parser.add_argument("--report", type=Path, help="write study.md, study.json and study.png to this folder")
+    parser.add_argument("--add", action="store_true", help="keep the runs that the report has, and run the others")
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
     parser.add_argument("--only", default="*", help="run, and show, those whose name fits this pattern of * ? [letters] (*)")
     parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
@@ -84,11 +85,14 @@ def _do(options: argparse.Namespace) -> int:
     _check_out(options.out, options.report_only)
     if options.report:
         report.prepare(options.report)
+    elif options.add:
+        raise UsageError("--add needs the report that it adds to: --report FOLDER")
+    known = results.known(options.report, planned, options.out) if options.add else {}
     for sentence in provenance.check(runs, options.out, options.any_code or options.report_only):
         print(sentence, flush=True)
-    status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs)
+    status = 0 if options.report_only else run_what_is_missing(runs, options.out, options.jobs, known)
     cells = {each.cell for each in runs}
-    rows = results.collect([each for each in planned if options.report or each.cell in cells], options.out)
+    rows = results.collect([each for each in planned if options.report or each.cell in cells], options.out, known)
     if options.report:
         report.write(rows, options.report)
     if status == processes.STOPPED:

@@ -18,9 +18,11 @@ HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its
 {CONFIDENCE:.0%} interval by Student's t over the seeds; "all" is the mean over the densities, seed by seed. Overlap is the
 share of Global Top-k's choice that was also sent, averaged over ranks and the steps that were looked at; that choice is from
-the run's own accumulated gradient, in which what a method neglects grows. Split is the share of K that the layers get as in
-GOAL's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a step. ms are the
-median step of the slowest rank, each run measured in its own hour, beside whatever else the machine did: they rank nothing.
+the run's own accumulated gradient, in which what a method neglects grows. Spread says how uneven the layers' thresholds are: the
+standard deviation of their natural logarithms, averaged over ranks and steps; 0 is one threshold. Split is the share of K
+that the layers get as in GOAL's own run of the same seed, averaged over ranks and steps. kB are what a rank gives to MPI in a
+step. ms are the median step of the slowest rank, each run measured in its own hour, beside whatever else the machine did: they
+rank nothing.
 """.strip()
 
 
@@ -69,8 +71,10 @@ def _about(rows: Sequence[Row]) -> str:
 
 def _results(rows: Sequence[Row]) -> Iterator[str]:
     """A table of what each cell reached. A cell's seeds say how many are there, and how many failed."""
-    yield "| density | method | test accuracy, % | test loss | overlap | split | ms a step | kB a step | seeds | repeat |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    figures = ("test accuracy, %", "test loss", "overlap", "spread", "split", "ms a step", "kB a step")
+    names = ("density", "method", *figures, "seeds", "repeat")
+    yield _line(*names)
+    yield "| --- " * len(names) + "|"
     chosen = {row["density"]: row for row in rows if row["method"] == baselines(rows)[-1]}
     for row in rows:
         seeds = _seeds(row["seeds"], row["planned"], len(row["failed"]))
@@ -84,14 +88,18 @@ def _density(row: Row) -> str:
 def _figures(row: Row, chosen: Row | None) -> list[str]:
     """Accuracy, loss, overlap, split, time and bytes, as far as there are any. chosen: what the goal did there."""
     if not row["seeds"]:
-        return ["none" if row["failed"] else "not run yet", "", "", "", "", ""]
+        return ["none" if row["failed"] else "not run yet", "", "", "", "", "", ""]
     spread = f" ± {100 * stdev(row['accuracy']):.2f}" if len(row["seeds"]) > 1 else ""
-    seen = [share for share in row["overlap"] if share is not None]
-    overlap = f"{fmean(seen):.3f}" if seen else "not recorded"
     alike = split(row, chosen) if chosen else []
-    figures = [f"{fmean(row['loss']):.3f}", overlap, f"{fmean(alike):.3f}" if alike else "-"]
+    figures = [f"{fmean(row['loss']):.3f}", _mean(row, "overlap"), _mean(row, "spread"), f"{fmean(alike):.3f}" if alike else "-"]
     figures += [f"{fmean(row['ms']):.1f}", f"{fmean(row['kB']):.2f}"]
     return [f"{100 * fmean(row['accuracy']):.2f}{spread}", *figures]
+
+
+def _mean(row: Row, name: str) -> str:
+    """Of a figure that not every run has."""
+    seen = [each for each in row.get(name, []) if each is not None]
+    return f"{fmean(seen):.3f}" if seen else "not recorded"
 
 
 def _compared(compared: Sequence[Comparison]) -> Iterator[str]:

@@ -213,7 +213,7 @@ def correlations(method: methods.Method) -> np.ndarray:
 
 
 def test_counting_what_has_gone_makes_k_swing() -> None:
-    """A period of six steps with the optimum, of eight or nine with one adjustment; a reserve of 2 ends it, as Global has none."""
+    """A period of six steps with the optimum, of eight or nine with one adjustment; a reserve of 2 ends it."""
     assert np.abs(correlations(methods.GlobalTopk())).max() < 0.1
     optimum, one = correlations(methods.Dls("optimal", reserve=0)), correlations(methods.Dls(1, reserve=0))
     assert optimum[0] > 0.2

@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from dls import sources
@@ -271,6 +272,44 @@ def test_a_study_is_run_once_and_reported(tiny: Path, tmp_path: Path, capsys: py
     spread = 100 * stdev(rows["dense", None]["accuracy"])
     assert f"{100 * fmean(rows['dense', None]['accuracy']):.2f} ± {spread:.2f}" in printed
     assert (report / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_is_added_to_on_another_machine(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = ["--report", str(tmp_path / "report")]
+    assert study.main([str(tiny), "--out", str(tmp_path / "one"), *report, "--only=*seed0"]) == 0
+    before = json.loads((tmp_path / "report/study.json").read_text())["rows"]
+    capsys.readouterr()
+    assert study.main([str(tiny), "--out", str(tmp_path / "two"), *report, "--add"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 6 runs are complete already" in printed
+    assert "6 of 6 planned runs are complete." in printed
+    assert sorted(path.name for path in (tmp_path / "two/tiny").glob("*.log")) == [
+        *("dense-seed1.log", "dls(1)-0.1-seed1.log", "layerwise-topk-0.1-seed1.log"),
+    ]
+    for old, new in zip(before, json.loads((tmp_path / "report/study.json").read_text())["rows"], strict=True):
+        assert (old["seeds"], new["seeds"]) == ([0], [0, 1])
+        assert all(old[name] == new[name][:1] for name in results.FIGURES)
+    assert study.main([str(tiny), "--out", str(tmp_path / "three"), *report, "--add"]) == 0
+    assert not (tmp_path / "three/tiny").exists()
+
+
+def test_a_report_of_other_settings_is_not_added_to(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "report")]
+    assert study.main([str(tiny), *report]) == 0
+    tiny.write_text(TINY.replace("batch_size = 4", "batch_size = 2"))
+    assert study.main([str(tiny), *report[:1], str(tmp_path / "new"), *report[2:], "--add"]) == 2
+    assert "was run with other settings" in capsys.readouterr().err
+    assert study.main([str(tiny), "--out", str(tmp_path / "out"), "--add"]) == 2
+    assert "--add needs the report that it adds to: --report FOLDER" in capsys.readouterr().err
+    (tmp_path / "report/study.json").write_text("{}")
+    assert study.main([str(tiny), *report[:1], str(tmp_path / "new"), *report[2:], "--add"]) == 2
+    assert "is no report to add to" in capsys.readouterr().err
+
+
+def test_the_spread_by_hand() -> None:
+    """Thresholds of 1 and e² have logarithms 0 and 2, a standard deviation of 1; equal ones have none."""
+    assert results.spread(np.array([[[1, math.e**2]], [[5, 5]]])) == pytest.approx(0.5)
+    assert results.spread(np.array([[[0.0, 0.0]]])) is None
 
 
 def test_the_command_in_a_row_repeats_that_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
