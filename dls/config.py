@@ -92,14 +92,7 @@ class Config:
         0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True, of="method"
     )
     dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT, of="method")
-    dls_every: int = _setting(
-        1,
-        "adjust only after every so many steps",
-        unit="steps",
-        allowed=POSITIVE,
-        of="method",
-        idle_with={"dls_steps": lambda steps: steps == 0},
-    )
+    dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE, of="method")
     dls_from: str = _setting(
         "sent",
         "the next step's v, for the adjustment: this step's as it was sent; what is left of it; that and its gradient once more",

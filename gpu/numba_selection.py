@@ -426,27 +426,29 @@ def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) 
 
 @njit(nogil=True)
 def _unchosen(places, bits, chosen, threshold, origin, index, left):
-    """Write a head's entries that were not chosen; the threshold is the chosen ones', as bits. Returns how many there are."""
+    """Write a head's entries that were not chosen; the threshold is the chosen ones', as bits. Returns how many there are.
+
+    Every entry is written, and the next one over it unless it counts: index and left hold one more than there may be.
+    """
     ties, count = chosen - _count(bits, threshold + np.int32(1)), 0
     for i in range(bits.size):
         magnitude = bits[i] & MAGNITUDE
         tied = magnitude == threshold
-        if magnitude < threshold or (tied and ties <= 0):
-            index[count], left[count] = origin + np.int64(places[i]), bits[i]
-            count += 1
+        index[count], left[count] = origin + np.int64(places[i]), bits[i]
+        count += (magnitude < threshold) | (tied & (ties <= 0))
         ties -= tied
     return count
 
 
 def _left_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
     """What was not chosen of all heads: places in the whole, ascending, and bits."""
-    room = sum(head.values.size - head.chosen for head in heads)
+    room = sum(head.values.size - head.chosen for head in heads) + 1
     index, left, count = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int32), 0
     for head, origin in zip(heads, offsets, strict=False):
         if head.values.size > head.chosen:
             threshold, bits = np.float32(head.threshold).view(np.int32), head.values.view(np.int32)
             count += _unchosen(head.places, bits, head.chosen, threshold, origin, index[count:], left[count:])
-    return index, left
+    return index[:count], left[:count]
 
 
 def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from dls import backends, models
 from dls.backends import Backend
+from dls.sparsifiers.dls import with_rest
 from reference import methods
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Head, Selection, Vector
@@ -35,6 +36,8 @@ WARM_UP = 4
 """Steps before the clock runs: compilation, first thresholds, and a residual that holds what was not sent."""
 COPIES = 20
 """Copies of a turn of a GPU's floor: a single one takes less time than waiting for it."""
+RESERVE = 2.0
+"""DLS's reserve, as it is by default."""
 TAIL = 3
 """Degrees of freedom of the gradients' Student distribution: heavy tails, as gradients have."""
 
@@ -122,14 +125,19 @@ class Contender:
 
 @dataclass
 class Selector:
-    """Layer-wise selection by one backend: accumulate, choose, encode, clear; with or without the last thresholds as hints."""
+    """Layer-wise selection by one backend: accumulate, choose, encode, clear; with or without the last thresholds as hints.
+
+    reserve: that of DLS, which `bring` chooses; 0 is Layer-wise Top-k.
+    """
 
     backend: Backend
     work: Workload
     hints: bool = True
+    reserve: float = 0.0
     residual: Vector = field(init=False)
     thresholds: Thresholds = field(init=False)
     k: Counts = field(init=False)
+    sent: Counts = field(init=False)
     heads: list[Head] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +151,18 @@ class Selector:
     def choose(self, gradient: Vector) -> Selection:
         """Choose and encode; the residual holds v afterwards. Returns what was chosen of all layers together."""
         ops, hints = self.backend.ops, self.thresholds if self.hints else np.zeros_like(self.thresholds)
-        index, values, self.thresholds, self.heads = ops.select_layers(self.residual, gradient, self.work.offsets, self.k, hints)
+        self.sent = methods.own_k(self.k, self.reserve)
+        chosen = ops.select_layers(self.residual, gradient, self.work.offsets, self.sent, hints)
+        index, values, self.thresholds, self.heads = chosen
+        self.backend.wire.encode(index, values, self.residual.size)
+        return index, values
+
+    def bring(self) -> Selection:
+        """What the reserve brings, encoded: the largest of what `choose` has left."""
+        ops, room = self.backend.ops, int(self.k.sum() - self.sent.sum())
+        index, values = ops.top_k_of_rest(self.residual, self.work.offsets, self.heads, room)
+        on_host = ops.to_host(index), ops.to_host(values)
+        self.sent, self.thresholds = with_rest(self.sent, self.thresholds, self.work.offsets, *on_host)
         self.backend.wire.encode(index, values, self.residual.size)
         return index, values
 
@@ -156,11 +175,11 @@ class Selector:
         self.clear(self.choose(gradient))
 
     def adjust(self) -> Counts:
-        """DLS(1)'s k for the next step, between `choose` and `clear`."""
+        """DLS(1)'s k for the next step, between `bring` and `clear`."""
         v, sizes = self.layers(self.residual), self.work.sizes
-        inner = [float(t) for t, k, n in zip(self.thresholds, self.k, sizes, strict=True) if 0 < k < n]
-        t = self.backend.adjustment.complete_thresholds(v, self.k, inner)
-        k: Counts = self.backend.adjustment.adjust(v, self.k, t, 1, self.heads)
+        inner = [float(t) for t, k, n in zip(self.thresholds, self.sent, sizes, strict=True) if 0 < k < n]
+        t = self.backend.adjustment.complete_thresholds(v, self.sent, inner)
+        k: Counts = self.backend.adjustment.adjust(v, self.sent, t, 1, self.heads)
         return k
 
     def wait(self) -> None:
@@ -174,7 +193,7 @@ class Selector:
     def on(self, other: Backend) -> Selector:
         """The same state in the hands of another backend."""
         twin = Selector(other, self.work)
-        twin.thresholds, twin.k = self.thresholds, self.k
+        twin.thresholds, twin.k, twin.sent = self.thresholds, self.k, self.sent
         twin.residual = self._handed(self.residual, other)
         twin.heads = [
             head._replace(places=self._handed(head.places, other), values=self._handed(head.values, other)) for head in self.heads
@@ -322,7 +341,7 @@ def _ratios(medians: Mapping[str, float], names: Sequence[str]) -> Row:
 def adjust(
     backend: Backend, sizes: Sequence[str], densities: Sequence[float], threads: Sequence[int], steps: int
 ) -> Iterator[Row]:
-    """Yield a row per size, density and number of threads: DLS(1)'s adjustment as a share of Layer-wise Top-k's selection."""
+    """Yield a row per size, density and number of threads: what DLS(1) adds, as shares of Layer-wise Top-k's selection."""
     for work in workloads(sizes, densities):
         for count in threads:
             set_threads(backend, count)
@@ -330,8 +349,8 @@ def adjust(
 
 
 def _adjust_row(backend: Backend, work: Workload, steps: int) -> Row:
-    times: dict[str, list[float]] = {name: [] for name in ("floor", "layerwise", "dls", "adjust", "numpy")}
-    least, dls, plain = floor(backend, work.n), Selector(backend, work), backends.load("numpy")
+    times: dict[str, list[float]] = {name: [] for name in ("floor", "layerwise", "dls", "reserve", "adjust", "numpy")}
+    least, dls, plain = floor(backend, work.n), Selector(backend, work, reserve=RESERVE), backends.load("numpy")
     layerwise = Selector(backend, work).contender()
     for step in range(WARM_UP + steps):
         gradient = work.gradient(step)
@@ -344,22 +363,26 @@ def _adjust_row(backend: Backend, work: Workload, steps: int) -> Row:
         "floor, ms": 1000 * medians["floor"],
         "select, ms": 1000 * medians["layerwise"],
         "select in dls, ms": 1000 * medians["dls"],
+        "reserve, ms": 1000 * medians["reserve"],
         "adjust, ms": 1000 * medians["adjust"],
+        "reserve / select": medians["reserve"] / medians["layerwise"],
         "adjust / select": medians["adjust"] / medians["layerwise"],
         "numpy / adjust": medians["numpy"] / medians["adjust"],
     }
 
 
 def _dls_turn(dls: Selector, plain: Backend, gradient: Vector) -> dict[str, float]:
-    """The seconds of a step of DLS: its selection, its adjustment, and the same adjustment by the reference."""
+    """The seconds of a step of DLS: selection, what the reserve brings, adjustment, and the same adjustment by the reference."""
     dls.wait()
     choosing, chosen = _timed(dls, dls.choose, gradient)
+    bringing, more = _timed(dls, dls.bring)
     adjusting, k = _timed(dls, dls.adjust)
     slow = dls.on(plain)
     slowly, _ = _timed(slow, slow.adjust)
     clearing, _ = _timed(dls, dls.clear, chosen)
+    dls.clear(more)
     dls.k = k
-    return {"dls": choosing + clearing, "adjust": adjusting, "numpy": slowly}
+    return {"dls": choosing + clearing, "reserve": bringing, "adjust": adjusting, "numpy": slowly}
 
 
 def _timed(selector: Selector, call: Callable[..., T], *args: Any) -> tuple[float, T]:

@@ -18,7 +18,7 @@ from dls.config import UsageError
 from dls.sparsifiers._base import Part, Section, Setup, span
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
 from reference import methods, variance
-from reference.adjustment import Counts
+from reference.adjustment import Counts, Thresholds
 from reference.ops import Index, Vector
 
 
@@ -81,17 +81,8 @@ class Method(LayerwiseTopk):
         if not self._brings_reserve(parts):
             return own
         index, values = self.ops.top_k_of_rest(self.residual, self.offsets, self.heads, int(self.k.sum() - self.sent.sum()))
-        self._count(self.ops.to_host(index), self.ops.to_host(values))
+        self.sent, self.thresholds = with_rest(self.sent, self.thresholds, self.offsets, *map(self.ops.to_host, (index, values)))
         return [*own, (span(self.parts), index, values)]
-
-    def _count(self, index: Index, values: Vector) -> None:
-        """Note how many of these entries each part sends, and the parts' thresholds."""
-        cuts = np.searchsorted(index, self.offsets)
-        self.sent += np.diff(cuts)
-        if more := np.flatnonzero(np.diff(cuts)).tolist():
-            self.thresholds[more] = np.minimum.reduceat(np.abs(values), cuts[more])
-        if len(values):
-            self.thresholds[self.sent == 0] = np.abs(values).min()  # no threshold, but a good hint
 
     def adjust(self, step: int) -> None:
         """Move k between the layers and tell the other ranks."""
@@ -161,3 +152,20 @@ class Method(LayerwiseTopk):
         """In place of what the ranks have announced, too."""
         self._hear()
         super().restore(state)
+
+
+def with_rest(
+    sent: Counts, thresholds: Thresholds, offsets: Index, index: Index, values: Vector
+) -> tuple[Counts, Thresholds]:
+    """What each part sends (L), and the smallest magnitude of that (L), once the reserve's entries (m) have come to them.
+
+    offsets (L + 1). Where a part sends nothing its number is no threshold, but a good hint.
+    """
+    if not index.size:
+        return sent, thresholds
+    magnitudes, cuts, thresholds = np.abs(values), np.searchsorted(index, offsets), thresholds.copy()
+    more = np.diff(cuts)
+    with_more = np.flatnonzero(more)
+    thresholds[with_more] = np.minimum.reduceat(magnitudes, cuts[with_more])
+    thresholds[sent + more == 0] = magnitudes.min()
+    return sent + more, thresholds

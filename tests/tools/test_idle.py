@@ -26,7 +26,7 @@ def remark(**given: Any) -> str | None:
         ({"method": "layerwise-topk", "dls_steps": "optimal"}, "--dls-steps optimal with --method layerwise-topk"),
         ({"method": "global-topk", "dls_init": "variance"}, "--dls-init variance with --method global-topk"),
         ({"method": "global-topk", "overlap": False}, "--no-overlap with --method global-topk"),
-        ({"dls_steps": 0, "dls_every": 5}, "--dls-every 5 with --dls-steps 0"),
+        ({"dls_steps": 0, "dls_from": "left"}, "--dls-from left with --dls-steps 0"),
         ({"overlap": False, "bucket_size": 1}, "--bucket-size 1 with --no-overlap"),
         ({"steps": 5, "epochs": 3}, "--epochs 3 with --steps 5"),
         ({"model": "lenet", "mlp_widths": (8, 9)}, "--mlp-widths 8,9 with --model lenet"),
