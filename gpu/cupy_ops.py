@@ -100,7 +100,12 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 
 def select_layers(
-    residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+    residual: Vector,
+    gradient: Vector,
+    offsets: Index,
+    k: Index,
+    hints: NDArray[np.float64],
+    expected: Index | None = None,  # noqa: ARG001
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """See `reference.ops.select_layers`."""
     sizes = np.diff(offsets)

@@ -72,7 +72,12 @@ def set_threads(count: int) -> None:
 
 
 def select_layers(
-    residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+    residual: Vector,
+    gradient: Vector,
+    offsets: Index,
+    k: Index,
+    hints: NDArray[np.float64],
+    expected: Index | None = None,
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """See `reference.ops.select_layers`. A wrong k is refused before any layer is touched; NaN and infinity after all are."""
     if not plain(residual, gradient):
@@ -81,7 +86,8 @@ def select_layers(
     hints = np.ascontiguousarray(hints, dtype=np.float64)
     if not offsets.size - 1 == k.size == hints.size:
         raise ValueError(f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}")
-    return selection.choose_layers(residual, gradient, offsets, k, hints)
+    wanted = k if expected is None else np.maximum(k, expected)
+    return selection.choose_layers(residual, gradient, offsets, k, hints, wanted)
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
@@ -96,14 +102,29 @@ def top_k(v: Vector, k: int) -> Selection:
     """See `reference.ops.top_k`."""
     if not plain(v):
         return reference.top_k(v, k)
-    index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
+    index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1), np.array([k]))
     return index, values
 
 
 def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
     """See `reference.ops.top_k_of_rest`."""
-    found = selection.choose_rest(v, offsets, heads, k) if k and plain(v, *(head.values for head in heads)) else None
+    found = None
+    if k and plain(v, *(head.values for head in heads)):
+        found = selection.choose_rest(v, offsets, heads, k) or _all_of_rest(v, offsets, heads, k)
     return reference.top_k_of_rest(v, offsets, heads, k) if found is None else found
+
+
+def _all_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:
+    """`top_k_of_rest` by a search in all of v, in which zeros stand for what was chosen; None where a zero would be chosen."""
+    places = [head.places[top_k(head.values, head.chosen)[0]] + start for head, start in zip(heads, offsets, strict=False)]
+    taken = np.concatenate(places)
+    before = v[taken]
+    v[taken] = 0
+    try:
+        index, values = top_k(v, k)
+    finally:
+        v[taken] = before
+    return (index, values) if values.all() else None
 
 
 def kth_largest(v: Vector, k: int) -> float:

@@ -188,7 +188,7 @@ def _emit_found(places, found, k, threshold, origin, index, values):
 
 @njit(nogil=True)
 def _cuts(v, gradient, offsets, k, hints):
-    """Each layer's cut and its room for candidates; infinity and no room where no candidates are wanted."""
+    """Each layer's cut and its room for candidates, of which k are wanted; infinity and no room where there shall be none."""
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
         first, stop = offsets[layer], offsets[layer + 1]
@@ -364,16 +364,16 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
 
 
 def choose_layers(
-    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64], wanted: Index
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-    """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
+    """`select_layers` on checked arrays; an empty gradient accumulates nothing. wanted (m) >= k: how many a head shall hold."""
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
         raise ValueError(f"k must lie in 0..{sizes[wrong[0]]}, not {k[wrong[0]]}")
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = _cuts(v, gradient, offsets, k, hints)
+    cuts, room = _cuts(v, gradient, offsets, wanted, hints)
     finite, *candidates = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")

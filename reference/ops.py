@@ -115,13 +115,18 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 
 def select_layers(
-    residual: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64]
+    residual: Vector,
+    gradient: Vector,
+    offsets: Index,
+    k: Index,
+    hints: NDArray[np.float64],
+    expected: Index | None = None,  # noqa: ARG001
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
     """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of residual and gradient.
 
     Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), places in residual, values (Σk), thresholds (m), and m heads.
     A layer's head holds the k chosen entries and, as it may please the backend, the largest of those not chosen; they answer
-    most of what is asked of v later.
+    most of what is asked of v later. expected (m): how many entries of each layer that may take, as far as somebody knows.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))

@@ -152,7 +152,7 @@ class Selector:
         """Choose and encode; the residual holds v afterwards. Returns what was chosen of all layers together."""
         ops, hints = self.backend.ops, self.thresholds if self.hints else np.zeros_like(self.thresholds)
         self.sent = methods.own_k(self.k, self.reserve)
-        chosen = ops.select_layers(self.residual, gradient, self.work.offsets, self.sent, hints)
+        chosen = ops.select_layers(self.residual, gradient, self.work.offsets, self.sent, hints, self.k)
         index, values, self.thresholds, self.heads = chosen
         self.backend.wire.encode(index, values, self.residual.size)
         return index, values

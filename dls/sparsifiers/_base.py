@@ -279,10 +279,10 @@ class SparseSparsifier(Sparsifier):
     def choose(self, parts: Sequence[Part]) -> list[tuple[slice, Index, Vector]]:
         """v = r + g, then top-k in each part; the last step's thresholds are the hints. A place, index and values a section."""
         here, place = slice(parts[0].index, parts[-1].index + 1), span(parts)
-        cuts, own = np.cumsum([0, *self.sizes[here]]), self.own_k(self.k)[here]
+        cuts, own, k = np.cumsum([0, *self.sizes[here]]), self.own_k(self.k)[here], self.k[here]
         try:
             index, values, self.thresholds[here], self.heads[here] = self.ops.select_layers(
-                self.residual[place], self.setup.gradients[place], cuts, own, self.thresholds[here]
+                self.residual[place], self.setup.gradients[place], cuts, own, self.thresholds[here], k
             )
         except NonFiniteError:
             self.guard(parts, self.residual)

@@ -19,7 +19,7 @@ class Method(SparseSparsifier):
 
     def layer_k(self) -> Counts:
         """The layers are the parts."""
-        return self.sent
+        return self.sent.copy()
 
     def layer_thresholds(self) -> Thresholds:
         """Every layer has its own."""

@@ -58,12 +58,75 @@ for density, threads in product((0.01, 0.001), (1, 2)):
 """
 
 
-def test_a_step_needs_a_tenth_of_the_model_beyond_its_payloads() -> None:
-    """A payload: index (8 bytes), value and message of each entry, as sent and as it comes back."""
-    command = [sys.executable, "-c", STEPS]
+METHOD_STEPS = """
+import ctypes, os, re, sys
+from pathlib import Path
+import numpy as np
+from dls import backends, config, sparsifiers
+from dls.comm import Comm
+from dls.models import LayerInfo
+from dls.sparsifiers import Setup
+from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below
+
+SIZES = [6_000_000, 1_990_000, 10_000]
+LAYERS = [LayerInfo(str(size), "linear", size, 1, 1, 1, 1, 1) for size in SIZES]
+GRADIENT = np.random.default_rng(0).standard_t(3, sum(SIZES)).astype(np.float32)
+
+def memory(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def measure(source):
+    backend, settings = backends.load("numba"), config.build({"method": "dls", "density": 0.01, "dls_from": source})
+    backend.ops.set_threads(1)
+    method = sparsifiers.load("dls")(Setup(settings, LAYERS, False, GRADIENT, backend, Comm()))
+
+    def step(number):
+        method.begin(number - 1)
+        for part in reversed(method.parts):
+            method.select([part])
+        method.adjust(number)
+        assert method.sent.sum() == 80_000
+        method.finish()
+
+    for number in range(1, 4):
+        step(number)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    for number in range(4, 7):
+        step(number)
+    print(source, memory("VmHWM") - before, flush=True)
+
+for source in ("sent", "left", "ahead"):
+    if not os.fork():
+        measure(source)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def run(script: str) -> list[list[str]]:
+    """The words of each line that it prints."""
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    measured = [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_the_reserve_and_the_guess_of_the_next_v_need_a_tenth_and_ahead_a_layer() -> None:
+    """`ahead` needs the gradient added to a layer that stays as it is: a copy of one layer at a time."""
+    measured = {source: int(used) for source, used in run(METHOD_STEPS)}
+    assert measured.keys() == {"sent", "left", "ahead"}
+    n, k, copied = 8_000_000, 80_000, {"ahead": 6_000_000}
+    for source, used in measured.items():
+        entries = 3 * (8 + 4) * k  # what is chosen, and the largest of each layer that the adjustment looks at
+        entries += 3 * (4 + 4) * k  # candidates of these
+        assert used <= 0.1 * 4 * n + entries + 4 * copied.get(source, 0), measured
+
+
+def test_a_step_needs_a_tenth_of_the_model_beyond_its_payloads() -> None:
+    """A payload: index (8 bytes), value and message of each entry, as sent and as it comes back."""
+    measured = run(STEPS)
     assert len(measured) == 4
     n = 8_000_000
     for density, threads, used in measured:

@@ -20,28 +20,31 @@ METHODS = {
     "layerwise-topk": methods.LayerwiseTopk(),
     "dls": methods.Dls(1),
     "dls --dls-every 2": methods.Dls(1, 2),
+    "dls --dls-reserve 0": methods.Dls(1, reserve=0),
 }
+ANNOUNCED = {"dls": [1] * 5, "dls --dls-every 2": [0, 1, 0, 1, 0], "dls --dls-reserve 0": [1] * 5}
+"""In which steps the ranks tell their k."""
 
 
 class Watching:
-    """A method whose selections are written down."""
+    """A method whose selections are written down: how many entries of each layer leave first and later, and the thresholds."""
 
     def __init__(self, method: methods.Method) -> None:
         self.method = method
-        self.seen: list[tuple[list[int], list[float]]] = []
+        self.seen: list[tuple[list[list[int]], list[float]]] = []
 
     def select(self, v, k):
-        selection = self.method.select(v, k)
-        counts = np.array([len(index) for index, _ in selection])
+        sent = self.method.select(v, k)
+        counts = np.array([[len(index) for index, _ in each] for each in sent])
         if isinstance(self.method, methods.GlobalTopk):
-            thresholds = [min(abs(x) for _, values in selection for x in values.tolist())] * len(v)
+            thresholds = [min(abs(x) for _, values in sent[0] for x in values.tolist())] * len(v)
         else:
-            thresholds = adjustment.fresh_thresholds(v, counts).tolist()
+            thresholds = adjustment.fresh_thresholds(v, counts.sum(axis=0)).tolist()
         self.seen.append((counts.tolist(), thresholds))
-        return selection
+        return sent
 
-    def next_k(self, v, k, step):
-        return self.method.next_k(v, k, step)
+    def next_k(self, *step):
+        return self.method.next_k(*step)
 
 
 def message_bytes(n: int, k: int) -> int:
@@ -68,20 +71,27 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
             assert not recorded.steps["residual_norm"].any()
             continue
         assert (recorded.steps["k"].sum(axis=2) == entries).all()
-        announced = {"dls": [1] * 5, "dls --dls-every 2": [0, 1, 0, 1, 0]}.get(name, [0] * 5)
-        for step, told in enumerate(announced):
-            layerwise = [zip(sizes, k, strict=True) for k in recorded.steps["k"][step]]
-            messages = [[(sizes.sum(), entries)]] * ranks if name == "global-topk" else layerwise
+        seen = check_selections(recorded, method, ranks)
+        for step, told in enumerate(ANNOUNCED.get(name, [0] * 5)):
+            sections = [seen[step * ranks + rank] for rank in range(ranks)]
+            whole = [[(int(sizes.sum()), entries)]] * ranks
+            messages = whole if name == "global-topk" else [in_sections(sizes, each) for each in sections]
             expected = [sum(message_bytes(int(n), int(k)) for n, k in sent) + 4 * layers * told for sent in messages]
             assert recorded.steps["payload_bytes"][step].tolist() == expected
             assert recorded.steps["received_bytes"][step].tolist() == [sum(expected) - own for own in expected]
-        check_selections(recorded, method, ranks)
         for rank, state in enumerate(loaded(out, ranks)):
             pieces = np.split(state["residual"].astype(float), np.cumsum(sizes)[:-1])
             np.testing.assert_allclose(recorded.steps["residual_norm"][-1, rank], [np.linalg.norm(p) for p in pieces], rtol=1e-12)
 
 
-def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) -> None:
+def in_sections(sizes: np.ndarray, counts: list[list[int]]) -> list[tuple[int, int]]:
+    """n and k of what travels: every layer by itself, then what the reserve brings, with indices into the whole."""
+    first, *later = counts
+    return [*zip(sizes, first, strict=True), *((int(sizes.sum()), sum(each)) for each in later)]
+
+
+def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) -> list[list[list[int]]]:
+    """Returns how many entries of each layer left first and later, step by step and rank by rank."""
     c = config.build(config.parse_command_line(SETTINGS.split()).flags)
     dataset = data.load("digits")
     replicas = [models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, c.mlp_widths) for _ in range(ranks)]
@@ -94,8 +104,9 @@ def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) 
         assert recorded.steps["loss"][step].tolist() == losses
         for rank in range(ranks):
             k, thresholds = watching.seen[step * ranks + rank]
-            assert recorded.steps["k"][step, rank].tolist() == k
+            assert recorded.steps["k"][step, rank].tolist() == np.sum(k, axis=0).tolist()
             assert recorded.steps["threshold"][step, rank].tolist() == thresholds
+    return [counts for counts, _ in watching.seen]
 
 
 def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:

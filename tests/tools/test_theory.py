@@ -331,7 +331,7 @@ def test_two_layers_halve_the_set_size(one: np.ndarray, other: np.ndarray, draw:
 def test_recording_does_not_change_the_run() -> None:
     recorder = properties.record("mlp", plan(), 0.01, 4)
     model, batches = networks.build("mlp", DIGITS, 0), Batches(DIGITS, 0, 16, 0, 1)
-    cluster = Cluster([model], methods.Dls(1), recorder.uniform)
+    cluster = Cluster([model], methods.Dls(1, reserve=0), recorder.uniform)
     for step in range(4):
         before = cluster.k[0]
         v = cluster.residuals[0].copy()
