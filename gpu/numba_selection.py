@@ -44,8 +44,9 @@ SHARE = 1 << 15
 """Fewest values worth a thread of their own: some ten microseconds of work, more than waking a thread takes."""
 SMALL = 1 << 15
 """Layers up to here stay in a core's cache, so bisection over all their values is cheap."""
-MARGIN, SPREAD = 0.02, 0.5
-"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of random values varies."""
+MARGIN, WIDE, SPREAD = 0.02, 0.04, 0.5
+"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of random values varies. Where more
+than what is chosen may be asked for later, WIDE + SPREAD/√k below: to find that afresh costs more than candidates do."""
 ROOM = 3
 """Candidates a layer has room for: ROOM·k + SLACK. With more the hint was of no use."""
 DENSE = 8
@@ -187,14 +188,14 @@ def _emit_found(places, found, k, threshold, origin, index, values):
 
 
 @njit(nogil=True)
-def _cuts(v, gradient, offsets, k, hints):
+def _cuts(v, gradient, offsets, k, hints, margin):
     """Each layer's cut and its room for candidates, of which k are wanted; infinity and no room where there shall be none."""
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
         first, stop = offsets[layer], offsets[layer + 1]
         if not 0 <= k[layer] < max((stop - first) // DENSE, 1):
             continue
-        guess = hints[layer] * (1 - min(0.9, MARGIN + SPREAD / math.sqrt(max(k[layer], 1))))
+        guess = hints[layer] * (1 - min(0.9, margin + SPREAD / math.sqrt(max(k[layer], 1))))
         if 0 < guess < 3e38:
             cuts[layer] = np.float32(guess).view(np.int32)
         elif k[layer] > 0 and stop - first > SMALL:
@@ -373,29 +374,37 @@ def choose_layers(
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = _cuts(v, gradient, offsets, wanted, hints)
-    finite, *candidates = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
+    cuts, room = _cuts(v, gradient, offsets, wanted, hints, MARGIN if (wanted == k).all() else WIDE)
+    finite, places, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
+    heads = _heads(v, offsets, k, cuts, places, found, summary)
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
-        thresholds[layer] = _choose_large(own, int(k[layer]), int(offsets[layer]), index[out], values[out])
-    chosen = (index, values, thresholds.view(np.float32).astype(np.float64))
-    return *chosen, _heads(*chosen, offsets, ends, cuts, *candidates)
+        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(wanted[layer]), index[out], values[out])
+        index[out] += offsets[layer]
+    exact = thresholds.view(np.float32).astype(np.float64)
+    heads = [head._replace(threshold=t) for head, t in zip(heads, exact.tolist(), strict=True)]
+    return index, values, exact, heads
 
 
-def _heads(index, values, thresholds, offsets, ends, cuts, places, found, summary) -> list[Head]:
-    """Each layer's candidates, or its chosen entries where these are more."""
+def _heads(v, offsets, k, cuts, places, found, summary) -> list[Head]:
+    """Each layer's candidates; of a small layer that has too few all there is. Thresholds are still to come."""
     heads, candidates = [], found.view(np.float32)
     floors = (cuts - 1).view(np.float32).astype(np.float64).tolist()  # whatever reaches the cut is a candidate
-    for layer, (t, (at, count)) in enumerate(zip(thresholds.tolist(), summary.tolist(), strict=True)):
-        own = slice(ends[layer], ends[layer + 1])
-        k = int(own.stop - own.start)
-        if count < k:
-            heads.append(Head(index[own] - offsets[layer], values[own], k, t, t))
-        else:
-            heads.append(Head(places[at : at + count], candidates[at : at + count], k, t, floors[layer]))
+    bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    for kl, floor, (start, stop), (at, count) in zip(k.tolist(), floors, bounds, summary.tolist(), strict=True):
+        if count < max(kl, 1) and stop - start <= SMALL:
+            heads.append(_whole(v[start:stop], kl))
+        else:  # with fewer than k the layer is still to be searched afresh
+            own = slice(at, at + max(count, 0))
+            heads.append(Head(places[own], candidates[own], kl, math.nan, math.inf if count < 0 else floor))
     return heads
+
+
+def _whole(v: Vector, k: int) -> Head:
+    """All of a layer (n)."""
+    return Head(np.arange(v.size, dtype=np.uint32), v, k, math.nan, -1.0)
 
 
 def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> tuple[bool, Places, Bits, NDArray[np.int64]]:
@@ -406,19 +415,20 @@ def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> 
     return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
 
 
-def _choose_large(v: Vector, k: int, origin: int, index: Index, values: Vector) -> int:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut; returns the threshold's magnitude.
+def _choose_large(v: Vector, k: int, wanted: int, index: Index, values: Vector) -> tuple[int, Head]:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that somewhat more than `wanted` reach.
 
-    The layer's first value is number `origin` of the index space.
+    Returns the threshold's magnitude and a head, whose threshold is still to come.
     """
-    if k < v.size // DENSE:
-        cuts = np.array([_guess(v, _NOTHING, k)], dtype=np.int32)
-        room, found = np.array([ROOM * k + SLACK]), np.array([-1], dtype=np.int32)
-        _pass(v, _NOTHING, np.array([0, v.size]), np.array([0, k]), cuts, room, index, values, found)
-        if found[0] >= 0:
-            index += origin
-            return int(found[0])
-    return _choose_by_histogram(v, k, origin, index, values)
+    if wanted < v.size // DENSE:
+        cuts = np.array([_guess(v, _NOTHING, wanted)], dtype=np.int32)
+        room, exact = np.array([ROOM * wanted + SLACK]), np.array([-1], dtype=np.int32)
+        offsets, ends = np.array([0, v.size]), np.array([0, k])
+        _, places, found, summary = _pass(v, _NOTHING, offsets, ends, cuts, room, index, values, exact)
+        if exact[0] >= 0:
+            return int(exact[0]), _heads(v, offsets, ends[1:], cuts, places, found, summary)[0]
+    threshold = _choose_by_histogram(v, k, 0, index, values)
+    return threshold, Head(index.copy(), values, k, math.nan, float(np.int32(threshold).view(np.float32)))
 
 
 # The choice among what is left -----------------------------------------------------------------------------------------------
@@ -458,7 +468,8 @@ def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Sel
         return None
     least = float(np.int32(cut).view(np.float32))  # with more entries the k-th largest is no smaller
     if any(head.floor >= least for head in heads):
-        heads = [_down_to(head, v[start:stop], cut, least) for head, (start, stop) in zip(heads, pairwise(offsets), strict=True)]
+        layers = (v[start:stop] for start, stop in pairwise(offsets))
+        heads = [_down_to(head, layer, cut, least, k) for head, layer in zip(heads, layers, strict=True)]
         index, left = _left_of(heads, offsets)
         cut = int(_kth(left, k, np.int32(0), MAGNITUDE))
     chosen, values = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
@@ -466,15 +477,28 @@ def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Sel
     return chosen, values
 
 
-def _down_to(head: Head, v: Vector, cut: int, least: float) -> Head:
-    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut."""
+def _down_to(head: Head, v: Vector, cut: int, least: float, k: int) -> Head:
+    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut: k or fewer that were not chosen."""
     if head.floor < least:
         return head
+    if v.size <= SMALL:
+        return _whole(v, head.chosen)._replace(threshold=head.threshold)
     cut = min(cut, int(np.float32(head.threshold).view(np.int32)))  # the chosen ones belong to a head
+    places, found = _collect(v, cut, head.chosen + k)
+    return Head(places, found.view(np.float32), head.chosen, head.threshold, least)
+
+
+def _collect(v: Vector, cut: int, expected: int) -> tuple[Places, Bits]:
+    """Places and bits of the values whose magnitude reaches the cut: in one pass, where there are not many more than expected."""
+    offsets, ends, none = np.array([0, v.size]), np.zeros(2, dtype=np.int64), np.empty(0, dtype=np.int64)
+    cuts, room = np.array([cut], dtype=np.int32), np.array([expected + SLACK])
+    _, places, found, summary = _pass(v, _NOTHING, offsets, ends, cuts, room, none, _NOTHING, np.zeros(1, dtype=np.int32))
+    at, count = summary[0].tolist()
+    if count >= 0:
+        return places[at : at + count], found[at : at + count]
     bits, threads = v.view(np.int32), threads_for(v.size)
     reach = np.array([_count(bits, np.int32(cut))]) if threads == 1 else _count_threads(bits, np.int32(cut), threads)
-    places, found = _collect_exactly(v, cut, reach)
-    return Head(places, found.view(np.float32), head.chosen, head.threshold, least)
+    return _collect_exactly(v, cut, reach)
 
 
 @njit(nogil=True, parallel=True)

@@ -188,7 +188,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
     networks, methods = list(contenders.NETWORKS), list(contenders.CONTENDERS)
     words = "networks: resnet20, vgg16, or mlp with two hidden layers of 4096"
     sub.add_argument("--networks", type=_list_of(_bench_network, words), default=networks, metavar="NAME,…", help=words)
-    words = "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values"
+    words = "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values, METHOD/NAME=VALUE sets NAME"
     sub.add_argument("--methods", type=_list_of(_contender, words), default=methods, metavar="NAME,…", help=words)
     words = "share of the gradient that is sent (default 0.01)"
     sub.add_argument("--density", type=_density, default=0.01, metavar="X", help=words)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dls import config
+from dls.config import UsageError
 
 Row = dict[str, Any]
 
@@ -16,14 +17,19 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 }
 """The networks, and the images that they are measured with."""
 AT_END = "/at-end"
-"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with buckets of N values."""
+"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with buckets of N values,
+/setting=value one with a setting of its own."""
 CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of a contender: METHOD, METHOD/at-end or METHOD/N. UsageError for another method or bucket size."""
+    """The settings of a contender: METHOD, METHOD/at-end, METHOD/N or METHOD/setting=value. UsageError for what there is not."""
     method, _, variant = name.partition("/")
     own = {"method": config.parse_value("method", method)}
     if "/" + variant == AT_END:
         return own | {"overlap": False}
-    return own | ({"bucket_size": config.parse_value("bucket_size", variant)} if variant else {})
+    setting, equals, value = variant.rpartition("=")
+    setting = setting if equals else "bucket_size"
+    if setting not in config.FIELDS:
+        raise UsageError(f"there is no setting {setting!r}, in {name}")
+    return own | ({setting: config.parse_value(setting, value)} if variant else {})

@@ -101,7 +101,7 @@ def test_without_a_hint_a_sample_of_the_sums_gives_the_cut(share: float) -> None
     residual = np.full(n, F32(1000))
     gradient = (np.random.default_rng(3).standard_t(3, n) - 1000).astype(F32)
     expected = residual + gradient
-    cuts, room = numba_selection._cuts(residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1))
+    cuts, room = numba_selection._cuts(residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1), 0.02)
     reach = np.count_nonzero(np.abs(expected).view(np.int32) >= cuts[0])
     assert k <= reach <= room[0]
     index, values, threshold = numba_ops.select(residual, gradient, k, 0.0)
