@@ -102,7 +102,7 @@ class Config:
     )
     dls_reserve: float = _setting(
         2.0,
-        "each layer leaves so many times √k of its k values to a choice over all layers, with the last message; 0: none",
+        "each layer leaves so many times √k of its k values, the first all, to the last message's choice over all layers",
         allowed=NOT_NEGATIVE,
         of="method",
     )

@@ -122,16 +122,24 @@ def select_layers(
 
 def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
     """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as no zero is chosen."""
-    taken = device.current().xp.concatenate([head.places + int(start) for start, head in zip(offsets, heads, strict=False)])
+    places = [_chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)]
+    taken = device.current().xp.concatenate(places)
     before = v[taken]
     v[taken] = 0
-    index, values = top_k(v, k)
-    v[taken] = before
+    try:
+        index, values = top_k(v, k)
+    finally:
+        v[taken] = before
     if bool(values.all()):
         return index, values
     on_host = [Head(to_host(head.places), to_host(head.values), head.chosen, *head[3:]) for head in heads]
     index, values = reference.top_k_of_rest(to_host(v), offsets, on_host, k)
     return from_host(index), from_host(values)
+
+
+def _chosen(head: Head) -> Index:
+    """The places of a head's chosen entries."""
+    return head.places if head.values.size == head.chosen else head.places[top_k(head.values, head.chosen)[0]]
 
 
 def _choose(

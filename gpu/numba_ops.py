@@ -86,8 +86,8 @@ def select_layers(
     hints = np.ascontiguousarray(hints, dtype=np.float64)
     if not offsets.size - 1 == k.size == hints.size:
         raise ValueError(f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}")
-    wanted = k if expected is None else np.maximum(k, expected)
-    return selection.choose_layers(residual, gradient, offsets, k, hints, wanted)
+    expected = k if expected is None else np.maximum(k, expected)
+    return selection.choose_layers(residual, gradient, offsets, k, hints, expected)
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:

@@ -365,23 +365,23 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
 
 
 def choose_layers(
-    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64], wanted: Index
+    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64], expected: Index
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-    """`select_layers` on checked arrays; an empty gradient accumulates nothing. wanted (m) >= k: how many a head shall hold."""
+    """`select_layers` on checked arrays; an empty gradient accumulates nothing. expected (m) >= k: how many a head shall hold."""
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
         raise ValueError(f"k must lie in 0..{sizes[wrong[0]]}, not {k[wrong[0]]}")
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = _cuts(v, gradient, offsets, wanted, hints, MARGIN if (wanted == k).all() else WIDE)
+    cuts, room = _cuts(v, gradient, offsets, expected, hints, MARGIN if (expected == k).all() else WIDE)
     finite, places, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     heads = _heads(v, offsets, k, cuts, places, found, summary)
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
-        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(wanted[layer]), index[out], values[out])
+        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(expected[layer]), index[out], values[out])
         index[out] += offsets[layer]
     exact = thresholds.view(np.float32).astype(np.float64)
     heads = [head._replace(threshold=t) for head, t in zip(heads, exact.tolist(), strict=True)]
@@ -391,7 +391,8 @@ def choose_layers(
 def _heads(v, offsets, k, cuts, places, found, summary) -> list[Head]:
     """Each layer's candidates; of a small layer that has too few all there is. Thresholds are still to come."""
     heads, candidates = [], found.view(np.float32)
-    floors = (cuts - 1).view(np.float32).astype(np.float64).tolist()  # whatever reaches the cut is a candidate
+    below = np.where(cuts > 0, np.maximum(cuts - 1, 0).view(np.float32), np.float32(-1))
+    floors = below.astype(np.float64).tolist()  # whatever reaches the cut is a candidate
     bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     for kl, floor, (start, stop), (at, count) in zip(k.tolist(), floors, bounds, summary.tolist(), strict=True):
         if count < max(kl, 1) and stop - start <= SMALL:
@@ -415,14 +416,14 @@ def _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds) -> 
     return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
 
 
-def _choose_large(v: Vector, k: int, wanted: int, index: Index, values: Vector) -> tuple[int, Head]:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that somewhat more than `wanted` reach.
+def _choose_large(v: Vector, k: int, expected: int, index: Index, values: Vector) -> tuple[int, Head]:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that more than `expected` reach.
 
     Returns the threshold's magnitude and a head, whose threshold is still to come.
     """
-    if wanted < v.size // DENSE:
-        cuts = np.array([_guess(v, _NOTHING, wanted)], dtype=np.int32)
-        room, exact = np.array([ROOM * wanted + SLACK]), np.array([-1], dtype=np.int32)
+    if expected < v.size // DENSE:
+        cuts = np.array([_guess(v, _NOTHING, expected)], dtype=np.int32)
+        room, exact = np.array([ROOM * expected + SLACK]), np.array([-1], dtype=np.int32)
         offsets, ends = np.array([0, v.size]), np.array([0, k])
         _, places, found, summary = _pass(v, _NOTHING, offsets, ends, cuts, room, index, values, exact)
         if exact[0] >= 0:
@@ -450,7 +451,7 @@ def _unchosen(places, bits, chosen, threshold, origin, index, left):
     return count
 
 
-def _left_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
+def _rest_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
     """What was not chosen of all heads: places in the whole, ascending, and bits."""
     room = sum(head.values.size - head.chosen for head in heads) + 1
     index, left, count = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int32), 0
@@ -463,14 +464,14 @@ def _left_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
 
 def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:
     """`top_k_of_rest` from the heads, and from those layers anew whose head might not hold all; None where that is no way."""
-    index, left = _left_of(heads, offsets)
+    index, left = _rest_of(heads, offsets)
     if left.size < k or not (cut := int(_kth(left, k, np.int32(0), MAGNITUDE))):
         return None
     least = float(np.int32(cut).view(np.float32))  # with more entries the k-th largest is no smaller
     if any(head.floor >= least for head in heads):
         layers = (v[start:stop] for start, stop in pairwise(offsets))
         heads = [_down_to(head, layer, cut, least, k) for head, layer in zip(heads, layers, strict=True)]
-        index, left = _left_of(heads, offsets)
+        index, left = _rest_of(heads, offsets)
         cut = int(_kth(left, k, np.int32(0), MAGNITUDE))
     chosen, values = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
     _emit_found(index, left, k, np.int32(cut), 0, chosen, values)
@@ -478,12 +479,14 @@ def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Sel
 
 
 def _down_to(head: Head, v: Vector, cut: int, least: float, k: int) -> Head:
-    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut: k or fewer that were not chosen."""
+    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut: k or fewer that were not chosen.
+
+    The chosen ones are among them: a head's floor is below its threshold or equal.
+    """
     if head.floor < least:
         return head
     if v.size <= SMALL:
         return _whole(v, head.chosen)._replace(threshold=head.threshold)
-    cut = min(cut, int(np.float32(head.threshold).view(np.int32)))  # the chosen ones belong to a head
     places, found = _collect(v, cut, head.chosen + k)
     return Head(places, found.view(np.float32), head.chosen, head.threshold, least)
 

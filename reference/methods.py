@@ -25,6 +25,8 @@ Steps = int | Literal["optimal"]
 Source = Literal["sent", "left", "ahead"]
 """What DLS takes the next step's v to be: see `guess_v`."""
 
+LARGEST = np.finfo(np.float32).max
+
 Sent = Sequence[Sequence[Selection]]
 """What a rank sends in a step: what leaves first, and what leaves later, if anything, each as selections from all layers."""
 
@@ -112,7 +114,9 @@ def own_k(k: Counts, reserve: float) -> Counts:
     """
     if not reserve:
         return k
-    own: Counts = np.maximum(k - np.ceil(reserve * np.sqrt(k)).astype(np.int64), 0)
+    with np.errstate(over="ignore"):  # infinity is as good as k
+        held = np.minimum(np.ceil(reserve * np.sqrt(k)), k).astype(np.int64)
+    own: Counts = k - held
     own[..., 0] = 0
     return own
 
@@ -132,7 +136,8 @@ def dls_select(v: Sequence[Vector], k: Counts, reserve: float) -> Sent:
 def guess_v(v: Sequence[Vector], sent: Sent, gradients: Sequence[Vector], source: Source) -> list[Vector]:
     """DLS: the next step's v (L vectors), as the adjustment takes it to be [ours].
 
-    "sent": as this step's v, with what was sent; "left": what was not sent; "ahead": that, and this step's gradient once more.
+    "sent": as this step's v, with what was sent; "left": what was not sent; "ahead": that, and this step's gradient once more,
+    where float32 overflows its largest number.
     """
     if source == "sent":
         return list(v)
@@ -142,7 +147,9 @@ def guess_v(v: Sequence[Vector], sent: Sent, gradients: Sequence[Vector], source
             layer[index] = 0
     if source == "ahead":
         for layer, gradient in zip(left, gradients, strict=True):
-            ops.accumulate(layer, gradient)
+            with np.errstate(over="ignore"):
+                ops.accumulate(layer, gradient)
+            np.clip(layer, -LARGEST, LARGEST, out=layer)
     return left
 
 

@@ -126,7 +126,8 @@ def select_layers(
 
     Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), places in residual, values (Σk), thresholds (m), and m heads.
     A layer's head holds the k chosen entries and, as it may please the backend, the largest of those not chosen; they answer
-    most of what is asked of v later. expected (m): how many entries of each layer that may take, as far as somebody knows.
+    most of what is asked of v later. expected (m): about how many of each layer's entries the caller
+    may ask for in the end, k or more; it changes no result.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))

@@ -29,7 +29,7 @@ def settings_of(name: str) -> dict[str, Any]:
     if "/" + variant == AT_END:
         return own | {"overlap": False}
     setting, equals, value = variant.rpartition("=")
-    setting = setting if equals else "bucket_size"
-    if setting not in config.FIELDS:
+    setting = setting.replace("-", "_") if equals else "bucket_size"
+    if setting not in config.FIELDS or setting == "method":
         raise UsageError(f"there is no setting {setting!r}, in {name}")
     return own | ({setting: config.parse_value(setting, value)} if variant else {})

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dls import backends, models
+from dls import backends, config, models
 from dls.backends import Backend
 from dls.sparsifiers.dls import with_rest
 from reference import methods
@@ -36,7 +36,7 @@ WARM_UP = 4
 """Steps before the clock runs: compilation, first thresholds, and a residual that holds what was not sent."""
 COPIES = 20
 """Copies of a turn of a GPU's floor: a single one takes less time than waiting for it."""
-RESERVE = 2.0
+RESERVE = config.Config.dls_reserve
 """DLS's reserve, as it is by default."""
 TAIL = 3
 """Degrees of freedom of the gradients' Student distribution: heavy tails, as gradients have."""

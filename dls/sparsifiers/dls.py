@@ -1,5 +1,8 @@
 """DLS, Dynamic Layer-wise Sparsification: Layer-wise Top-k whose k moves between layers until all thresholds are one.
 
+Each layer chooses by itself all but a reserve of its k (`--dls-reserve`); with the last message, when the whole gradient is
+known, the largest of the rest leave, as many values as all reserves together hold.
+
 After every training step the rank adjusts its own k from its own v, when its last layer has been sent; the ranks tell each
 other their next k (L small integers), and that exchange has the whole forward pass to finish.
 """
@@ -23,7 +26,10 @@ from reference.ops import Index, Vector
 
 
 class Method(LayerwiseTopk):
-    """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`)."""
+    """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`).
+
+    The adjustment works on what `--dls-from` takes the next step's v to be.
+    """
 
     reads = LayerwiseTopk.reads | {"dls_steps", "dls_every", "dls_init", "dls_from", "dls_reserve"}
 
@@ -93,6 +99,8 @@ class Method(LayerwiseTopk):
     def next_k(self) -> Counts:
         """k of the next step (L), from what its v is taken to be; `choose` is over, what was sent is still in the residual."""
         algorithm2, steps = self.setup.backend.adjustment, self.setup.config.dls_steps
+        if steps == 0:
+            return self.sent.copy()
         as_sent = self.setup.config.dls_from == "sent"
         v = [self.v(part) for part in self.parts] if as_sent else self._guessed()
         if steps == "optimal":
@@ -106,18 +114,20 @@ class Method(LayerwiseTopk):
     def _guessed(self) -> list[Vector]:
         """What is left of v, or that and the gradient once more, layer by layer: as many of the largest as any k can concern."""
         enough = int(self.sent.sum()) + 1
-        with self._left():
+        with self._without_sent():
             return [self.ops.top_k(self._guess(part), min(enough, part.size))[1] for part in self.parts]
 
     def _guess(self, part: Part) -> Vector:
         left = self.v(part)
         if self.setup.config.dls_from == "ahead":
             left = left.copy()
-            self.ops.accumulate(left, self.setup.gradients[part.start : part.stop])
+            with np.errstate(over="ignore"):
+                self.ops.accumulate(left, self.setup.gradients[part.start : part.stop])
+            left.clip(-methods.LARGEST, methods.LARGEST, out=left)
         return left
 
     @contextmanager
-    def _left(self) -> Iterator[None]:
+    def _without_sent(self) -> Iterator[None]:
         """Zeros in place of what was sent, for a while."""
         kept = [(self.residual[chosen.place], chosen.index) for chosen in self.leaving()]
         values = [flat[index] for flat, index in kept]

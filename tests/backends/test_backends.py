@@ -163,7 +163,23 @@ def check_heads(backend: Backend, heads: Sequence[ops.Head], layers: Sequence[np
         assert values.tobytes() == layer[places].tobytes()
         assert (head.chosen, head.threshold) == (chosen.chosen, threshold)
         assert np.isin(chosen.places, places).all()
+        assert not math.isnan(head.floor)
         assert np.isin(np.flatnonzero(np.abs(layer) > head.floor), places).all()
+
+
+def test_what_was_chosen_of_larger_heads(backend: Backend) -> None:
+    """Of heads that hold more than was chosen; a refusal leaves v as it was."""
+    v = np.array([3, 1, 2, 4, 5, 9], dtype=F32)
+    heads = [ops.Head(np.array([0, 2, 3]), v[[0, 2, 3]], 1, 4.0, 1.0), ops.Head(np.array([1]), v[[5]], 1, 9.0, 9.0)]
+    mine, offsets = backend.ops.from_host(v.copy()), np.array([0, 4, 6])
+    own = [head._replace(places=backend.ops.from_host(head.places), values=backend.ops.from_host(head.values)) for head in heads]
+    for k in range(5):
+        found = host(backend, backend.ops.top_k_of_rest(mine, offsets, own, k))
+        same(found, ops.top_k_of_rest(v, offsets, heads, k))
+        assert found[0].tolist() == sorted([4, 0, 2, 1][:k])
+    with pytest.raises(ValueError):
+        backend.ops.top_k_of_rest(mine, offsets, own, 5)
+    same(host(backend, [mine]), [v])
 
 
 def hint_of(choice: float, threshold: float) -> float:

@@ -12,11 +12,11 @@ from dls import backends, checkpoint, config, data, models, sparsifiers, startup
 from dls.backends import Backend
 from dls.batches import Batches
 from dls.comm import Comm
-from dls.models import Model
+from dls.models import LayerInfo, Model
 from dls.sparsifiers import Setup
 from dls.train import main
 from gpu import device
-from reference import nn
+from reference import methods, nn
 from reference.ops import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
@@ -84,6 +84,22 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
 def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorded: tuple[Model, list[np.ndarray]]) -> None:
     expected = replay(backends.load("numpy"), method, *recorded)
     assert replay(backends.load(name), method, *recorded) == expected
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_a_guess_may_go_beyond_float32(name: str) -> None:
+    """The gradient once more, where v is finite: no error, and the reference's k."""
+    backend = backends.load(name)
+    layers = [LayerInfo(str(layer), "linear", 4, 1, 1, 1, 1, 1) for layer in range(2)]
+    gradient = np.array([3, 2, 2, 2, 3, 2, 2, 1], dtype=np.float32) * np.float32(1e38)
+    settings = config.build({"method": "dls", "density": 0.25, "dls_from": "ahead"})
+    buffer = backend.ops.from_host(gradient.copy())
+    sparsifier = sparsifiers.load("dls")(Setup(settings, layers, False, buffer, backend, Comm()))
+    for part in reversed(sparsifier.parts):
+        sparsifier.select([part])
+    v, k = np.split(gradient, 2), np.array([1, 1])
+    method = methods.Dls(1, source="ahead")
+    assert sparsifier.next_k().tolist() == method.next_k(v, k, 1, method.select(v, k), v).tolist()
 
 
 def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:

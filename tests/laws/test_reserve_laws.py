@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import get_args
 
 import numpy as np
@@ -121,6 +122,20 @@ def test_a_handful_of_values_is_global_topk() -> None:
     for (index, values), (expected, same) in zip(rest, methods.global_topk(v, 12), strict=True):
         assert index.tolist() == expected.tolist()
         assert bits(values) == bits(same)
+
+
+@pytest.mark.parametrize("reserve", [1e19, 1e300, 1.7e308])
+def test_a_reserve_beyond_all_bounds_is_everything(reserve: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert methods.own_k(np.array([0, 1, 7, 10**12]), reserve).tolist() == [0, 0, 0, 0]
+
+
+def test_a_guess_beyond_float32_is_its_largest_number() -> None:
+    v = [np.array([3e38, -3e38, 1], dtype=F32), np.array([1, 2], dtype=F32)]
+    sent = [[(np.array([], dtype=INT), np.array([], dtype=F32))] * 2]
+    (guessed, _) = methods.guess_v(v, sent, v, "ahead")
+    assert guessed.tolist() == [float(np.finfo(F32).max), -float(np.finfo(F32).max), 2]
 
 
 def test_the_reserve_grows_more_slowly_than_the_budget() -> None:
