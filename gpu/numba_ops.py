@@ -66,6 +66,9 @@ __all__ = [
 ]
 
 
+_NO_PLACES = np.empty(0, dtype=np.uint32)
+
+
 def set_threads(count: int) -> None:
     """See `reference.ops.set_threads`; at most as many as numba started with, the machine's cores or NUMBA_NUM_THREADS."""
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
@@ -86,8 +89,10 @@ def select_layers(
     hints = np.ascontiguousarray(hints, dtype=np.float64)
     if not offsets.size - 1 == k.size == hints.size:
         raise ValueError(f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}")
-    expected = k if expected is None else np.maximum(k, expected)
-    return selection.choose_layers(residual, gradient, offsets, k, hints, expected)
+    index, values, thresholds, heads = selection.choose_layers(residual, gradient, offsets, k, hints, expected)
+    if expected is None:  # nobody will ask where a head's values lie
+        heads = [head._replace(places=_NO_PLACES) for head in heads]
+    return index, values, thresholds, heads
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
@@ -102,7 +107,7 @@ def top_k(v: Vector, k: int) -> Selection:
     """See `reference.ops.top_k`."""
     if not plain(v):
         return reference.top_k(v, k)
-    index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1), np.array([k]))
+    index, values, _, _ = selection.choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
     return index, values
 
 

@@ -365,23 +365,29 @@ def _choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: V
 
 
 def choose_layers(
-    v: Vector, gradient: Vector, offsets: Index, k: Index, hints: NDArray[np.float64], expected: Index
+    v: Vector,
+    gradient: Vector,
+    offsets: Index,
+    k: Index,
+    hints: NDArray[np.float64],
+    expected: Index | None = None,
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-    """`select_layers` on checked arrays; an empty gradient accumulates nothing. expected (m) >= k: how many a head shall hold."""
+    """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
+    wanted, margin = (k, MARGIN) if expected is None else (np.maximum(k, expected), WIDE)
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
         raise ValueError(f"k must lie in 0..{sizes[wrong[0]]}, not {k[wrong[0]]}")
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = _cuts(v, gradient, offsets, expected, hints, MARGIN if (expected == k).all() else WIDE)
+    cuts, room = _cuts(v, gradient, offsets, wanted, hints, margin)
     finite, places, found, summary = _pass(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     heads = _heads(v, offsets, k, cuts, places, found, summary)
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
-        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(expected[layer]), index[out], values[out])
+        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(wanted[layer]), index[out], values[out])
         index[out] += offsets[layer]
     exact = thresholds.view(np.float32).astype(np.float64)
     heads = [head._replace(threshold=t) for head, t in zip(heads, exact.tolist(), strict=True)]

@@ -24,7 +24,8 @@ class Head(NamedTuple):
     """The largest entries of a layer, as a selection has come by them: places in the layer, ascending, and values.
 
     chosen: how many of them, the largest, the lower place first among equals, were selected; threshold: the smallest magnitude
-    of these, infinity of none. floor: whatever has a magnitude above it is here.
+    of these, infinity of none. floor: whatever has a magnitude above it is here. places may be missing, as an empty array, where
+    the selection was not told what to expect.
     """
 
     places: NDArray[np.integer[Any]]

@@ -135,12 +135,13 @@ class Twins:
         self.backend, self.offsets = backend, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.mine, self.theirs = backend.ops.zeros(int(self.offsets[-1])), ops.zeros(int(self.offsets[-1]))
 
-    def step(self, gradient: np.ndarray, k: np.ndarray, hints: np.ndarray) -> np.ndarray:
-        """Select and clear. Returns the thresholds."""
+    def step(self, gradient: np.ndarray, k: np.ndarray, hints: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
+        """Select and clear; `expected` is k unless it is given. Returns the thresholds."""
+        expected = k if expected is None else expected
         put = self.backend.ops.from_host
         with np.errstate(over="ignore"):
             theirs = ops.select_layers(self.theirs, gradient, self.offsets, k, hints)
-        *mine, heads = self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints)
+        *mine, heads = self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints, expected)
         same(host(self.backend, mine), theirs[:3])
         check_heads(self.backend, heads, np.split(self.theirs, self.offsets[1:-1]), theirs)
         left = self.theirs.size - int(k.sum())
@@ -196,7 +197,7 @@ def test_selections_of_several_steps(backend: Backend, case: tuple[list[np.ndarr
         choices = [data.draw(st.sampled_from(HINTS)) for _ in layers]
         with np.errstate(invalid="ignore"):
             hints = np.array([hint_of(*pair) for pair in zip(choices, thresholds, strict=True)])
-        thresholds = twins.step(gradient, k, hints)
+        thresholds = twins.step(gradient, k, hints, data.draw(st.sampled_from([1, 3])) * k)
         gradient = -gradient[::-1].copy() / F32(2)
 
 
