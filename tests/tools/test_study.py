@@ -516,6 +516,26 @@ def test_the_readme_says_what_the_committed_report_does() -> None:
             assert f"| **{figures}** |" in readme if bold else f"| {figures} |" in readme, each
 
 
+def test_the_pages_say_what_the_report_on_the_reserve_does() -> None:
+    """Each cell that has runs, and the default's differences."""
+    found = json.loads((ROOT / "runs" / "results" / "reserve" / "study.json").read_text(encoding="utf-8"))
+    study_page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/study.md", "README.md"))
+    rows = [each for each in found["rows"] if len(each["seeds"]) > 1]
+    assert len(rows) >= 13
+    for each in rows:
+        assert f"{100 * fmean(each['accuracy']):.2f} ± {100 * stdev(each['accuracy']):.2f}" in study_page, each["repeat"]
+    for each in found["comparisons"]:
+        if len(each["values"]) > 1 and each["density"] is not None and each["method"] == "dls(1)" and each["workload"] == "lenet":
+            assert f"{each['mean']:+.2f} ± {each['half']:.2f}" in readme, each
+
+
+def test_the_reserve_is_judged_on_seeds_that_chose_nothing() -> None:
+    runs = experiments.load(sorted((STUDY / "reserve").glob("*.toml")))
+    assert len(runs) == 480
+    others = experiments.load([*STUDY.glob("*.toml"), *(STUDY / "tuning").glob("*.toml")])
+    assert not {run.seed for run in runs} & ({run.seed for run in others} | set(range(100, 110)))
+
+
 def test_other_settings_are_named_before_anything_runs(tiny: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert study.main([str(tiny), *out, "--only=*/dls(1)-0.1-seed1"]) == 0  # the last of the six
@@ -736,8 +756,8 @@ def test_the_report_follows_the_baselines() -> None:
     assert "a's own run of the same seed" in text
 
 
-def test_the_committed_report_is_that_of_its_rows() -> None:
-    folder = ROOT / "runs" / "results"
+@pytest.mark.parametrize("folder", [ROOT / "runs" / "results", ROOT / "runs" / "results" / "reserve"])
+def test_the_committed_report_is_that_of_its_rows(folder: Path) -> None:
     rows = json.loads((folder / "study.json").read_text(encoding="utf-8"))["rows"]
     text = "\n".join(["# What the methods reach", "", *study_report.lines(rows)]) + "\n"
     assert (folder / "study.md").read_text(encoding="utf-8") == text
