@@ -339,6 +339,12 @@ def _collect_threads(v, bits, cut, starts, places, found):
         sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine], tile_marks())
 
 
+def _reach(v: Vector, cut: int) -> NDArray[np.int64]:
+    """How many values of each thread's equal share of v (n) reach the cut (threads)."""
+    bits, threads = v.view(np.int32), threads_for(v.size)
+    return np.array([_count(bits, np.int32(cut))]) if threads == 1 else _count_threads(bits, np.int32(cut), threads)
+
+
 def _collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[Places, Bits]:
     """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being their number in each share."""
     starts = np.concatenate([[0], np.cumsum(reach + COMMON)])
@@ -505,9 +511,7 @@ def _collect(v: Vector, cut: int, expected: int) -> tuple[Places, Bits]:
     at, count = summary[0].tolist()
     if count >= 0:
         return places[at : at + count], found[at : at + count]
-    bits, threads = v.view(np.int32), threads_for(v.size)
-    reach = np.array([_count(bits, np.int32(cut))]) if threads == 1 else _count_threads(bits, np.int32(cut), threads)
-    return _collect_exactly(v, cut, reach)
+    return _collect_exactly(v, cut, _reach(v, cut))
 
 
 @njit(nogil=True, parallel=True)
@@ -531,9 +535,7 @@ def kth_magnitude(v: Vector, k: int) -> int:
 
 def values_from(v: Vector, cut: int, room: int) -> Vector | None:
     """The values of v (n) whose magnitude's bits reach the cut, in order; None where they exceed the room."""
-    bits, threads = v.view(np.int32), threads_for(v.size)
-    one = threads == 1
-    reach = np.array([_count(bits, np.int32(cut))]) if one else _count_threads(bits, np.int32(cut), threads)
+    reach = _reach(v, cut)
     return None if reach.sum() > room else _collect_exactly(v, cut, reach)[1].view(np.float32)
 
 

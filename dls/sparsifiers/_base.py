@@ -293,12 +293,11 @@ class SparseSparsifier(Sparsifier):
     def send(self, parts: Sequence[Part]) -> Message:
         """One sparse allgather of what leaves with these parts; n and k of its sections fix every rank's size."""
         value_dtype, sections = self.setup.config.value_dtype, self.sections(parts, self.k_of_ranks)
-        payload = np.concatenate(
-            [
-                self.wire.encode(chosen.index, chosen.values, section.size, value_dtype)
-                for chosen, section in zip(self.chosen[parts[0]], sections, strict=True)
-            ]
-        )
+        pieces = [
+            self.wire.encode(chosen.index, chosen.values, section.size, value_dtype)
+            for chosen, section in zip(self.chosen[parts[0]], sections, strict=True)
+        ]
+        payload = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
         pending, received = self.comm.allgatherv(payload, self._bytes(sections).sum(axis=0).tolist(), self.words(parts))
         return Message(parts, pending, received, self.completes(parts), sections)
 
