@@ -32,6 +32,16 @@ def allgather_bytes(message: int, ranks: int) -> int:
     return message * (ranks - 1)
 
 
+def gtopk_bytes(message: int, ranks: int) -> int:
+    """Bytes that a rank receives at most in gTop-k, where messages have that size: one in each of its rounds."""
+    inside = ranks.bit_length() - 1
+    return message * (inside + (2 if ranks > 1 << inside else 0))
+
+
+COLLECTIVES = {"allgather": allgather_bytes, "gtopk": gtopk_bytes}
+"""About what a rank receives in each, of a message's size and the number of ranks."""
+
+
 def share_of_ring(values: int, density: float, ranks: int, value_dtype: str = "float32") -> float:
     """What a rank receives in an allgather of one message a rank, as a multiple of what a ring Allreduce brings it.
 

@@ -1,0 +1,135 @@
+"""Collectives under way: generators of rounds, one at a time on a lane, resumed by whoever has time.
+
+The network matches what ranks post on a lane by the order of posting, while generators go on as answers arrive. So a lane carries
+one generator at a time, in the order of leaving, which is the same on all ranks: what is posted on a lane is (bucket, round)
+everywhere, whatever arrives when. A generator runs on the caller's thread alone: up to its first round when it is launched, and
+on from there in `advance`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from reference.collectives import Round
+from reference.wire import MessageError
+
+if TYPE_CHECKING:
+    from dls.comm.base import Comm, Pending
+
+MOST = 64
+"""Lanes for buckets; with more buckets some share a lane."""
+
+
+class Flight:
+    """A generator under way, and the round that it waits for; `value` is what it has returned.
+
+    around: what its later pieces run in. begun, ended: time.perf_counter when its first round was posted, and when its last one
+    was answered.
+    """
+
+    def __init__(
+        self, generator: Generator[Round, Any, Any], what: str, around: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self._generator, self.what, self._around = generator, what, around
+        self.pending: Pending | None = None
+        self.asked: Round | None = None
+        self.done, self.value = False, None
+        self.begun = self.ended = float("nan")
+        self._go_on(None)
+
+    def post(self, comm: Comm, lane: int) -> None:
+        """Post the round that it asks for."""
+        assert self.asked is not None
+        self.pending, self.asked = comm.post(lane, self.asked, self.what), None
+
+    def resume(self) -> None:
+        """Go on with the answer, which is there. MessageError, with words, where it is damaged."""
+        assert self.pending is not None
+        answer, self.ended = self.pending.answer, self.pending.finished
+        if self.begun != self.begun:
+            self.begun = self.pending.posted
+        self.pending = None
+        with self._around():
+            self._go_on(answer)
+
+    def _go_on(self, answer: Any) -> None:
+        try:
+            self.asked = self._generator.send(answer)
+        except StopIteration as end:
+            self.done, self.value = True, end.value
+        except MessageError as error:
+            raise MessageError(f"{self.what}, {error}") from None
+
+    def close(self) -> None:
+        """Leave it where it is."""
+        self._generator.close()
+
+
+class Lanes:
+    """The lanes of a communicator, and what is under way on them."""
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        self._queues: list[deque[Flight]] = []
+        self._lock = threading.RLock()
+
+    def open(self, count: int) -> None:
+        """Let there be so many. Every rank calls it."""
+        self._comm.open_lanes(count)
+        self._queues += [deque() for _ in range(count - len(self._queues))]
+
+    def launch(
+        self,
+        lane: int,
+        generator: Generator[Round, Any, Any],
+        what: str,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Flight:
+        """Run a generator up to its first round, and see to it from then on."""
+        flight = Flight(generator, what, around)
+        with self._lock:
+            if not flight.done:
+                queue = self._queues[lane]
+                queue.append(flight)
+                if queue[0] is flight:
+                    flight.post(self._comm, lane)
+        return flight
+
+    def advance(self) -> None:
+        """Resume whatever has its answer, and post what that asks for."""
+        with self._lock:
+            for lane, queue in enumerate(self._queues):
+                while queue and self._move(lane, queue[0]):
+                    if queue[0].done:
+                        queue.popleft()
+                        if queue:
+                            queue[0].post(self._comm, lane)
+
+    def _move(self, lane: int, flight: Flight) -> bool:
+        if flight.pending is None or not flight.pending.done():
+            return False
+        flight.resume()
+        if not flight.done:
+            flight.post(self._comm, lane)
+        return True
+
+    def wait(self, flight: Flight) -> Any:
+        """What a generator returns, when it does; all others go on meanwhile."""
+        self._comm.wait_until(lambda: self._landed(flight), flight.what)
+        return flight.value
+
+    def _landed(self, flight: Flight) -> bool:
+        self.advance()
+        return flight.done
+
+    def close(self) -> None:
+        """Drop whatever is under way: after an error nothing of it is of use."""
+        with self._lock:
+            for queue in self._queues:
+                for flight in queue:
+                    flight.close()
+                queue.clear()

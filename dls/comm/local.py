@@ -1,0 +1,192 @@
+"""Ranks in one process, without MPI: P workers, each on a thread of its own, of which one runs at a time.
+
+A worker runs until it has to wait for another; then the next one goes on, always in the order of the ranks. So a run is the same
+each time, a debugger sees all workers, and no two of them compute at once. What they ask of each other is answered as
+`reference.collectives.deliver` has it, which is the meaning of a round.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from dls import traffic
+from dls.comm.base import Comm
+from dls.comm.errors import ExchangeError
+from reference.collectives import Gather, Reduce, Round, Sum, Swap, deliver
+
+T = TypeVar("T")
+
+
+class Ended(BaseException):
+    """Another worker has ended the run with this exit status; this one leaves what it does."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the run ends with status {status}")
+        self.status = status
+
+
+class Carried:
+    """A round that waits for the other workers'. See `dls.comm.base.Pending`."""
+
+    def __init__(self) -> None:
+        self.posted, self.finished = time.perf_counter(), math.nan
+        self.answer: Any = None
+
+    def done(self) -> bool:
+        """Whether every worker has posted it."""
+        return not math.isnan(self.finished)
+
+
+class Room:
+    """What P workers have in common: whose turn it is, and the rounds that wait for some of them."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.status = size, None
+        self._turn, self._left = 0, set(range(size))
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._rounds: dict[tuple[int, int], dict[int, tuple[Round, Comm, Carried]]] = defaultdict(dict)
+
+    status: int | None
+
+    def enter(self, rank: int) -> None:
+        """Return when it is this worker's turn."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._turn == rank)
+        self._check()
+
+    def leave(self, rank: int) -> None:
+        """This worker is done."""
+        with self._changed:
+            self._left.discard(rank)
+            self._idle = 0
+            self._pass_on(rank)
+
+    def give_way(self, rank: int, what: str) -> None:
+        """Let the others go on until the turn comes back. ExchangeError where none of them can."""
+        self._idle += 1
+        if self._idle > 2 * len(self._left):
+            raise ExchangeError(f"{what}: every worker waits, and nothing arrives")
+        with self._changed:
+            self._pass_on(rank)
+            self._changed.wait_for(lambda: self._turn == rank)
+        self._check()
+
+    def went_on(self) -> None:
+        """A worker's wait is over."""
+        self._idle = 0
+
+    def _pass_on(self, rank: int) -> None:
+        if self._left:
+            self._turn = min(self._left, key=lambda other: (other - rank - 1) % self.size)
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self.status is not None:
+            raise Ended(self.status)
+
+    def end(self, status: int) -> NoReturn:
+        """End all workers."""
+        self.status = status
+        raise Ended(status)
+
+    def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
+        """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
+        carried = Carried()
+        waiting = self._rounds[place]
+        waiting[comm.rank] = asked, comm, carried
+        self._idle = 0
+        if len(waiting) == self.size:
+            del self._rounds[place]
+            everyone = [waiting[rank] for rank in range(self.size)]
+            for (own, whose, theirs), answer in zip(everyone, deliver([each for each, _, _ in everyone]), strict=True):
+                whose.count(own, _received(own, answer, whose))
+                theirs.answer, theirs.finished = answer, time.perf_counter()
+        return carried
+
+
+def _received(asked: Round, answer: Any, comm: Comm) -> int:
+    """Bytes that come of other ranks."""
+    if isinstance(asked, Gather):
+        return sum(part.nbytes for part in answer) - asked.payload.nbytes
+    if isinstance(asked, Swap):
+        return int(answer.nbytes)
+    if isinstance(asked, Sum):
+        return traffic.ring_bytes(asked.values.size, comm.size)
+    assert isinstance(asked, Reduce)
+    return traffic.ring_bytes(asked.values.size, comm.size)
+
+
+class Local(Comm):
+    """One of P workers in this process."""
+
+    def __init__(self, room: Room, rank: int, timeout: float = math.inf) -> None:
+        super().__init__()
+        self._room, self.rank, self.size, self.timeout = room, rank, room.size, timeout
+        self.host, self.library = platform.node(), f"one process, {room.size} workers"
+        self.node, self.rank_on_node = range(room.size), rank
+        self._posted: dict[int, int] = defaultdict(int)
+
+    def open_lanes(self, count: int) -> None:
+        """There are as many as anybody asks for."""
+
+    def post(self, lane: int, asked: Round, what: str) -> Carried:
+        """See Comm."""
+        number = self._posted[lane] = self._posted[lane] + 1
+        return self._room.post((lane, number), asked, self)
+
+    def progress(self) -> None:
+        """Nothing moves while this worker has its turn."""
+
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Let the other workers go on meanwhile."""
+        while not done():
+            self._room.give_way(self.rank, what)
+        self._room.went_on()
+
+    def abort(self, status: int) -> NoReturn:
+        """End every worker; the process goes on."""
+        self._room.end(status)
+
+
+def alone() -> Local:
+    """The only rank of a program that nobody else takes part in."""
+    return Local(Room(1), 0)
+
+
+def run(size: int, work: Callable[[Comm], T]) -> list[T]:
+    """Run `work` as so many workers, and return what each gives; the first one is this thread. Raises what one raised first.
+
+    Where a worker ends the run by `abort`, Ended is raised here.
+    """
+    room = Room(size)
+    results: list[Any] = [None] * size
+    raised: list[BaseException] = []
+
+    def one(rank: int) -> None:
+        try:
+            room.enter(rank)
+            results[rank] = work(Local(room, rank))
+        except BaseException as error:  # also Ended, which this thread's caller is to see
+            raised.append(error)
+            room.status = room.status if room.status is not None else 1
+        finally:
+            room.leave(rank)
+
+    others: Sequence[threading.Thread] = [
+        threading.Thread(target=one, args=(rank,), name=f"worker {rank}", daemon=True) for rank in range(1, size)
+    ]
+    for thread in others:
+        thread.start()
+    one(0)
+    for thread in others:
+        thread.join()
+    if raised:
+        raise raised[0]
+    return results

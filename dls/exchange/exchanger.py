@@ -1,0 +1,336 @@
+"""The exchange of one rank's gradient: layers come in as they are ready, the ranks' mean goes out as it arrives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dls.comm.base import Comm, Waiting
+from dls.comm.lanes import MOST, Flight
+from dls.exchange.clock import Clock
+from dls.exchange.layout import Bucket, Layout
+from dls.exchange.memory import State
+from dls.exchange.methods._base import Landed, Method
+from reference.collectives import Round
+from reference.ops import Vector
+
+BUCKET_SIZE = 65_536
+"""Values from which on neighbouring layers leave together, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of a step that is looked at closely: the share of Global Top-k's choice that left, and begin and end as in Timeline."""
+
+    global_share: float
+    begin: NDArray[np.float64]
+    end: NDArray[np.float64]
+
+
+@dataclass
+class Row:
+    """What a step leaves behind: bytes given to the network and brought by it, seconds of each phase.
+
+    met_by: the ranks that met NaN or infinity, where the step was skipped for them. k, threshold and residual norm of each
+    layer (L), those of the step's selection, where they were asked for.
+    """
+
+    payload_bytes: int
+    received_bytes: int
+    seconds: dict[str, float]
+    met_by: Sequence[int] = ()
+    k: NDArray[np.int64] | None = None
+    threshold: NDArray[np.float64] | None = None
+    residual_norm: NDArray[np.float64] | None = None
+    diagnosis: Diagnosis | None = None
+    loss: float = field(default=math.nan)
+
+
+class Exchanger:
+    """One rank's gradient in, the ranks' mean out.
+
+    A step is `begin`, `ready` for each layer in any order, `arrivals` or none, `end`. Buckets leave in one order on all ranks,
+    from the last layers to the first, as soon as all before them have left. `update` (n) holds the mean over the ranks where
+    `arrivals` has said so, and everywhere at `end`.
+
+    layout: the layers; make_method: gives the method from its place in the exchange; gradients (n): where gradients lie, if they
+    lie together; bucket_size: values from which on layers leave together, 0: all at once; on_nan "skip": a step in which any rank
+    meets NaN or infinity is left out by all, as if it had never been.
+
+    After an exception it is closed: build another one from its last state.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        make_method: Callable[[Sequence[Bucket], Clock], Method],
+        comm: Comm,
+        backend: Any,
+        *,
+        whole: bool = False,
+        gradients: Vector | None = None,
+        bucket_size: int = BUCKET_SIZE,
+        on_nan: str = "stop",
+    ) -> None:
+        self.layout, self.comm, self.ops = layout, comm, backend.ops
+        self.clock = Clock(backend.ops.wait)
+        self.buckets = layout.buckets(bucket_size, whole)
+        self.method = make_method(self.buckets, self.clock)
+        self.gradients: Vector = self.ops.zeros(layout.n) if gradients is None else gradients
+        self.update: Vector = self.ops.zeros(layout.n)
+        self._nan = _Nan(self.ops, comm) if on_nan == "skip" else None
+        self._bucket_of = {layer: bucket for bucket in self.buckets for layer in bucket.layers}
+        self._lanes = min(len(self.buckets), MOST)
+        comm.lanes.open(self._lanes + 1)  # one more for what `adjust` tells
+        self._finished = 0
+        self._open: dict[int, set[int]] | None = None
+        self._flights: list[tuple[Bucket, Flight]] = []
+        self._adjustment: Flight | None = None
+        self._adjusted = self._closed = False
+
+    # --- a step --------------------------------------------------------------------------------
+
+    def begin(self, finished: int, timeline: bool = False) -> None:
+        """Begin the step that follows so many finished ones. Of what was before, only the other ranks' next k is waited for."""
+        with self._closing():
+            self._expect(self._open is None, "begin comes after end")
+            with self.clock.phase("exposed"):
+                self._settle()
+                if self._nan:
+                    self._nan.keep(self.method.state())
+                self.comm.sent_bytes = self.comm.received_bytes = 0
+                self.method.begin(finished)
+            self._finished, self._adjusted = finished, False
+            self._open = {bucket.index: set(bucket.layers) for bucket in self.buckets}
+
+    def note(self, met: bool) -> None:
+        """This rank has met NaN or infinity elsewhere, in its loss, or not (on_nan "skip")."""
+        if self._nan:
+            self._nan.met |= met
+
+    def ready(self, layer: int, gradient: Any = None) -> None:
+        """A layer's gradient is complete: send its bucket, where that is the last of it and all before it have left.
+
+        gradient: an array, or the arrays that make it up, of any shape; None: it lies in `gradients`. ValueError for a layer that
+        there is not, or that came already. NonFiniteError where the gradient holds NaN or infinity.
+        """
+        with self._closing():
+            bucket = self._bucket_of.get(layer)
+            self._expect(self._open is not None, "ready comes after begin")
+            if bucket is None or layer not in self._waiting[bucket.index]:
+                raise ValueError(f"layer {layer} has been ready in this step, or there is no such layer")
+            self.clock.layer_done(layer)
+            if gradient is not None:
+                self._take(layer, gradient)
+            self.comm.progress()
+            self._waiting[bucket.index].discard(layer)
+            while len(self._flights) < len(self.buckets) and not self._waiting[len(self._flights)]:
+                self._leave(self.buckets[len(self._flights)])
+            self.comm.lanes.advance()
+
+    def arrivals(self) -> Iterator[slice]:
+        """Where in `update` the mean is known, as it becomes known; nothing where the step is skipped.
+
+        ValueError where layers are missing.
+        """
+        with self._closing():
+            self._adjust()
+            met = self._met_by()
+        for bucket, flight in self._flights:
+            with self._closing():
+                span = self._arrive(bucket, flight, complete=not met)
+            if span.stop > span.start:
+                yield span
+
+    def end(self, record: bool = False) -> Row:
+        """The step is over: what was sent leaves the memory. record: the row has k, thresholds and residual norms as well."""
+        for _ in self.arrivals() if any(not flight.done for _, flight in self._flights) or not self._adjusted else ():
+            pass
+        with self._closing():
+            met_by = self._met_by()
+            row = Row(self.comm.sent_bytes, self.comm.received_bytes, self.clock.seconds, met_by)
+            with self.clock.phase("diagnostics"):
+                self._describe(row, record)
+            with self.clock.phase("select"):
+                self._release(skip=bool(met_by))
+            self.clock.stop()
+            if record:
+                row.residual_norm = self.method.residual_norms()
+            return row
+
+    # --- between steps -------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """What this rank needs to go on, by name, on the host; what a name with "residual" in it holds has not been sent yet."""
+        self._expect(self._open is None, "state is asked for between steps")
+        self._settle()
+        return self.method.state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` gave, between two steps. Every rank calls it. ValueError where it does not fit."""
+        self._settle()
+        self._run(self.method.restore(state))
+
+    # --- pieces --------------------------------------------------------------------------------
+
+    @property
+    def _waiting(self) -> dict[int, set[int]]:
+        return self._open or {}
+
+    def _closing(self) -> AbstractContextManager[None]:
+        if self._closed:
+            raise RuntimeError("this exchange is closed, after an error: build another one from its last state")
+        return _Closing(self)
+
+    def _expect(self, right: bool, words: str) -> None:
+        if not right:
+            raise ValueError(words)
+
+    def close(self) -> None:
+        """Take part no more; what is under way is dropped."""
+        self._closed = True
+        self.comm.lanes.close()
+
+    def _take(self, layer: int, gradient: Any) -> None:
+        target = self.gradients[self.layout.span(range(layer, layer + 1))]
+        pieces = gradient if isinstance(gradient, list | tuple) else [gradient]
+        size = sum(piece.size for piece in pieces)
+        if size != target.size:
+            raise ValueError(f"layer {self.layout.layers[layer].name} has {target.size} values, and its gradient {size}")
+        start = 0
+        for piece in pieces:
+            target[start : start + piece.size] = piece.reshape(-1)
+            start += piece.size
+
+    def _leave(self, bucket: Bucket) -> None:
+        """Launch a bucket's exchange."""
+        gradient = self.gradients[bucket.span]
+        with self.clock.phase("exchange"):
+            if self._nan:
+                with self.clock.phase("select", bucket.layers):
+                    self._nan.clear(gradient)
+            generator = self.method.exchange(bucket, gradient)
+            around = lambda: self.clock.phase("decode", bucket.layers)  # noqa: E731
+            flight = self.comm.lanes.launch(
+                bucket.index % self._lanes, generator, self.layout.words(bucket.layers), around
+            )
+            self._flights.append((bucket, flight))
+            if self._nan and len(self._flights) == len(self.buckets):
+                self._nan.tell()
+
+    def _adjust(self) -> None:
+        """Once all has left: let the method move its k, and tell it the other ranks."""
+        self._expect(self._open is not None, "arrivals come after begin")
+        if missing := [layer for layers in self._waiting.values() for layer in layers]:
+            raise ValueError(f"{self.layout.words(range(missing[0], missing[0] + 1))} is not ready")
+        if self._adjusted:
+            return
+        self._adjusted = True
+        with self.clock.phase("adjust"):
+            generator = self.method.adjust(self._finished + 1)
+            self._adjustment = self.comm.lanes.launch(self._lanes, generator, "the other ranks' next k")
+
+    def _met_by(self) -> Sequence[int]:
+        if not self._nan:
+            return ()
+        with self.clock.phase("exposed"):
+            return self._nan.hear()
+
+    def _arrive(self, bucket: Bucket, flight: Flight, complete: bool) -> slice:
+        with self.clock.phase("exposed"):
+            landed: Landed = self.comm.lanes.wait(flight)
+        self.clock.note("exchange", bucket.layers, flight.begun, flight.ended)
+        if not complete:
+            return slice(0, 0)
+        with self.clock.phase("decode", bucket.layers):
+            return self.method.complete(bucket, landed, self.update)
+
+    def _describe(self, row: Row, record: bool) -> None:
+        if record:
+            row.k, row.threshold = self.method.layer_k(), self.method.layer_thresholds()
+        if timeline := self.clock.timeline:
+            row.diagnosis = Diagnosis(self.method.global_share(), timeline.begin, timeline.end)
+
+    def _release(self, skip: bool) -> None:
+        if self._nan and skip:
+            self._settle()
+            self._run(self.method.restore(self._nan.kept))
+        else:
+            for _, flight in self._flights:
+                landed: Landed = flight.value  # type: ignore[assignment]  # it has returned
+                self.method.release(landed)
+        if self._nan:
+            self._nan.forget()
+        self._flights.clear()
+        self._open = None
+
+    def _settle(self) -> None:
+        """Wait for what the last step's adjustment has asked for."""
+        if self._adjustment is not None:
+            self.comm.lanes.wait(self._adjustment)
+            self._adjustment = None
+
+    def _run(self, generator: Generator[Round, Any, None]) -> None:
+        self.comm.lanes.wait(self.comm.lanes.launch(self._lanes, generator, "the other ranks' k"))
+
+
+class _Closing:
+    """Closes an exchange behind an exception."""
+
+    def __init__(self, exchanger: Exchanger) -> None:
+        self._exchanger = exchanger
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            self._exchanger.close()
+
+
+class _Nan:
+    """`on_nan="skip"`: a step in which any rank meets NaN or infinity is left out by all ranks, as if it had never been.
+
+    A rank that meets them sends zeros in place of that gradient, as the others expect a message, and tells them in an allgather of
+    a byte. That is the price: no weight moves before this byte has come from every rank, behind the last message; each gradient is
+    looked at once more; and the method's state, the residual mostly, is copied in every step, for which DLS waits for the other
+    ranks' next k.
+    """
+
+    def __init__(self, ops: Any, comm: Comm) -> None:
+        self._ops, self._comm = ops, comm
+        self.kept: State = {}
+        self.met = False
+        self._word: Waiting | None = None
+        self._met_by: list[int] | None = None
+
+    def keep(self, state: State) -> None:
+        """Before the method begins its step."""
+        self.kept = {name: array.copy() for name, array in state.items()}
+
+    def clear(self, gradient: Vector) -> None:
+        """Put zeros in place of a gradient that is not finite."""
+        if not self._ops.all_finite(gradient):
+            self.met = True
+            gradient[...] = 0
+
+    def tell(self) -> None:
+        """Give the other ranks this rank's word, behind its last message."""
+        self._word = self._comm.allgather(np.array(self.met), "the other ranks' word on NaN and infinity")
+
+    def hear(self) -> list[int]:
+        """The ranks that met NaN or infinity."""
+        if self._met_by is None:
+            assert self._word is not None
+            self._met_by = [int(rank) for rank in np.flatnonzero(self._word.wait())]
+        return self._met_by
+
+    def forget(self) -> None:
+        """The step is over."""
+        self.met, self._word, self._met_by = False, None, None

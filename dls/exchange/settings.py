@@ -1,0 +1,151 @@
+"""Settings as fields of dataclasses: each with its text, unit, range and choices, once, for command lines, TOML files and programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Integers = tuple[int, ...]
+CountOrOptimal = int | Literal["optimal"]
+Field = dataclasses.Field[Any]
+
+LARGEST = 1e12
+"""No count is larger."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a setting may take: low <= x <= high, an end left out where it is open."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, x: float) -> bool:
+        """Whether x lies inside; NaN never does."""
+        above = x > self.low if self.low_open else x >= self.low
+        return above and (x < self.high if self.high_open else x <= self.high)
+
+    def __str__(self) -> str:
+        left = f"{'(' if self.low_open else '['}{self.low:g}" if self.low > -math.inf else "(-inf"
+        right = f"{self.high:g}{')' if self.high_open else ']'}" if self.high < math.inf else "inf)"
+        return f"{left}, {right}"
+
+
+POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
+NOT_NEGATIVE = Range(0)
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    unit: str = "",
+    allowed: Range | None = None,
+    choices: Callable[[], Sequence[str]] | None = None,
+    fixed: bool = False,
+    of: str = "",
+    idle_with: Mapping[str, Callable[[Any], bool]] = MappingProxyType({}),
+) -> Any:
+    """A field of a frozen dataclass of settings.
+
+    choices: a function, as names come from their registries; fixed: a resumed run keeps it; of: the setting ("method",
+    "model", "dataset") whose value decides whether this one is read; idle_with: other settings, and whether this one has no
+    effect beside a value of theirs.
+    """
+    limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
+    return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
+
+
+class SettingError(ValueError):
+    """A value that a setting cannot take: one clear line."""
+
+
+def flag(name: str) -> str:
+    """A setting's flag on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def fields_of(settings: type) -> dict[str, tuple[Field, Any]]:
+    """The fields of a dataclass of settings, each with its type, by name."""
+    types = typing.get_type_hints(settings)
+    return {each.name: (each, types[each.name]) for each in dataclasses.fields(settings)}
+
+
+def build(settings: type, values: Mapping[str, Any]) -> Any:
+    """An instance with these values, each converted and checked. SettingError, also for a name that there is not."""
+    known = fields_of(settings)
+    if odd := [name for name in values if name not in known]:
+        raise SettingError(f"there is no setting {odd[0]!r} here; there are {', '.join(known)}")
+    return settings(**{name: parse(name, *known[name], value) for name, value in values.items()})
+
+
+def parse(name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[str], str] = flag) -> Any:
+    """A TOML value, a flag's text or a program's value as the setting's type, inside its range. SettingError."""
+    try:
+        converted = _convert(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        raise SettingError(f"{shown(name)} {show(value)}: expected {type_words(kind)}") from None
+    _check(name, its_field, converted, shown)
+    return converted
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """Raises TypeError or ValueError where value is not of that kind."""
+    if kind == Integers:
+        items = value.replace("x", ",").split(",") if isinstance(value, str) else value
+        return tuple(_convert(int, item) for item in items)
+    if kind == CountOrOptimal:
+        return value if value == "optimal" else _convert(int, value)
+    accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    if isinstance(value, str) and "\0" in value.encode().decode():  # no file has such a name; encode refuses what is no text
+        raise ValueError
+    return kind(value)
+
+
+def type_words(kind: Any) -> str:
+    """What values of a type look like."""
+    if kind == Integers:
+        return "whole numbers such as 128,64"
+    if kind == CountOrOptimal:
+        return "a whole number or 'optimal'"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _check(name: str, its_field: Field, value: Any, shown: Callable[[str], str]) -> None:
+    allowed: Range | None = its_field.metadata["allowed"]
+    choices = its_field.metadata["choices"]
+    if choices is not None and value not in choices():
+        raise UnknownChoice(name, str(value), choices())
+    if allowed is None or value == "optimal":
+        return
+    for number in value if isinstance(value, tuple) else (value,):
+        if not allowed.holds(number) or number in (math.inf, -math.inf):
+            raise SettingError(f"{shown(name)} {show(number)} is outside {allowed}")
+
+
+class UnknownChoice(SettingError):
+    """A value that is not among a setting's choices."""
+
+    def __init__(self, name: str, value: str, choices: Sequence[str]) -> None:
+        super().__init__(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices)}")
+        self.value, self.choices = value, choices
+
+
+def show(value: Any) -> str:
+    """A setting's value as a user types it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a number of very many digits"  # which Python refuses to write
+    return "none" if value == "" else str(value)
