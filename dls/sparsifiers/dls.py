@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dls import traffic
 from dls.comm import Pending
-from dls.config import UsageError
+from dls.program.config import UsageError
 from dls.sparsifiers._base import Part, Section, Setup, span
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
 from reference import methods, variance

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dls import hints, models, modules
-from dls.config import UsageError
-from dls.data import Dataset
-from dls.images import ImagesF32
-from dls.models import LayerInfo, Model
+from dls import hints
+from dls.program.config import UsageError
+from dls.tasks import models, modules
+from dls.tasks.data import Dataset
+from dls.tasks.images import ImagesF32
+from dls.tasks.models import LayerInfo, Model
 from reference import nn
 
 RAW = "/raw"

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import config, hints
-from dls.config import Config, UsageError
+from dls import hints
+from dls.program import config
+from dls.program.config import Config, UsageError
 from tests.launch import ROOT
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dls import trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
-from dls.lock import Lock
+from dls.program.lock import Lock
+from dls.record import trace
 from tests.launch import ROOT, finish, start, wait_until
 from tests.tools.test_inspect import header, rows, write
 

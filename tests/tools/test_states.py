@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from dls import sources, trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, series
+from dls.program import sources
+from dls.record import trace
 from dls.study import report
 from tests.checkout import commit_all, write
 from tests.tools.test_inspect import CONFIG, header, rows

@@ -20,7 +20,9 @@ from typing import Any, Literal, NoReturn
 import tomli_w
 
 import dls
-from dls import backends, data, hints, launcher, models, sparsifiers
+from dls import backends, hints, sparsifiers
+from dls.program import launcher
+from dls.tasks import data, models
 from reference.methods import Source
 from reference.wire import VALUE_BYTES
 
@@ -66,7 +68,7 @@ def _setting(
     """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries.
 
     of: "method", "model" or "dataset", where it is these that read the setting or not, and say so;
-    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.idle`).
+    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.program.idle`).
     """
     limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
     return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
