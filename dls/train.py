@@ -24,10 +24,11 @@ import numpy as np
 
 import dls
 from dls import traffic
+from dls.cli import UsageError
 from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
 from dls.optim import learning_rate
 from dls.program import config, guessing, launcher, output, sources, startup
-from dls.program.config import CommandLine, UsageError
+from dls.program.config import CommandLine
 from dls.program.consensus import Consensus, DivergenceError
 from dls.program.heartbeat import Heartbeat, last_words
 from dls.program.progress import Reporter

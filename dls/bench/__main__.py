@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 from dls import backends
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
+from dls.cli import Parser, UsageError
 from dls.program import launcher, memory, output
-from dls.program.config import Parser, UsageError
 from dls.record import files
 from dls.tasks import models
 from dls.tools import reports

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dls.cli import UsageError
 from dls.program import config
-from dls.program.config import UsageError
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dls.bench.contenders import AT_END, Row
-from dls.program.config import UsageError
+from dls.cli import UsageError
 from dls.tools.drawing import MISSING, family, looks
 from dls.tools.hosts import Hosts, python
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dls.cli import Parser, UsageError
 from dls.inspect import page, pictures, points
 from dls.inspect.follow import follow
 from dls.inspect.groups import Group, apart, by_seed
@@ -19,7 +20,6 @@ from dls.inspect.series import files_of
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.program import output
-from dls.program.config import Parser, UsageError
 from dls.program.lock import State
 from dls.record import files, trace
 from dls.record.files import one_line

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dls import hints
+from dls.cli import near
 from dls.inspect import panels, points
 from dls.inspect.groups import Group
 from dls.inspect.panels import SHOWN_RANKS, Axle, Column, text
@@ -201,7 +201,7 @@ def check_name(name: str) -> None:
     """TraceError for a figure that there is not, with all that there are and the nearest of them."""
     known = (*SIDE_BY_SIDE, *OF_LAYERS)
     if name not in known:
-        hint = hints.near(name, known)
+        hint = near(name, known)
         raise TraceError(f"--figure: there is no {name!r}; all are {', '.join(known)}{hint}")
 
 

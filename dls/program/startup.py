@@ -16,10 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from dls import backends, sparsifiers
 from dls.backends import Backend
+from dls.cli import UsageError
 from dls.comm import Comm
 from dls.optim import Sgd
 from dls.program import config, cores, environment, idle, lock, memory, sources
-from dls.program.config import CommandLine, Config, UsageError
+from dls.program.config import CommandLine, Config
 from dls.program.lock import Lock
 from dls.program.signals import StopRequest
 from dls.record import checkpoint, files, trace

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from dls.cli import Parser, UsageError
 from dls.program import output
-from dls.program.config import Parser, UsageError
 from dls.record import files
 from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment

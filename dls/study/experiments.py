@@ -15,8 +15,9 @@ from typing import Any
 
 import tomli_w
 
+from dls.cli import UsageError
 from dls.program import config
-from dls.program.config import Config, UsageError
+from dls.program.config import Config
 from dls.record import checkpoint, files
 from dls.tools.hosts import mpirun, python
 

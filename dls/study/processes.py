@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from dls.cli import UsageError
 from dls.program import lock, signals
-from dls.program.config import UsageError
 from dls.program.lock import State
 from dls.record.files import one_line, reason
 from dls.study.experiments import Experiment

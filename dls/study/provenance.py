@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dls.cli import UsageError
 from dls.program import sources
-from dls.program.config import UsageError
 from dls.program.sources import State
 from dls.record import trace
 from dls.study.experiments import Experiment

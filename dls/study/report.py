@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls.program.config import UsageError
+from dls.cli import UsageError
 from dls.record import files
 from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, Comparison, comparisons, sentences, split

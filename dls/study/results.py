@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.cli import UsageError
 from dls.program import sources
-from dls.program.config import UsageError
 from dls.record import files, trace
 from dls.record.files import one_line
 from dls.study.experiments import BASELINES, Cell, Experiment, is_complete

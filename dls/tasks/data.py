@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import hints
+from dls.cli import near
 from dls.tasks.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
 from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
@@ -137,7 +137,7 @@ def load(
     Raises DataError for an unknown name and for missing or broken files.
     """
     if name not in _LOADERS:
-        hint = hints.near(name, names())
+        hint = near(name, names())
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}{hint}")
     request = Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
     return _LOADERS[name](request)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dls import hints
+from dls.cli import near
 from dls.tasks import modules
 from dls.tasks.modules import (
     Array,
@@ -327,7 +327,7 @@ def build(
     Raises ValueError for an unknown name and for images that no model could take.
     """
     if name not in _ARCHITECTURES:
-        hint = hints.near(name, names())
+        hint = near(name, names())
         raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}{hint}")
     if min(input_shape) < 1 or classes < 1:
         raise ValueError(f"a model needs images and classes, not {input_shape} and {classes}")

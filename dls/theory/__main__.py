@@ -12,8 +12,8 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 from dls import theory
+from dls.cli import Parser, UsageError
 from dls.program import output
-from dls.program.config import Parser, UsageError
 from dls.record.files import described, one_line
 from dls.tasks import data
 from dls.tasks.batches import Batches

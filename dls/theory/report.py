@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dls.program.config import UsageError
+from dls.cli import UsageError
 from dls.record import files
 from dls.theory.properties import HALF
 from dls.theory.variance import FORMS, INNER, Row

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dls.cli import UsageError
 from dls.comm import Comm
 from dls.program import config
-from dls.program.config import UsageError
 from dls.record import checkpoint, files
 from dls.tasks.batches import Position
 from tests.launch import ROOT

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dls.cli import UsageError
 from dls.inspect import __main__ as inspect
 from dls.program import lock, startup
-from dls.program.config import Config, UsageError
+from dls.program.config import Config
 from dls.program.lock import InUse, Lock, State
 from dls.record import trace
 from tests.launch import ROOT

@@ -136,9 +136,7 @@ def test_a_state_passes_through_a_trace(checkout: Path, tmp_path: Path) -> None:
     assert [(each.digest, each.commit, each.files) for each in found] == [
         (state.digest, head(checkout), state.files)
     ]
-    assert set(state.files) == set(FILES) - {
-        "dls/sparsifiers/__init__.py"
-    }  # which nothing imports here
+    assert set(state.files) == set(FILES)
 
 
 def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -> None:

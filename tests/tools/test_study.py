@@ -22,8 +22,8 @@ import h5py
 import numpy as np
 import pytest
 
+from dls.cli import UsageError
 from dls.program import sources
-from dls.program.config import UsageError
 from dls.program.sources import State
 from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results

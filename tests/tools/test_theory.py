@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dls.program.config import UsageError
+from dls.cli import UsageError
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.theory import __main__ as theory
