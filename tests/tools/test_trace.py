@@ -88,7 +88,7 @@ def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path)
 
 def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls import trace\n"
+        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls.record import trace\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
