@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from types import ModuleType
 
-from dls.config import Config
+from dls.program.config import Config
 from reference.ops import Vector
 
 

@@ -6,7 +6,7 @@ The algorithm is three calls away: `train` below takes the steps, `Worker.step` 
 
 from __future__ import annotations
 
-from dls.signals import StopRequest
+from dls.program.signals import StopRequest
 
 REQUEST = StopRequest() if __name__ == "__main__" else None  # before other imports: signals may come while those go on
 
@@ -23,17 +23,20 @@ from pathlib import Path
 import numpy as np
 
 import dls
-from dls import checkpoint, config, guessing, launcher, output, sources, startup, trace, traffic
-from dls.checkpoint import CheckpointError
+from dls import traffic
+from dls.cli import UsageError
 from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
-from dls.config import CommandLine, UsageError
-from dls.consensus import Consensus, DivergenceError
-from dls.files import described, one_line
-from dls.heartbeat import Heartbeat, last_words
 from dls.optim import learning_rate
-from dls.progress import Reporter
-from dls.startup import Run
-from dls.trace import Recorder, TraceError
+from dls.program import config, guessing, launcher, output, sources, startup
+from dls.program.config import CommandLine
+from dls.program.consensus import Consensus, DivergenceError
+from dls.program.heartbeat import Heartbeat, last_words
+from dls.program.progress import Reporter
+from dls.program.startup import Run
+from dls.record import checkpoint, trace
+from dls.record.checkpoint import CheckpointError
+from dls.record.files import described, one_line
+from dls.record.trace import Recorder, TraceError
 from dls.worker import Worker
 from reference.ops import NonFiniteError
 from reference.wire import MessageError

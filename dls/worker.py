@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.backends import Backend
-from dls.batches import Batches, test_shard
 from dls.comm import Comm
-from dls.config import Config
-from dls.data import Dataset
-from dls.models import Model
 from dls.optim import Sgd
-from dls.skipping import Skipping
+from dls.program.config import Config
+from dls.program.skipping import Skipping
 from dls.sparsifiers import Sparsifier
 from dls.sparsifiers._base import Message, Part
+from dls.tasks.batches import Batches, test_shard
+from dls.tasks.data import Dataset
+from dls.tasks.models import Model
 from dls.timeline import Timeline
 from reference.ops import NonFiniteError
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dls.drawing import COLOURS
 from dls.inspect.series import Series, load
-from dls.trace import TraceError
+from dls.record.trace import TraceError
+from dls.tools.drawing import COLOURS
 
 WINDOW = 10
 """Steps over which a threshold is averaged."""

@@ -24,8 +24,10 @@ from typing import Any
 
 import pytest
 
-from dls import backends, files, reports
+from dls import backends
 from dls.bench import __main__ as bench
+from dls.record import files
+from dls.tools import reports
 from gpu import device
 from tests.launch import ROOT
 

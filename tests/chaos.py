@@ -23,8 +23,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dls import checkpoint, trace
-from dls.hosts import Hosts, mpirun
+from dls.record import checkpoint, trace
+from dls.tools.hosts import Hosts, mpirun
 from tests.launch import OPEN_MPI, ROOT, wait_until
 
 RANKS = 3

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dls.hosts import mpirun
+from dls.tools.hosts import mpirun
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 500

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dls import backends, files, launcher, memory, models, output, reports
+from dls import backends
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
-from dls.config import Parser, UsageError
-from dls.hosts import HostsError, bits_per_second
-from dls.reports import Report
+from dls.cli import Parser, UsageError
+from dls.program import launcher, memory, output
+from dls.record import files
+from dls.tasks import models
+from dls.tools import reports
+from dls.tools.hosts import HostsError, bits_per_second
+from dls.tools.reports import Report
 
 if TYPE_CHECKING:
     from dls.comm import Comm

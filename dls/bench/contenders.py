@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dls import config
-from dls.config import UsageError
+from dls.cli import UsageError
+from dls.program import config
 
 Row = dict[str, Any]
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dls import backends, models, modules
+from dls import backends
+from dls.tasks import models, modules
 
 Step = Callable[[], float]
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""`python -m dls.bench network`: training steps over slow networks, on hosts that this machine plays itself (`dls.hosts`).
+"""`python -m dls.bench network`: training steps over slow networks, on hosts that this machine plays itself (`dls.tools.hosts`).
 
 Each rate and number of hosts is one run of `dls.bench step`, in which the methods take turns. The targets are those of a method
 that hides its communication: what cannot be hidden, as one layer holds most of the bytes, shows as a target missed.
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dls.bench.contenders import AT_END, Row
-from dls.config import UsageError
-from dls.drawing import MISSING, family, looks
-from dls.hosts import Hosts, python
+from dls.cli import UsageError
+from dls.tools.drawing import MISSING, family, looks
+from dls.tools.hosts import Hosts, python
 
 UNLIMITED = "unlimited"
 TARGETS = {"exposed / at the end": 0.2, "step / layerwise": 1.05, "step / bound": 1.1, "step / global": 1.0}

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dls import backends, config, models
+from dls import backends
 from dls.backends import Backend
+from dls.program import config
 from dls.sparsifiers.dls import with_rest
+from dls.tasks import models
 from reference import methods
 from reference.adjustment import Counts, Thresholds
 from reference.ops import Head, Selection, Vector

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import config, startup
 from dls.bench.contenders import NETWORKS, Row, settings_of
 from dls.comm import Comm
-from dls.startup import Run
+from dls.program import config, startup
+from dls.program.startup import Run
 from dls.worker import PHASES, Worker
 
 WARM_UP = 4

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dls import files, output, trace
-from dls.config import Parser, UsageError
-from dls.files import one_line
+from dls.cli import Parser, UsageError
 from dls.inspect import page, pictures, points
 from dls.inspect.follow import follow
 from dls.inspect.groups import Group, apart, by_seed
@@ -21,8 +19,11 @@ from dls.inspect.runs import find, load_all
 from dls.inspect.series import files_of
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
-from dls.lock import State
-from dls.trace import TraceError
+from dls.program import output
+from dls.program.lock import State
+from dls.record import files, trace
+from dls.record.files import one_line
+from dls.record.trace import TraceError
 
 SMALLEST, LARGEST = 1, 40
 """Inches of a figure's sides."""

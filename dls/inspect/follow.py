@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
-from dls import output, trace
-from dls.files import one_line
 from dls.inspect.groups import by_seed, labels
 from dls.inspect.series import Series, files_of, load
 from dls.inspect.summary import Summary, single_figures, summarise, written
 from dls.inspect.tables import comparison, over_time, time_of_a_step
-from dls.lock import State
+from dls.program import output
+from dls.program.lock import State
+from dls.record import trace
+from dls.record.files import one_line
 
 EVERY = 1.0
 """Seconds between two looks; more where a look takes long."""

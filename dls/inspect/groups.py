@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import sources
-from dls.config import flag, show_value
 from dls.inspect.series import Columns, Series
 from dls.inspect.summary import single_figures, smooth, summarise, written
+from dls.program import sources
+from dls.program.config import flag, show_value
 
 DRAWN = 400
 """Most points of a curve that is drawn."""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import tomli_w
 
-from dls import files
 from dls.inspect import pictures
 from dls.inspect.groups import Group, group_figures
 from dls.inspect.pictures import Picture
 from dls.inspect.series import Series
 from dls.inspect.summary import COMPARED, written, written_pair
+from dls.record import files
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import timeline, traffic
-from dls.drawing import COLOURS, DASHES, Look, looks
 from dls.inspect.groups import Curve, Group
 from dls.inspect.series import Closest
 from dls.inspect.summary import summarise
+from dls.tools.drawing import COLOURS, DASHES, Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

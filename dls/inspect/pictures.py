@@ -1,6 +1,6 @@
 """Which pictures of runs there are, drawn with matplotlib, the extra `plot`: for a file of their own, and for the page in HTML.
 
-Methods look as `dls.drawing` says; layers and phases have Okabe and Ito's colours, and cividis, which stay apart for the
+Methods look as `dls.tools.drawing` says; layers and phases have Okabe and Ito's colours, and cividis, which stay apart for the
 colour-blind; dashes, markers, hatches tell the same in grey.
 """
 
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dls import hints
-from dls.drawing import MISSING
+from dls.cli import near
 from dls.inspect import panels, points
 from dls.inspect.groups import Group
 from dls.inspect.panels import SHOWN_RANKS, Axle, Column, text
 from dls.inspect.points import Point
-from dls.trace import TraceError
+from dls.record.trace import TraceError
+from dls.tools.drawing import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,7 +201,7 @@ def check_name(name: str) -> None:
     """TraceError for a figure that there is not, with all that there are and the nearest of them."""
     known = (*SIDE_BY_SIDE, *OF_LAYERS)
     if name not in known:
-        hint = hints.near(name, known)
+        hint = near(name, known)
         raise TraceError(f"--figure: there is no {name!r}; all are {', '.join(known)}{hint}")
 
 

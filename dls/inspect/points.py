@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from dls import files, timeline
+from dls import timeline
 from dls.inspect.groups import Group
 from dls.inspect.panels import STEP, Column
 from dls.inspect.series import Closest, Series
 from dls.inspect.summary import summarise
+from dls.record import files
 
 HEADS = ("figure", "group", "run", "method", "seed", "part", "x", "y", "x_name", "y_name")
 """part: the layer, the phase, or what else a figure shows of one run beside each other; x_name and y_name with the units."""

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dls import trace
-from dls.files import one_line
 from dls.inspect.series import Series, load
-from dls.trace import TraceError
+from dls.record import trace
+from dls.record.files import one_line
+from dls.record.trace import TraceError
 
 
 def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:

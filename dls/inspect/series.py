@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import sources, timeline, trace, traffic
-from dls.sources import State
-from dls.trace import Trace, TraceError
+from dls import timeline, traffic
+from dls.program import sources
+from dls.program.sources import State
+from dls.record import trace
+from dls.record.trace import Trace, TraceError
 
 LARGEST = 1e60
 """No run records anything as large: squares of float32 values, summed, stay below."""

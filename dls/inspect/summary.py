@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, trace, traffic
+from dls import traffic
 from dls.inspect.series import Columns, Series
+from dls.record import files, trace
 
 POINTS, MAX_WINDOW = 8, 50
 """Rows of the table over time; most recorded steps that a smoothed value looks back."""

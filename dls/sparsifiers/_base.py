@@ -26,8 +26,8 @@ from reference.wire import MessageError
 if TYPE_CHECKING:
     from dls.backends import Backend
     from dls.comm import Comm, Pending
-    from dls.config import Config
-    from dls.models import LayerInfo
+    from dls.program.config import Config
+    from dls.tasks.models import LayerInfo
 
 
 @dataclass(frozen=True)

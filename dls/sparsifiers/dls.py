@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import traffic
+from dls.cli import UsageError
 from dls.comm import Pending
-from dls.config import UsageError
 from dls.sparsifiers._base import Part, Section, Setup, span
 from dls.sparsifiers.layerwise_topk import Method as LayerwiseTopk
 from reference import methods, variance

@@ -10,11 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from dls import files, output
-from dls.config import Parser, UsageError
-from dls.hosts import HostsError
+from dls.cli import Parser, UsageError
+from dls.program import output
+from dls.record import files
 from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
+from dls.tools.hosts import HostsError
 
 
 def run_what_is_missing(runs: Sequence[Experiment], out: Path, jobs: int, known: results.Known) -> int:

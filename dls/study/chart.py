@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dls.drawing import Look, family, looks
 from dls.study.results import Row
+from dls.tools.drawing import Look, family, looks
 
 Style = tuple[Look, float]
 """The method's look, and the factor that moves it aside from the others at each density."""

@@ -15,9 +15,11 @@ from typing import Any
 
 import tomli_w
 
-from dls import checkpoint, config, files
-from dls.config import Config, UsageError
-from dls.hosts import mpirun, python
+from dls.cli import UsageError
+from dls.program import config
+from dls.program.config import Config
+from dls.record import checkpoint, files
+from dls.tools.hosts import mpirun, python
 
 KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
 """What an experiment file holds."""

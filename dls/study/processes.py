@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dls import lock, signals
-from dls.config import UsageError
-from dls.files import one_line, reason
-from dls.lock import State
+from dls.cli import UsageError
+from dls.program import lock, signals
+from dls.program.lock import State
+from dls.record.files import one_line, reason
 from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL

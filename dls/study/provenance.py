@@ -1,7 +1,8 @@
 """Whether the runs of a study were made by the code that is there now, as far as training reads it.
 
-A trace tells what its run read of the program, or several such states where a resume brought another (`dls.sources`): a change of
-the documentation, of a tool that looks at runs, or of another method makes no other run.
+A trace tells what its run read of the program, or several such states where a resume brought another
+(`dls.program.sources`): a change of the documentation, of a tool that looks at runs, or of another
+method makes no other run.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dls import sources, trace
-from dls.config import UsageError
-from dls.sources import State
+from dls.cli import UsageError
+from dls.program import sources
+from dls.program.sources import State
+from dls.record import trace
 from dls.study.experiments import Experiment
 
 SHOWN = 3

@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dls import files, reports
-from dls.config import UsageError
+from dls.cli import UsageError
+from dls.record import files
 from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, Comparison, comparisons, sentences, split
 from dls.study.results import Row, baselines
+from dls.tools import reports
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with the same seed, with its

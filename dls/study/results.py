@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files, sources, trace
-from dls.config import UsageError
-from dls.files import one_line
+from dls.cli import UsageError
+from dls.program import sources
+from dls.record import files, trace
+from dls.record.files import one_line
 from dls.study.experiments import BASELINES, Cell, Experiment, is_complete
 
 Row = dict[str, Any]

@@ -11,12 +11,15 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import data, output, reports, theory
-from dls.batches import Batches
-from dls.config import Parser, UsageError
-from dls.files import described, one_line
+from dls import theory
+from dls.cli import Parser, UsageError
+from dls.program import output
+from dls.record.files import described, one_line
+from dls.tasks import data
+from dls.tasks.batches import Batches
 from dls.theory import networks, properties, report, variance
 from dls.theory.variance import Plan, Row
+from dls.tools import reports
 from reference import methods
 
 T = TypeVar("T")

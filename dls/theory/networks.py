@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dls import hints, models, modules
-from dls.config import UsageError
-from dls.data import Dataset
-from dls.images import ImagesF32
-from dls.models import LayerInfo, Model
+from dls.cli import UsageError, near
+from dls.tasks import models, modules
+from dls.tasks.data import Dataset
+from dls.tasks.images import ImagesF32
+from dls.tasks.models import LayerInfo, Model
 from reference import nn
 
 RAW = "/raw"
@@ -81,7 +81,7 @@ def check(name: str) -> None:
     """UsageError unless `build` knows the name."""
     if name.removesuffix(RAW) not in names():
         known = f"known: {', '.join(names())}, each also with {RAW} behind it"
-        raise UsageError(f"unknown network {name!r}; {known}{hints.near(name, names())}")
+        raise UsageError(f"unknown network {name!r}; {known}{near(name, names())}")
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dls.batches import Batches
+from dls.tasks.batches import Batches
 from dls.theory import networks
 from dls.theory.variance import Plan
 from reference import adjustment, methods, ops

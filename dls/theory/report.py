@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dls import files
-from dls.config import UsageError
-from dls.drawing import COLOURS, MISSING
-from dls.reports import show
+from dls.cli import UsageError
+from dls.record import files
 from dls.theory.properties import HALF
 from dls.theory.variance import FORMS, INNER, Row
+from dls.tools.drawing import COLOURS, MISSING
+from dls.tools.reports import show
 
 MARKERS = dict(zip(FORMS, "sDox", strict=True))
 """One per form, so that the picture can be read without its colours."""

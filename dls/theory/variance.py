@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.batches import Batches
-from dls.config import Config
-from dls.data import Dataset
-from dls.images import ImagesF32, Labels
-from dls.models import Model
 from dls.optim import Sgd
+from dls.program.config import Config
+from dls.tasks.batches import Batches
+from dls.tasks.data import Dataset
+from dls.tasks.images import ImagesF32, Labels
+from dls.tasks.models import Model
 from dls.theory import networks
 from dls.theory.networks import Pair
 from reference import nn, ops, variance

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dls import backends, models
+from dls import backends
 from dls.backends import Backend
+from dls.tasks import models
 from gpu import cupy_nn, device, numba_nn, numba_work
 from reference import nn as reference
 from tests.pairwise import pairwise

@@ -62,9 +62,10 @@ METHOD_STEPS = """
 import ctypes, os, re, sys
 from pathlib import Path
 import numpy as np
-from dls import backends, config, sparsifiers
+from dls import backends, sparsifiers
+from dls.program import config
 from dls.comm import Comm
-from dls.models import LayerInfo
+from dls.tasks.models import LayerInfo
 from dls.sparsifiers import Setup
 from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below
 

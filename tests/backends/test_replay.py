@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from cupy.cuda import nvrtc
 
-from dls import backends, checkpoint, config, data, models, sparsifiers, startup
+from dls import backends, sparsifiers
 from dls.backends import Backend
-from dls.batches import Batches
 from dls.comm import Comm
-from dls.models import LayerInfo, Model
+from dls.program import config, startup
+from dls.record import checkpoint
 from dls.sparsifiers import Setup
+from dls.tasks import data, models
+from dls.tasks.batches import Batches
+from dls.tasks.models import LayerInfo, Model
 from dls.train import main
 from gpu import device
 from reference import methods, nn

@@ -1,4 +1,4 @@
-"""Laws of dls.models: views, order of completion, gradients, sizes."""
+"""Laws of dls.tasks.models: views, order of completion, gradients, sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dls import models
+from dls.tasks import models
 from reference import nn
 from tests.pairwise import pairwise
 

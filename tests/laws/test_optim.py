@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls.config import Config
 from dls.optim import learning_rate
+from dls.program.config import Config
 from reference import methods, ops
 
 

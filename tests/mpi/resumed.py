@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from dls import config, startup
 from dls.comm import Comm
+from dls.program import config, startup
 from dls.train import main
 
 comm = Comm()

@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 
-from dls import backends, config, data, models, sparsifiers
+from dls import backends, sparsifiers
 from dls.comm import Comm
+from dls.program import config
 from dls.sparsifiers import Setup
+from dls.tasks import data, models
 from reference import nn
 from tests.mpi import many
 

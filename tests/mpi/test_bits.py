@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import checkpoint, config, data, models, optim
-from dls.batches import Batches
+from dls import optim
+from dls.program import config
+from dls.record import checkpoint
+from dls.tasks import data, models
+from dls.tasks.batches import Batches
 from reference import cluster, methods, nn, variance
 from tests.launch import launch, train_all
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint, trace
+from dls.record import checkpoint, trace
 from tests.conftest import lines
 from tests.launch import Outcome, launch, outcomes, train_all
 from tests.mpi.test_bits import loaded
@@ -124,7 +124,7 @@ def test_old_checkpoints_stay_until_a_new_one_is_complete(tmp_path: Path) -> Non
     program = tmp_path / "die.py"
     program.write_text(
         "import os, signal, sys\n"
-        "from dls import checkpoint, train\n"
+        "from dls import train; from dls.record import checkpoint\n"
         "write = checkpoint._write\n"
         "def dying(path, arrays):\n"
         "    if 'step-00000006' in str(path) and path.name == 'rank-00001.h5': os.kill(os.getpid(), signal.SIGKILL)\n"

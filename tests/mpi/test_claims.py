@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import checkpoint, environment, files, heartbeat, lock, startup, trace
 from dls.comm import Comm
-from dls.config import Config
-from dls.lock import Lock, State
+from dls.program import environment, heartbeat, lock, startup
+from dls.program.config import Config
+from dls.program.lock import Lock, State
+from dls.record import checkpoint, files, trace
 from tests.conftest import lines
 from tests.launch import ROOT, finish, launch, start, wait_until
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint, models, sparsifiers, trace
+from dls import sparsifiers
+from dls.record import checkpoint, trace
+from dls.tasks import models
 from tests.conftest import lines
 from tests.launch import ROOT, Outcome, launch, outcomes
 
@@ -173,7 +175,7 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:
     """As from a disk of their own with another copy."""
     program = (
-        "import sys; from mpi4py import MPI; from dls import data; from dls.train import main\n"
+        "import sys; from mpi4py import MPI; from dls.tasks import data; from dls.train import main\n"
         "load = data.load\n"
         "def other(*args, **settings):\n"
         "    dataset = load(*args, **settings)\n"
@@ -231,7 +233,7 @@ def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tm
     program.write_text(
         "import sys\n"
         "import numpy as np\n"
-        "from dls import models, train\n"
+        "from dls import train; from dls.tasks import models\n"
         "from mpi4py import MPI\n"
         "backward = models.Model.backward\n"
         "calls = []\n"
@@ -294,7 +296,7 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
     program = tmp_path / "break.py"
     program.write_text(
         "import sys\n"
-        "from dls import startup, train\n"
+        "from dls import train; from dls.program import startup\n"
         "from mpi4py import MPI\n"
         "def broken(*args):\n"
         "    if MPI.COMM_WORLD.rank == 1: raise RuntimeError('no such luck')\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import heartbeat
+from dls.program import heartbeat
 from tests.conftest import lines
 from tests.launch import launch, train_all, wait_until
 from tests.mpi.test_bits import loaded
@@ -106,7 +106,8 @@ import os, signal, sys
 def freeze():
     if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")): os.kill(os.getpid(), signal.SIGSTOP)
 if sys.argv[1] == "before": freeze()
-from dls import startup, train
+from dls import train
+from dls.program import startup
 prepare = startup.prepare
 def frozen(command, comm):
     freeze()

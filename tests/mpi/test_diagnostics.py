@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import timeline, trace
+from dls import timeline
+from dls.record import trace
 from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dls import trace
+from dls.record import trace
 from tests.launch import ROOT
 
 

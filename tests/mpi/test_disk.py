@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import checkpoint, trace
 from dls.comm import Comm
+from dls.record import checkpoint, trace
 from tests.conftest import lines
 from tests.launch import ROOT, launch
 from tests.tools.test_trace import header, rows
@@ -135,7 +135,7 @@ def test_a_checkpoint_folder_is_not_made_up(tmp_path: Path) -> None:
 
 FULL = """
 import sys, pathlib
-from dls import trace
+from dls.record import trace
 from tests.tools.test_trace import header, rows
 path = pathlib.Path(sys.argv[1])
 writer = trace.Writer(path, header())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint
+from dls.record import checkpoint
 from tests.conftest import lines
 from tests.launch import launch
 

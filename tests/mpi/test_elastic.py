@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from dls import trace
+from dls.record import trace
 from tests.conftest import lines
 from tests.launch import launch
 from tests.mpi.test_bits import loaded

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dls import hosts, trace
 from dls.bench import __main__ as bench
-from dls.hosts import Hosts, HostsError
+from dls.record import trace
+from dls.tools import hosts
+from dls.tools.hosts import Hosts, HostsError
 from tests.launch import ROOT, wait_until
 from tests.mpi.test_bits import loaded
 
@@ -113,7 +114,7 @@ def test_a_host_that_is_cut_off_is_named(tmp_path: Path) -> None:
 
 def test_hosts_go_with_their_owner() -> None:
     """Even where it is killed; the fixture looks for what is left."""
-    program = "import time; from dls.hosts import Hosts; h = Hosts(2).__enter__(); print('up', flush=True); time.sleep(100)"
+    program = "import time; from dls.tools.hosts import Hosts; h = Hosts(2).__enter__(); print('up', flush=True); time.sleep(100)"
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         command = [sys.executable, "-c", program]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint
-from dls.hosts import mpirun
+from dls.record import checkpoint
+from dls.tools.hosts import mpirun
 from tests.conftest import lines
 from tests.launch import OPEN_MPI, ROOT, finish, launch, start, wait_until
 

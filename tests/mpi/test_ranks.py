@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dls import checkpoint, trace
-from dls.batches import Batches, Position
-from dls.data import load
 from dls.inspect import series
+from dls.record import checkpoint, trace
+from dls.tasks.batches import Batches, Position
+from dls.tasks.data import load
 from reference import ranks
 from tests.conftest import lines
 from tests.launch import launch, outcomes, train_all

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import trace
+from dls.record import trace
 from tests.conftest import lines
 from tests.launch import finish, launch, start, train_all, wait_until
 from tests.mpi.test_bits import loaded

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint, trace
+from dls.record import checkpoint, trace
 from tests.conftest import lines
 from tests.launch import finish, launch, start, train_all
 from tests.mpi.test_bits import loaded

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import trace
+from dls.record import trace
 from reference import methods
 from tests.conftest import lines
 from tests.launch import launch
@@ -18,7 +18,8 @@ SPOILT = """
 import shlex, sys
 import numpy as np
 from mpi4py import MPI
-from dls import batches, models, train, worker
+from dls import train, worker
+from dls.tasks import batches, models
 step, batch, backward = worker.Worker.step, batches.Batches.batch, models.Model.backward
 now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
 def counted(self, batches, number, *rest, **named):
@@ -110,7 +111,8 @@ def test_without_it_the_run_stops(tmp_path: Path) -> None:
 
 LARGE = """
 import shlex, sys
-from dls import models, train
+from dls import train
+from dls.tasks import models
 backward = models.Model.backward
 def large(self, dlogits, on_gradient):
     def enlarge(layer):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls import checkpoint, config, data, models, trace
-from dls.batches import Batches
+from dls.program import config
+from dls.record import checkpoint, trace
+from dls.tasks import data, models
+from dls.tasks.batches import Batches
 from reference import adjustment, cluster, methods, nn
 from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
@@ -131,7 +133,7 @@ def test_the_thread_count_reaches_blas(tmp_path: Path) -> None:
     program.write_text(
         "import sys\n"
         "from threadpoolctl import threadpool_info\n"
-        "from dls import config, startup\n"
+        "from dls.program import config, startup\n"
         "from dls.comm import Comm\n"
         "command = config.parse_command_line(['--threads', '1', '--steps', '1', '--out', 'run'])\n"
         "startup.prepare(command, Comm())\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dls import trace, traffic
+from dls import traffic
+from dls.record import trace
 from tests.launch import launch
 
 SETTINGS = "--mlp-widths 24,12 --batch-size 4 --steps 2 --threads 1 --backend numpy"

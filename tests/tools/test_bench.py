@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dls import backends, reports
+from dls import backends
 from dls.bench import __main__ as bench
 from dls.bench import selection
 from dls.bench.selection import Selector, workloads
+from dls.tools import reports
 from gpu import device
 from reference import ops
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dls import reports
 from dls.bench import __main__ as bench
+from dls.tools import reports
 from tests import card, system
 from tests.launch import ROOT
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import config, hints
-from dls.config import Config, UsageError
+from dls.cli import UsageError
+from dls.program import aliases, config
+from dls.program.config import Config
 from tests.launch import ROOT
 
 
@@ -109,8 +110,8 @@ def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:
 
 
 def test_every_alias_means_a_setting_and_is_none() -> None:
-    assert set(hints.ALIASES.values()) <= config.FIELDS.keys()
-    assert not (hints.ALIASES | hints.ELSEWHERE).keys() & config.FIELDS.keys()
+    assert set(aliases.ALIASES.values()) <= config.FIELDS.keys()
+    assert not (aliases.ALIASES | aliases.ELSEWHERE).keys() & config.FIELDS.keys()
 
 
 @pytest.mark.parametrize("text", ["[dls]\nsteps = 1", "[[runs]]\nsteps = 1", "lr.value = 1", "[method]\nname = 'dls'"])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import cores
-from dls.cores import Grant
+from dls.program import cores
+from dls.program.cores import Grant
 
 
 def granted(*masks: Sequence[int], **quotas: str) -> list[int]:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dls import batches, data, image_files
-from dls.batches import Batches
-from dls.data import Dataset
-from dls.image_files import IDX_FILES
-from dls.images import DataError
+from dls.tasks import batches, data, image_files
+from dls.tasks.batches import Batches
+from dls.tasks.data import Dataset
+from dls.tasks.image_files import IDX_FILES
+from dls.tasks.images import DataError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES
 RNG = np.random.default_rng(0)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dls import drawing
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, panels, pictures, points, runs, series
+from dls.tools import drawing
 from tests.tools.test_inspect import CONFIG, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")

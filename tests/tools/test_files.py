@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dls import checkpoint, files, heartbeat, lock
 from dls.inspect import __main__ as inspect
+from dls.program import heartbeat, lock
+from dls.record import checkpoint, files
 from dls.study import __main__ as study
 from dls.theory import __main__ as theory
 from tests.launch import ROOT
@@ -60,7 +61,7 @@ def test_a_file_too(name: str, words: str, place: Path) -> None:
 
 UNPRIVILEGED = """
 import pathlib, sys
-from dls import files
+from dls.record import files
 for place in map(pathlib.Path, sys.argv[1:]):
     try:
         files.check_folder(place)

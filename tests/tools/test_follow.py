@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dls import trace
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
-from dls.lock import Lock
+from dls.program.lock import Lock
+from dls.record import trace
 from tests.launch import ROOT, finish, start, wait_until
 from tests.tools.test_inspect import header, rows, write
 
@@ -70,7 +70,8 @@ def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.Capt
 
 def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\nfrom dls import lock, trace\n"
+        "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\n"
+        "from dls.program import lock\nfrom dls.record import trace\n"
         "own = lock.Lock(); own.take(pathlib.Path(sys.argv[1]).parent)\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"

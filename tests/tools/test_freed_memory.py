@@ -10,7 +10,7 @@ from tests.launch import ROOT
 STEPS = """
 import resource
 import numpy as np
-from dls import memory
+from dls.program import memory
 
 def faults_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

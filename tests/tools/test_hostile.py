@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls import checkpoint, config, files
-from dls.batches import Position
+from dls.cli import UsageError
 from dls.comm import Comm
-from dls.config import UsageError
+from dls.program import config
+from dls.record import checkpoint, files
+from dls.tasks.batches import Position
 from tests.launch import ROOT
 from tests.strategies import QUICK
 
@@ -171,7 +172,7 @@ def test_arrays_made_to_harm_are_refused(case: str, saved: Path) -> None:
 
 FLIPS = """
 import json, pathlib, sys
-from dls import trace
+from dls.record import trace
 path = pathlib.Path(sys.argv[1])
 content = path.read_bytes()
 for changes in json.load(sys.stdin):

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dls import config, data, idle, models, sparsifiers
-from dls.config import FIELDS
+from dls import sparsifiers
+from dls.program import config, idle
+from dls.program.config import FIELDS
+from dls.tasks import data, models
 
 OWNED = {owner: {name for name in FIELDS if FIELDS[name].metadata["of"] == owner} for owner in ("method", "model", "dataset")}
 

@@ -12,11 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import trace
 from dls.inspect import __main__ as inspect
 from dls.inspect.groups import labels
 from dls.inspect.series import load
 from dls.inspect.summary import Summary, smooth, summarise, to_json
+from dls.record import trace
 from tests.launch import Finished, launch
 
 CONFIG = """

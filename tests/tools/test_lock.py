@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from dls import lock, startup, trace
-from dls.config import Config, UsageError
+from dls.cli import UsageError
 from dls.inspect import __main__ as inspect
-from dls.lock import InUse, Lock, State
+from dls.program import lock, startup
+from dls.program.config import Config
+from dls.program.lock import InUse, Lock, State
+from dls.record import trace
 from tests.launch import ROOT
 from tests.tools.test_trace import header, rows
 
@@ -127,7 +129,7 @@ def test_who_may_not_read_the_lock_cannot_tell(tmp_path: Path, monkeypatch: pyte
 
 HOLDER = """
 import os, pathlib, subprocess, sys, time
-from dls.lock import Lock
+from dls.program.lock import Lock
 own = Lock()
 own.take(pathlib.Path(sys.argv[1]))
 children = [subprocess.Popen(["sleep", "60"], close_fds=False).pid, os.posix_spawnp("sleep", ["sleep", "60"], os.environ)]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dls import output, trace
 from dls.bench.__main__ import main as bench
 from dls.inspect.__main__ import main as inspect
+from dls.program import output
+from dls.record import trace
 from dls.theory.__main__ import main as theory
 from tests.tools.test_inspect import header
 

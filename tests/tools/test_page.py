@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import timeline, trace
+from dls import timeline
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, page, pictures, series, summary
+from dls.record import trace
 from tests.tools.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from dls import data, guessing, invocation
 from dls.backends import Backend
-from dls.pace import RECENT, Pace
-from dls.progress import Reporter
+from dls.program import guessing, invocation
+from dls.program.pace import RECENT, Pace
+from dls.program.progress import Reporter
+from dls.tasks import data
 from tests.launch import OPEN_MPI, ROOT, start, wait_until
 
 FAR = 100.0

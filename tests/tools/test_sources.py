@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dls import sources
+from dls.program import sources
 from tests.checkout import commit_all, write
 
 SOURCES = {
     "dls/__init__.py": "",
     "dls/train.py": "from dls import worker\n",
-    "dls/worker.py": "def f():\n    import dls.step\n",
+    "dls/worker.py": "def f():\n    import dls.step\n    from dls.kit.small.tool import g\n",
+    "dls/kit/__init__.py": "",
+    "dls/kit/small/__init__.py": "",
+    "dls/kit/small/tool.py": "",
+    "dls/kit/small/other.py": "",
     "dls/step/__init__.py": "",
     "dls/step/part.py": "",
     "dls/step/other.py": "",
@@ -23,12 +27,23 @@ SOURCES = {
     "dls/sparsifiers/my_own.py": "from dls.step import part\n",
     "dls/sparsifiers/_base.py": "",
     "dls/inspect/page.py": "",
-    "dls/assets/digits.npz": "",
+    "dls/tasks/assets/digits.npz": "",
     "reference/ops.py": "",
     "gpu/kernels.cu": "",
 }
-"""A training that imports a worker, which imports a package; two methods, and a tool beside them."""
-READ = ("dls/train.py", "dls/worker.py", "dls/step/__init__.py", "dls/assets/digits.npz", "reference/ops.py", "gpu/kernels.cu")
+"""A training that imports a worker, which imports a package, and a module of another; two methods, and
+a tool beside them."""
+READ = (
+    "dls/train.py",
+    "dls/worker.py",
+    "dls/step/__init__.py",
+    "dls/kit/__init__.py",
+    "dls/kit/small/__init__.py",
+    "dls/kit/small/tool.py",
+    "dls/tasks/assets/digits.npz",
+    "reference/ops.py",
+    "gpu/kernels.cu",
+)
 
 
 @pytest.fixture
@@ -53,6 +68,7 @@ def checkout(root: Path) -> Path:
         ("dls/sparsifiers/my_own.py", {"my-own"}),
         ("dls/step/part.py", {"my-own"}),
         ("dls/step/other.py", set()),
+        ("dls/kit/small/other.py", set()),
         ("dls/inspect/page.py", set()),
     ],
 )

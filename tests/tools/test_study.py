@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import sources
-from dls.config import UsageError
-from dls.sources import State
+from dls.cli import UsageError
+from dls.program import sources
+from dls.program.sources import State
 from dls.study import __main__ as study
 from dls.study import experiments, findings, processes, provenance, results
 from dls.study import report as study_report

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dls import data, models
-from dls.batches import Batches
-from dls.config import UsageError
+from dls.cli import UsageError
+from dls.tasks import data, models
+from dls.tasks.batches import Batches
 from dls.theory import __main__ as theory
 from dls.theory import networks, properties
 from dls.theory import report as theory_report

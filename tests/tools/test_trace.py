@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import trace
 from dls.inspect import __main__ as inspect
-from dls.lock import Lock, State
+from dls.program.lock import Lock, State
+from dls.record import trace
 from tests.launch import ROOT
 
 RANKS, LAYERS = 2, 3
@@ -88,7 +88,7 @@ def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path)
 
 def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls import trace\n"
+        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls.record import trace\n"
         "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
@@ -105,7 +105,8 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
 KILLED = """
 import itertools, pathlib, sys
 from tests.tools.test_trace import header, rows
-from dls import lock, trace
+from dls.program import lock
+from dls.record import trace
 path, own = pathlib.Path(sys.argv[1]), lock.Lock()
 own.take(path.parent)
 writer = trace.Writer(path, header())

@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import trace, traffic
+from dls import traffic
 from dls.inspect import __main__ as inspect
 from dls.inspect.series import load
 from dls.inspect.summary import summarise
+from dls.record import trace
 from reference import methods, wire
 from tests.launch import ROOT
 from tests.tools.test_inspect import rows, write

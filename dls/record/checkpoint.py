@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 from numpy.typing import NDArray
 
-from dls import files, hdf5
-from dls.batches import Position
+from dls.record import files, hdf5
+from dls.tasks.batches import Position
 
 if TYPE_CHECKING:
     from dls.comm import Comm
@@ -41,7 +41,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A complete checkpoint, or one about to be written, which has no hashes yet.
 
-    data: the checksum of its run's data, environment: on what it was made (`dls.environment`); older checkpoints lack them.
+    data: the checksum of its run's data; environment: on what it was made
+    (`dls.program.environment`); older checkpoints lack them.
     """
 
     folder: Path

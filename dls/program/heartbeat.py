@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dls import files
 from dls.comm import Comm
+from dls.record import files
 
 INTERVAL = 1.0
 """Seconds between two heartbeats, at least."""

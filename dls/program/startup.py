@@ -14,34 +14,23 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from dls import (
-    backends,
-    checkpoint,
-    config,
-    cores,
-    data,
-    environment,
-    files,
-    idle,
-    lock,
-    memory,
-    models,
-    sources,
-    sparsifiers,
-    trace,
-)
+from dls import backends, sparsifiers
 from dls.backends import Backend
-from dls.batches import Batches
-from dls.checkpoint import Checkpoint
+from dls.cli import UsageError
 from dls.comm import Comm
-from dls.config import CommandLine, Config, UsageError
-from dls.data import Dataset
-from dls.images import DataError
-from dls.lock import Lock
-from dls.models import Model
 from dls.optim import Sgd
-from dls.signals import StopRequest
+from dls.program import config, cores, environment, idle, lock, memory, sources
+from dls.program.config import CommandLine, Config
+from dls.program.lock import Lock
+from dls.program.signals import StopRequest
+from dls.record import checkpoint, files, trace
+from dls.record.checkpoint import Checkpoint
 from dls.sparsifiers import Setup, Sparsifier
+from dls.tasks import data, models
+from dls.tasks.batches import Batches
+from dls.tasks.data import Dataset
+from dls.tasks.images import DataError
+from dls.tasks.models import Model
 from reference import ranks
 from reference.ranks import State
 
@@ -56,8 +45,9 @@ LAST_BREATH = 0.5
 class Run:
     """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`.
 
-    data: the data's checksum; environment: on what the ranks compute (`dls.environment`); notes: lines that the user should
-    read before it begins; lock: on rank 0 its folder's, until the run is over.
+    data: the data's checksum; environment: on what the ranks compute (`dls.program.environment`);
+    notes: lines that the user should read before it begins; lock: on rank 0 its folder's, until the
+    run is over.
     """
 
     config: Config

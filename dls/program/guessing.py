@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dls.data import Dataset
+from dls.tasks.data import Dataset
 
 NOISE = 2.0
 """Standard deviations by which chance alone may lift the accuracy of a guess."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.comm import Comm, Pending
-from dls.signals import StopRequest
+from dls.program.signals import StopRequest
 
 
 class DivergenceError(RuntimeError):

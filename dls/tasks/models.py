@@ -1,6 +1,6 @@
 """Models: small networks over one flat buffer of parameters and one of gradients.
 
-A model is a tuple of modules (`dls.modules`), which see its buffers as reshaped views, so that whoever
+A model is a tuple of modules (`dls.tasks.modules`), which see its buffers as reshaped views, so that whoever
 writes the flat buffer changes the model.
 
 To add a model, write one function below that appends modules to a `Builder`, under `@register`.
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dls import hints, modules
-from dls.modules import (
+from dls.cli import near
+from dls.tasks import modules
+from dls.tasks.modules import (
     Array,
     BatchNorm,
     Conv2d,
@@ -326,7 +327,7 @@ def build(
     Raises ValueError for an unknown name and for images that no model could take.
     """
     if name not in _ARCHITECTURES:
-        hint = hints.near(name, names())
+        hint = near(name, names())
         raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}{hint}")
     if min(input_shape) < 1 or classes < 1:
         raise ValueError(f"a model needs images and classes, not {input_shape} and {classes}")

@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.data import AUGMENT, ORDER, Dataset, generator
-from dls.images import DataError, ImagesF32, ImagesU8, Labels
+from dls.tasks.data import AUGMENT, ORDER, Dataset, generator
+from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels
 
 
 def steps_per_epoch(n_train: int, global_batch: int) -> int:

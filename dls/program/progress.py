@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dls import invocation, launcher, traffic
-from dls.pace import Pace
+from dls import traffic
+from dls.program import invocation, launcher
+from dls.program.pace import Pace
 
 LINE_INTERVAL = 10.0
 """Seconds without a line after which the next step prints one."""

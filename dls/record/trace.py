@@ -18,8 +18,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import environment, files, hdf5, lock, timeline
-from dls.lock import Lock, State
+from dls import timeline
+from dls.program import environment, lock
+from dls.program.lock import Lock, State
+from dls.record import files, hdf5
 
 if TYPE_CHECKING:
     from dls.comm import Comm
@@ -101,7 +103,7 @@ class Writer:
     """Appends recorded steps and evaluations; what was flushed survives a killed process.
 
     OSError where the file cannot be written; then it is closed, and holds what was flushed before. Whoever writes has the
-    folder's lock (`dls.lock`): HDF5's own, which some file systems do not have, is not asked for.
+    folder's lock (`dls.program.lock`): HDF5's own, which some file systems do not have, is not asked for.
     """
 
     def __init__(self, path: Path, header: Header) -> None:

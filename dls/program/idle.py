@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dls import data, models, sparsifiers
-from dls.config import FIELDS, Config, flag, show_value
+from dls import sparsifiers
+from dls.program.config import FIELDS, Config, flag, show_value
+from dls.tasks import data, models
 
 
 def remark(given: Mapping[str, Any], config: Config) -> str | None:

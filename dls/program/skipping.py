@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dls.backends import Backend
 from dls.comm import Comm, Pending
-from dls.models import Model
 from dls.sparsifiers import Sparsifier
+from dls.tasks.models import Model
 
 
 class Skipping:

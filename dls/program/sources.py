@@ -25,8 +25,8 @@ import dls
 
 ROOT = Path(dls.__file__).parent.parent
 PACKAGES = ("dls", "reference", "gpu")
-BY_NAME = ("reference", "gpu", "dls/assets")
-"""What training loads by name, or reads: all of it counts."""
+BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
+"""What training loads by name, or reads: all of it counts. The last is where older commits have the digits."""
 DIGITS = 12
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """A trace is anybody's file, and git takes a word that begins with - for an option."""
@@ -143,10 +143,12 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
     found: set[str] = set()
     waiting = {"", "train", f"sparsifiers.{method.replace('-', '_')}"}
     while waiting:
-        place = "/".join(["dls", *filter(None, waiting.pop().split("."))])
+        name = waiting.pop()
+        place = "/".join(["dls", *filter(None, name.split("."))])
         for path in (f"{place}.py", f"{place}/__init__.py"):
             if path not in found and (root / path).exists():
                 found.add(path)
+                waiting.add(name.rpartition(".")[0])  # the package that it is in is imported with it
                 waiting.update(_imported((root / path).read_bytes()))
     return sorted(found.union(BY_NAME))
 

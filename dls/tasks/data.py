@@ -1,6 +1,6 @@
 """Data sets: images in memory, by name.
 
-Images stay uint8, [N, C, H, W]; a batch becomes float32 when it is drawn (`dls.batches`). All
+Images stay uint8, [N, C, H, W]; a batch becomes float32 when it is drawn (`dls.tasks.batches`). All
 randomness is a pure function of (seed, purpose, epoch, index), so a checkpoint has no random state
 to keep.
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import hints
-from dls.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
-from dls.images import DataError, ImagesF32, ImagesU8, Labels, Split
+from dls.cli import near
+from dls.tasks.image_files import IDX_FILES, cifar_folder, join, read_cifar, read_idx_folder
+from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
 ASSETS_DIR = Path(__file__).parent / "assets"
 DIGITS_SHA256 = "dcc8ca6619875703dbbfe9df02a9bcb04c8ea81247b27c64d917ab7421b1e6c6"
@@ -137,7 +137,7 @@ def load(
     Raises DataError for an unknown name and for missing or broken files.
     """
     if name not in _LOADERS:
-        hint = hints.near(name, names())
+        hint = near(name, names())
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(names())}{hint}")
     request = Request(data_dir, synthetic_shape, synthetic_classes, synthetic_size, seed)
     return _LOADERS[name](request)

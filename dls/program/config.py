@@ -11,25 +11,23 @@ import math
 import os
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import tomli_w
 
-import dls
-from dls import backends, data, hints, launcher, models, sparsifiers
+from dls import backends, sparsifiers
+from dls.cli import Parser, UsageError, near
+from dls.program import aliases
+from dls.tasks import data, models
 from reference.methods import Source
 from reference.wire import VALUE_BYTES
 
 ShapeOrWidths = tuple[int, ...]
 Steps = int | Literal["optimal"]
-
-
-class UsageError(ValueError):
-    """Bad usage or configuration: one clear line for the user, exit status 2."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def _setting(
     """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries.
 
     of: "method", "model" or "dataset", where it is these that read the setting or not, and say so;
-    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.idle`).
+    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.program.idle`).
     """
     limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
     return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
@@ -247,7 +245,7 @@ def _check(name: str, value: Any) -> None:
     allowed: Range | None = FIELDS[name].metadata["allowed"]
     choices = FIELDS[name].metadata["choices"]
     if choices is not None and value not in choices():
-        hint = hints.near(str(value), choices())
+        hint = near(str(value), choices())
         raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}{hint}")
     if allowed is None or value == "optimal":
         return
@@ -285,7 +283,7 @@ def _check_key(key: str, value: Any, source: str) -> None:
     if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
         raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
     if key not in FIELDS:
-        hint = hints.near(key.replace("-", "_"), FIELDS, hints.ALIASES | hints.ELSEWHERE)
+        hint = near(key.replace("-", "_"), FIELDS, aliases.ALIASES | aliases.ELSEWHERE)
         raise UsageError(f"{source}: there is no setting '{key}'{hint}")
 
 
@@ -328,55 +326,11 @@ class CommandLine:
     file: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line that takes no abbreviations, knows --version, and whose errors are UsageError.
-
-    aliases: what people type for the name of an option, and what they mean, in words.
-    """
-
-    def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-        self._aliases = aliases or {}
-        self.add_argument("--version", action="version", version=f"dls {dls.__version__}", help="show the version")
-
-    def parse_args(  # type: ignore[override]  # the other signatures are of no use here
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """The options. UsageError for one that there is not, with the nearest that there is."""
-        found, odd = self.parse_known_args(args, namespace)
-        if odd:
-            self.error(f"unrecognized arguments: {' '.join(odd)}" + self._hint(odd))
-        return found
-
-    def _hint(self, odd: Sequence[str]) -> str:
-        known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
-        flags = [text.lstrip("-").partition("=")[0] for text in odd if text.startswith("-") or "=" in text]
-        found = (hints.near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
-        return next(filter(None, found), "")
-
-    def _names(self) -> Iterator[str]:
-        """The options of this command line and of the commands below it."""
-        for action in self._actions:
-            yield from action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for below in action.choices.values():
-                    yield from below._names()
-
-    def error(self, message: str) -> NoReturn:
-        """UsageError, in place of an end of the process."""
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version, from one rank of those that a launcher started."""
-        if launcher.rank(os.environ) == 0:
-            super()._print_message(message, file)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    aliases = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in hints.ALIASES.items()}
-    aliases |= {name.replace("_", "-"): words for name, words in hints.ELSEWHERE.items()}
-    parser = Parser(aliases, prog="python -m dls.train", description="Train a model on MPI ranks.")
+    meant_by = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in aliases.ALIASES.items()}
+    meant_by |= {name.replace("_", "-"): words for name, words in aliases.ELSEWHERE.items()}
+    parser = Parser(meant_by, prog="python -m dls.train", description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(
         "--resume",

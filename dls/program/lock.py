@@ -15,7 +15,7 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-from dls import files
+from dls.record import files
 
 NAME = "lock"
 PATIENCE, PAUSE = 2.0, 0.05

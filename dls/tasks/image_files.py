@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import files
-from dls.images import DataError, Split
+from dls.record import files
+from dls.tasks.images import DataError, Split
 
 SYSTEM_DIR = Path("/usr/share/datasets")  # where Debian's dataset-* packages put their files
 MAX_BYTES = 2**32  # no IDX file is unpacked beyond this

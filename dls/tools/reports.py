@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 import dls
-from dls import backends, files, sources
+from dls import backends
+from dls.program import sources
+from dls.record import files
 
 PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "torch")
 """Those on which a time may depend."""
