@@ -1,7 +1,7 @@
 """`python -m dls.train`: data-parallel training with sparsified gradients.
 
-The algorithm is three calls away: `train` below takes the steps, `Worker.step` is one of them, and the method's `select` and
-`adjust`, in `dls/sparsifiers/`, are what it is about.
+A step is three calls, in `_step`: differentiate, exchange, update. What a method makes of a gradient is its `exchange`, in
+`dls/exchange/methods/`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import numpy as np
 import dls
 from dls import traffic
 from dls.cli import UsageError
-from dls.comm import Comm, ExchangeError, MissingMPI, RankLost
+from dls.comm import local
+from dls.comm.base import Comm
+from dls.comm.errors import ExchangeError, MissingMPI, RankLost
 from dls.optim import learning_rate
-from dls.program import config, guessing, launcher, output, sources, startup
+from dls.program import config, guessing, launcher, output, plugins, sources, startup
 from dls.program.config import CommandLine
 from dls.program.consensus import Consensus, DivergenceError
 from dls.program.heartbeat import Heartbeat, last_words
@@ -37,7 +39,6 @@ from dls.record import checkpoint, trace
 from dls.record.checkpoint import CheckpointError
 from dls.record.files import described, one_line
 from dls.record.trace import Recorder, TraceError
-from dls.worker import Worker
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
 
@@ -62,12 +63,26 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         opened.enter_context(output.unheard(OSError))
         request = request or opened.enter_context(StopRequest())
         try:
-            comm = _join(config.timeout_of(argv))
+            plugins.load(argv)
+            timeout, workers = config.before_ranks_meet(argv)
+            if workers:
+                return _main_of_workers(argv, workers, request)
+            comm = _join(timeout)
         except SystemExit:  # --help or --version
             return 0
         except (MissingMPI, UsageError) as error:
             return _refuse(error, 0 if launcher.speaks(os.environ) else 1)
         return _main(argv, comm, request)
+
+
+def _main_of_workers(argv: list[str], workers: int, request: StopRequest) -> int:
+    """`_main` on so many workers in this process. UsageError where a launcher has started several."""
+    if launcher.several(os.environ):
+        raise UsageError("--workers trains with several workers in one process; start it without mpirun, or leave it out")
+    try:
+        return local.run(workers, lambda comm: _main(argv, comm, request))[0]
+    except local.Ended as ended:
+        return ended.status
 
 
 def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
@@ -100,8 +115,10 @@ def _join(timeout: float) -> Comm:
 
     UsageError where the launcher has started more ranks than there are in it.
     """
+    from dls.comm.world import World  # here, as it loads MPI, which workers do without
+
     try:
-        comm = Comm(timeout)
+        comm = World(timeout)
     except RankLost as error:
         print(f"dls.train: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # the library's own end would wait
@@ -127,27 +144,26 @@ def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
 def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened: ExitStack) -> int:
     """Take the steps that are left; record, evaluate, write checkpoints on the way. Returns the exit status."""
     step = run.first
-    consensus = Consensus(comm, request, lambda: startup.weights_hash(run), run.config.check_every)
+    consensus = Consensus(comm, request, run.states.hash, run.config.check_every)
     before = comm.from_rank_0(lambda: last_words(run.out))
     heartbeat = Heartbeat(run.out, comm, run.first)
     opened.callback(heartbeat.leave)
-    worker = Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config)
     recorder = Recorder(comm, _open_trace(run, comm))
     opened.callback(recorder.leave)
-    for line in (*run.notes, *before, *_opening(run, comm), *_warnings(worker)):
+    for line in (*run.notes, *before, *_opening(run, comm), *_warnings(run, comm)):
         reporter.say(line)
     for step in range(run.first + 1, run.total + 1):
         reporter.at = step
         consensus.speak(step - 1)
-        _step(run, worker, recorder, reporter, step)
+        _step(run, recorder, reporter, step)
         stop = consensus.hear()
         heartbeat.beat(step)
         if step == run.total or _evaluation_due(run, step):
-            _evaluate(run, worker, recorder, reporter, step)
+            _evaluate(run, comm, recorder, reporter, step)
         if stop or step == run.total or _due(step, run.config.checkpoint_every):
             consensus.confirm(step)
             recorder.flush()
-            _checkpoint(run, worker, reporter, comm, step)
+            _checkpoint(run, reporter, comm, step)
         if stop:
             break
     recorder.close()
@@ -157,7 +173,7 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     if step < run.total:
         reporter.stopped(step, run.out, comm.size)
         return os.EX_TEMPFAIL
-    reporter.done(run.out, traffic.ring_bytes(run.model.parameters.size, comm.size))
+    reporter.done(run.out, traffic.ring_bytes(run.task.model.parameters.size, comm.size))
     return 0
 
 
@@ -175,18 +191,26 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
             sys.exit(_fail(error, "after the loss of a rank", run.out, comm))
 
 
-def _step(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
+def _step(run: Run, recorder: Recorder, reporter: Reporter, step: int) -> None:
     """Training step number `step`, from its mini-batch to its row in the trace."""
-    lr = learning_rate(run.config, step - 1, run.total)
-    record = _due(step, run.config.trace_every)
-    result = worker.step(run.batches, step, lr, record, diagnose=_due(step, run.config.diagnose_every))
+    lr, record = learning_rate(run.config, step - 1, run.total), _due(step, run.config.trace_every)
+    task, exchanger, clock = run.task, run.exchanger, run.exchanger.clock
+    clock.restart(timeline_of=len(exchanger.layout) if _due(step, run.config.diagnose_every) else 0)
+    loss = task.differentiate(run.batches, step - 1, exchanger)
+    for span in exchanger.arrivals():
+        with clock.phase("update"):
+            run.optimizer.apply(span, exchanger.update[span], lr)
+    row = exchanger.end(record)
+    if row.met_by:
+        task.undo()
+        reporter.skipped(step, row.met_by)
+    else:
+        row.loss = loss
     if record:
-        recorder.step(step, run.batches.place(step - 1)[0], lr, result)
-    if result.diagnosis:
-        recorder.diagnosis(step, result.diagnosis)
-    if result.met_by:
-        reporter.skipped(step, result.met_by)
-    reporter.step(step, result.loss, result.payload_bytes, result.received_bytes)
+        recorder.step(step, run.batches.place(step - 1)[0], lr, row)
+    if row.diagnosis:
+        recorder.diagnosis(step, row.diagnosis)
+    reporter.step(step, row.loss, row.payload_bytes, row.received_bytes)
 
 
 def _due(step: int, every: int) -> bool:
@@ -198,25 +222,18 @@ def _evaluation_due(run: Run, step: int) -> bool:
     return _due(step, run.config.eval_every) if run.config.eval_every else run.batches.place(step)[1] == 0
 
 
-def _evaluate(run: Run, worker: Worker, recorder: Recorder, reporter: Reporter, step: int) -> None:
-    loss, accuracy = worker.evaluate(run.dataset)
+def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, step: int) -> None:
+    loss, accuracy = run.task.evaluate(run.dataset, comm)
     recorder.evaluation(step, loss, accuracy)
-    warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.sparsifier.density < 1)
+    warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.exchanger.method.density < 1)
     reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
 
 
-def _checkpoint(run: Run, worker: Worker, reporter: Reporter, comm: Comm, step: int) -> None:
-    to_host = run.backend.ops.to_host
-    if not run.backend.ops.all_finite(run.model.parameters):
+def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
+    if not run.backend.ops.all_finite(run.task.model.parameters):
         raise NonFiniteError("the weights are not finite; no checkpoint is written")
-    shared = {
-        "weights": to_host(run.model.parameters),
-        "momentum": to_host(run.optimizer.momentum),
-        "mean_statistics": worker.mean_statistics(),
-    }
-    own = run.sparsifier.state() | {"statistics": to_host(run.model.statistics)}
-    own |= {"weights_sha256": np.frombuffer(startup.weights_hash(run), dtype=np.uint8)}
-    layers = tuple((layer.name, layer.size) for layer in run.model.layers)
+    shared, own = (run.states.save(shared) for shared in (True, False))
+    layers = tuple((layer.name, layer.size) for layer in run.task.model.layers)
     position, folder = run.batches.position(step), checkpoint.place(run.out, step)
     settings = run.config.to_toml()
     about = checkpoint.Checkpoint(folder, comm.size, position, settings, layers, run.data, run.environment)
@@ -226,7 +243,7 @@ def _checkpoint(run: Run, worker: Worker, reporter: Reporter, comm: Comm, step: 
 
 def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
     """Rank 0's writer."""
-    layers = {name: [getattr(layer, name) for layer in run.model.layers] for name in ("name", *trace.LAYER_FIELDS)}
+    layers = {name: [getattr(layer, name) for layer in run.task.model.layers] for name in ("name", *trace.LAYER_FIELDS)}
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
@@ -248,19 +265,19 @@ def _opening(run: Run, comm: Comm) -> Sequence[str]:
     c = run.config
     resumed = f" from step {run.first} on" if run.first else ""
     about = (
-        f"{c.method} at density {run.sparsifier.density:g}: {c.model} ({run.model.parameters.size:,} parameters) on {c.dataset}, "
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
+        f"{c.method} at density {run.exchanger.method.density:g}: {c.model} "
+        f"({run.exchanger.layout.n:,} parameters) on {c.dataset}, {comm.size} rank{'s' * (comm.size > 1)}, "
+        f"{run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
     )
     return [about] if run.backend.compiled or run.backend.notes else [about, COMPILING]
 
 
-def _warnings(worker: Worker) -> Iterator[str]:
+def _warnings(run: Run, comm: Comm) -> Iterator[str]:
     """Where the ranks are so many that sparse messages move more than the whole gradient would."""
-    ranks, values = worker.comm.size, worker.model.parameters.size
-    received, ring = worker.sparsifier.bytes_received(worker.groups.values()), traffic.ring_bytes(values, ranks)
+    received, ring = run.exchanger.method.bytes_received(), traffic.ring_bytes(run.exchanger.layout.n, comm.size)
     if received > ring:
         yield (
-            f"warning: of {ranks} ranks each receives about {traffic.readable(received)} a step, and would receive "
+            f"warning: of {comm.size} ranks each receives about {traffic.readable(received)} a step, and would receive "
             f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do: docs/cluster.md, \"Many ranks\""
         )
 
@@ -270,6 +287,8 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
 
     A rank that is alone returns the status, to whatever program it is part of.
     """
+    if isinstance(error, local.Ended):
+        raise error  # whoever has ended the run has said why
     try:
         known = isinstance(error, KNOWN)
         advice = ADVICE.get(type(error), "")

@@ -7,13 +7,14 @@ generator carries the rounds: `mail` between P ranks in this process, which is t
 Lock-step: every rank yields as many rounds, of the same kinds in the same order; a rank with nothing to send or to receive yields
 `Swap(None, None, NOTHING)`. `sizes` of a Gather is None on all ranks or on none. Answers are read-only.
 
-Conservation, with v_p what rank p holds before: Σ_p scatter(taken_p) − Σ_p scatter(returned_p) = scatter(update), exactly but for the
-order in which float32 sums are rounded. What is not taken stays where it is.
+Conservation: Σ_p scatter(taken_p) − Σ_p scatter(returned_p) = scatter(update), exactly but for the order in which float32 sums
+are rounded. What is not taken stays where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -67,14 +68,16 @@ class Net(NamedTuple):
     size: int
 
 
-class Entries(NamedTuple):
+@dataclass(frozen=True)
+class Entries:
     """Values and where they lie, index ascending without repeats; index None: a dense vector."""
 
     index: Index | None
     values: Vector
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """What a rank has chosen of n values: index (k), values (k) as they arrive in `value_dtype`.
 
     counts (P): how many entries each rank has chosen, where all ranks know it.
@@ -124,7 +127,8 @@ def allgather(
     else:
         sizes = [wire.payload_size(chosen.n, k, chosen.value_dtype) for k in chosen.counts]
         received = yield Gather(wire.encode(chosen.index, chosen.values, chosen.n, chosen.value_dtype), sizes)
-        update = [_decoded(payload, chosen, k, rank, wire) for rank, (payload, k) in enumerate(zip(received, chosen.counts))]
+        ranks = enumerate(zip(received, chosen.counts, strict=True))
+        update = [_decoded(payload, chosen, k, rank, wire) for rank, (payload, k) in ranks]
     return Exchanged(update, [Entries(chosen.index, chosen.values)])
 
 
@@ -173,6 +177,8 @@ def gtopk(
 
 COLLECTIVES: dict[str, Collective] = {"allgather": allgather, "gtopk": gtopk}
 """By the names that `--collective` takes."""
+BY_BUCKET = frozenset({"gtopk"})
+"""Those that choose inside a bucket: what they give depends on how the gradient is cut into buckets."""
 
 
 class _Merge:
@@ -185,8 +191,8 @@ class _Merge:
 
     def message(self) -> Bytes:
         """What this rank holds."""
-        index, values = self.entries
-        return pack(self.chosen._replace(index=index, values=values), self.wire)
+        assert self.entries.index is not None
+        return pack(replace(self.chosen, index=self.entries.index, values=self.entries.values), self.wire)
 
     def take_over(self, payload: Bytes) -> None:
         """Hold what another rank holds."""
@@ -318,12 +324,16 @@ def deliver(asked: Sequence[Round]) -> list[Any]:
         return _gathered(asked)  # type: ignore[arg-type]  # all are of one kind
     if isinstance(asked[0], Swap):
         return _swapped(asked)  # type: ignore[arg-type]
-    if len({each.values.shape for each in asked}) > 1:  # type: ignore[union-attr]
-        raise LockStepError(f"ranks sum vectors of different shapes: {[each.values.shape for each in asked]}")  # type: ignore[union-attr]
-    total = numpy_ops.zeros(asked[0].values.size)  # type: ignore[union-attr]
-    for each in asked:
-        total += each.values  # type: ignore[union-attr]
-    return [_read_only(total)] * len(asked)
+    return _summed([each.values for each in asked])  # type: ignore[union-attr]
+
+
+def _summed(values: Sequence[Vector]) -> list[Any]:
+    if len({each.shape for each in values}) > 1:
+        raise LockStepError(f"ranks sum vectors of different shapes: {[each.shape for each in values]}")
+    total = numpy_ops.zeros(values[0].size)
+    for each in values:
+        total += each
+    return [_read_only(total)] * len(values)
 
 
 def _gathered(asked: Sequence[Gather]) -> list[Any]:

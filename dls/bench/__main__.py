@@ -16,6 +16,7 @@ from dls import backends
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.cli import Parser, UsageError
+from dls.comm.errors import MissingMPI
 from dls.program import launcher, memory, output
 from dls.record import files
 from dls.tasks import models
@@ -24,7 +25,7 @@ from dls.tools.hosts import HostsError, bits_per_second
 from dls.tools.reports import Report
 
 if TYPE_CHECKING:
-    from dls.comm import Comm
+    from dls.comm.world import World
 
 T = TypeVar("T")
 
@@ -278,14 +279,14 @@ def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         print(f"written to {reports.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
 
 
-def _ranks(command: str) -> Comm | None:
+def _ranks(command: str) -> World | None:
     """The ranks that a command of this name measures. UsageError where there are none."""
     if not COMMANDS[command].ranks:
         return None
-    from dls.comm import Comm, MissingMPI  # here, as it loads MPI
+    from dls.comm.world import World  # here, as it loads MPI
 
     try:
-        comm = Comm()
+        comm = World()
     except MissingMPI as error:
         raise UsageError(str(error)) from None
     if words := launcher.alone(comm.size, comm.library, os.environ):

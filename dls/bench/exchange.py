@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from dls.backends import Backend
-from dls.comm import Comm
+from dls.comm.world import World
 from reference import methods
+from reference.collectives import Gather
 
 Row = dict[str, Any]
 WARM_UP = 3
 Turn = Callable[[], object]
 
 
-def measure(comm: Comm, backend: Backend, sizes: Sequence[int], densities: Sequence[float], steps: int) -> Iterator[Row]:
+def measure(comm: World, backend: Backend, sizes: Sequence[int], densities: Sequence[float], steps: int) -> Iterator[Row]:
     """Yield, on rank 0, a row per size n and density: milliseconds, bytes, received bytes per second. Every rank calls it."""
     for n in sizes:
         for density in densities:
@@ -32,14 +33,14 @@ def measure(comm: Comm, backend: Backend, sizes: Sequence[int], densities: Seque
                 yield {"values": str(n), "density": density, "ranks": comm.size} | _row(comm, backend, n, density, medians)
 
 
-def _timed(comm: Comm, turn: Turn) -> float:
+def _timed(comm: World, turn: Turn) -> float:
     comm.together(lambda: None)
     start = perf_counter()
     turn()
     return perf_counter() - start
 
 
-def _turns(comm: Comm, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
+def _turns(comm: World, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
     """What takes turns: the whole exchange, the exchange of bytes alone, and the library's two."""
     rng = np.random.default_rng(comm.rank)
     index = np.sort(rng.choice(n, k, replace=False)).astype(np.int64)
@@ -49,14 +50,11 @@ def _turns(comm: Comm, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
     dense, total = np.ones(n, dtype=np.float32), np.empty(n, dtype=np.float32)
 
     def gather() -> list[Any]:
-        pending, received = comm.allgatherv(payload, sizes, "the benchmark's messages")
-        pending.wait()
+        received: list[Any] = comm.ask(Gather(payload, sizes), "the benchmark's messages")
         return received
 
     def whole() -> None:
-        pending, received = comm.allgatherv(backend.wire.encode(index, values, n), sizes, "the benchmark's messages")
-        pending.wait()
-        for message in received:
+        for message in comm.ask(Gather(backend.wire.encode(index, values, n), sizes), "the benchmark's messages"):
             backend.ops.scatter_add(update, *backend.wire.decode(message, n, k))
 
     return {
@@ -67,7 +65,7 @@ def _turns(comm: Comm, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
     }
 
 
-def _row(comm: Comm, backend: Backend, n: int, density: float, medians: Mapping[str, float]) -> Row:
+def _row(comm: World, backend: Backend, n: int, density: float, medians: Mapping[str, float]) -> Row:
     size = backend.wire.payload_size(n, methods.budget(n, density))
     return {
         "message, kB": size / 1000,

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from dls import backends
 from dls.backends import Backend
+from dls.exchange.methods.dls import with_rest
 from dls.program import config
-from dls.sparsifiers.dls import with_rest
 from dls.tasks import models
 from reference import methods
 from reference.adjustment import Counts, Thresholds
@@ -38,7 +38,7 @@ WARM_UP = 4
 """Steps before the clock runs: compilation, first thresholds, and a residual that holds what was not sent."""
 COPIES = 20
 """Copies of a turn of a GPU's floor: a single one takes less time than waiting for it."""
-RESERVE = config.Config.dls_reserve
+RESERVE: float = config.FIELDS["dls_reserve"].default
 """DLS's reserve, as it is by default."""
 TAIL = 3
 """Degrees of freedom of the gradients' Student distribution: heavy tails, as gradients have."""

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.bench.contenders import NETWORKS, Row, settings_of
-from dls.comm import Comm
+from dls.comm.base import Comm
+from dls.exchange.clock import PHASES
 from dls.program import config, startup
 from dls.program.startup import Run
-from dls.worker import PHASES, Worker
 
 WARM_UP = 4
 """Steps before the clock counts: compilation, first thresholds, first buffers."""
@@ -33,12 +33,17 @@ class Contender:
     """A method's own replica of the network, and its steps so far."""
 
     run: Run
-    worker: Worker
 
     def turn(self, step: int) -> NDArray[np.float64]:
         """Take the training step of this number; the seconds of each phase in TIMES, then the bytes sent."""
-        result = self.worker.step(self.run.batches, step, self.run.config.lr, record=False)
-        return np.array([*(result.seconds[name] for name in TIMES), result.payload_bytes])
+        task, exchanger = self.run.task, self.run.exchanger
+        exchanger.clock.restart()
+        task.differentiate(self.run.batches, step - 1, exchanger)
+        for span in exchanger.arrivals():
+            with exchanger.clock.phase("update"):
+                self.run.optimizer.apply(span, exchanger.update[span], self.run.config.lr)
+        row = exchanger.end()
+        return np.array([*(row.seconds[name] for name in TIMES), row.payload_bytes])
 
 
 def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings: Mapping[str, Any], steps: int) -> Iterator[Row]:
@@ -54,7 +59,7 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
                 comm.together(lambda: None)  # all begin at once
                 taken[name].append(contender.turn(step))
         for contender in contenders.values():
-            contender.run.sparsifier.begin(WARM_UP + steps)  # hear what the last step announced
+            contender.run.exchanger.state()  # hear what the last step announced
         gathered = {name: comm.gather(np.array(turns[WARM_UP:])) for name, turns in taken.items()}
         measured = {name: _medians(turns) for name, turns in gathered.items() if turns is not None}
         for name, figures in measured.items():
@@ -64,8 +69,7 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
 def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
     images = {"dataset": "synthetic", "synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
     chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
-    run = startup.build(chosen, comm, startup.thread_count(comm, chosen))
-    return Contender(run, Worker(run.model, run.sparsifier, run.optimizer, run.backend, comm, run.config))
+    return Contender(startup.build(chosen, comm, startup.thread_count(comm, chosen)))
 
 
 def _medians(turns: NDArray[np.float64]) -> Row:

@@ -23,9 +23,12 @@ PROGRAM = -1
 class Pending(Protocol):
     """A round under way. posted, finished: time.perf_counter when the carrier had it, and had completed it; NaN before."""
 
-    posted: float
     finished: float
     answer: Any
+
+    @property
+    def posted(self) -> float:
+        """See above."""
 
     def done(self) -> bool:
         """Whether the answer is there. Raises what has gone wrong on the way."""
@@ -100,9 +103,7 @@ class Comm(ABC):
 
     def count(self, asked: Round, received: int) -> None:
         """Add a round's bytes to those of the step: what this rank gives away, and what comes of other ranks."""
-        if isinstance(asked, Swap):
-            self.sent_bytes += asked.payload.nbytes
-        elif isinstance(asked, Gather):
+        if isinstance(asked, Swap | Gather):
             self.sent_bytes += asked.payload.nbytes
         elif isinstance(asked, Sum | Reduce):
             self.sent_bytes += asked.values.nbytes
@@ -114,8 +115,7 @@ class Comm(ABC):
 
     def allgather(self, values: NDArray[Any], what: str) -> Waiting:
         """Begin to give every rank every rank's array, of one shape on all ranks; its answer has a leading axis P."""
-        values = np.ascontiguousarray(values)
-        payload = values.reshape(-1).view(np.uint8)
+        payload = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         pending = self.post(PROGRAM, Gather(payload, [payload.size] * self.size), what)
         return Waiting(self, pending, what, lambda parts: _stacked(parts, values))
 

@@ -79,7 +79,8 @@ class Lanes:
 
     def open(self, count: int) -> None:
         """Let there be so many. Every rank calls it."""
-        self._comm.open_lanes(count)
+        if count > len(self._queues):
+            self._comm.open_lanes(count)
         self._queues += [deque() for _ in range(count - len(self._queues))]
 
     def launch(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from dls import traffic
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError
-from reference.collectives import Gather, Reduce, Round, Sum, Swap, deliver
+from reference.collectives import Gather, Round, Swap, deliver
 
 T = TypeVar("T")
 
@@ -99,6 +99,7 @@ class Room:
     def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
         """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
         carried = Carried()
+        comm.count(asked, _expected(asked, comm))
         waiting = self._rounds[place]
         waiting[comm.rank] = asked, comm, carried
         self._idle = 0
@@ -106,21 +107,23 @@ class Room:
             del self._rounds[place]
             everyone = [waiting[rank] for rank in range(self.size)]
             for (own, whose, theirs), answer in zip(everyone, deliver([each for each, _, _ in everyone]), strict=True):
-                whose.count(own, _received(own, answer, whose))
+                whose.received_bytes += _received_now(own, answer)
                 theirs.answer, theirs.finished = answer, time.perf_counter()
         return carried
 
 
-def _received(asked: Round, answer: Any, comm: Comm) -> int:
-    """Bytes that come of other ranks."""
+def _expected(asked: Round, comm: Comm) -> int:
+    """Bytes that come of other ranks, as far as they are known when a round is posted."""
     if isinstance(asked, Gather):
-        return sum(part.nbytes for part in answer) - asked.payload.nbytes
-    if isinstance(asked, Swap):
-        return int(answer.nbytes)
-    if isinstance(asked, Sum):
-        return traffic.ring_bytes(asked.values.size, comm.size)
-    assert isinstance(asked, Reduce)
-    return traffic.ring_bytes(asked.values.size, comm.size)
+        return sum(asked.sizes) - asked.payload.nbytes if asked.sizes is not None else 0
+    return 0 if isinstance(asked, Swap) else traffic.ring_bytes(asked.values.size, comm.size)
+
+
+def _received_now(asked: Round, answer: Any) -> int:
+    """Those that are known when it is answered."""
+    if isinstance(asked, Gather):
+        return int(sum(part.nbytes for part in answer) - asked.payload.nbytes) if asked.sizes is None else 0
+    return int(answer.nbytes) if isinstance(asked, Swap) else 0
 
 
 class Local(Comm):

@@ -9,6 +9,8 @@ import mpi4py
 
 from dls.comm.errors import RankLost
 
+__all__ = ["LOSSES", "MISSING", "MPI", "losses"]
+
 mpi4py.rc(initialize=False, finalize=True)  # it is a World that starts MPI, with a limit to its waiting
 MISSING = ""
 """Why there is no library; empty where there is one."""

@@ -99,8 +99,13 @@ class World(Comm):
     def post(self, lane: int, asked: Round, what: str) -> Carried:
         """See Comm."""
         comm = self._world if lane == PROGRAM else self._lane_comms[lane]
-        carry: Callable[..., Steps] = {Gather: self._gather, Sum: self._sum, Reduce: self._reduce, Swap: self._swap}[type(asked)]
-        return Carried(carry(comm, asked, what))
+        carriers: dict[type, Callable[..., Steps]] = {
+            Gather: self._gather,
+            Sum: self._sum,
+            Reduce: self._reduce,
+            Swap: self._swap,
+        }
+        return Carried(carriers[type(asked)](comm, asked, what))
 
     def _begin(self, post: Callable[[], Sequence[MPI.Request]], what: str) -> Posted:
         posted = Posted(post, what)
@@ -111,7 +116,7 @@ class World(Comm):
         payload, sizes = asked
         if sizes is None:
             own, every = np.array([payload.size], dtype=np.int64), np.empty(self.size, dtype=np.int64)
-            self.count(Gather(own), 8 * (self.size - 1))
+            self.count(Gather(own.view(np.uint8)), 8 * (self.size - 1))
             yield self._begin(lambda: [comm.Iallgather(own, every)], what)
             sizes = every.tolist()
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
@@ -172,6 +177,14 @@ class World(Comm):
         """Requests of a message to one rank and one from another, or from nobody."""
         receive = [] if source is None else [comm.Irecv(theirs, source, tag)]
         return receive + ([] if to is None else [comm.Isend(own, to, tag)])
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
+        """See Comm; the others' arrays travel to rank 0 alone."""
+        what, values = "the trace's rows", np.ascontiguousarray(values)
+        received = np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
+        posted = self._begin(lambda: [self._world.Igather(values, received, root=0)], what)
+        self.wait_until(posted.done, what)
+        return received
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:
         """The library's own blocking collective on the bytes of a Gather, for measurements beside it."""

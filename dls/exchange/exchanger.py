@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,9 +59,10 @@ class Exchanger:
     from the last layers to the first, as soon as all before them have left. `update` (n) holds the mean over the ranks where
     `arrivals` has said so, and everywhere at `end`.
 
-    layout: the layers; make_method: gives the method from its place in the exchange; gradients (n): where gradients lie, if they
-    lie together; bucket_size: values from which on layers leave together, 0: all at once; on_nan "skip": a step in which any rank
-    meets NaN or infinity is left out by all, as if it had never been.
+    layout: the layers; method and its settings (`Method.Settings`); backend: of `dls.backends.load`; gradients (n): where
+    gradients lie, if they lie together; bucket_size: values from which on layers leave together, 0: all at once; overlap: buckets
+    leave while other layers are still awaited, else all leave when the last layer is ready; on_nan "skip": a step in which any
+    rank meets NaN or infinity is left out by all, as if it had never been.
 
     After an exception it is closed: build another one from its last state.
     """
@@ -69,25 +70,26 @@ class Exchanger:
     def __init__(
         self,
         layout: Layout,
-        make_method: Callable[[Sequence[Bucket], Clock], Method],
+        method: type[Method],
+        settings: Any,
         comm: Comm,
         backend: Any,
         *,
-        whole: bool = False,
         gradients: Vector | None = None,
         bucket_size: int = BUCKET_SIZE,
+        overlap: bool = True,
         on_nan: str = "stop",
     ) -> None:
         self.layout, self.comm, self.ops = layout, comm, backend.ops
         self.clock = Clock(backend.ops.wait)
-        self.buckets = layout.buckets(bucket_size, whole)
-        self.method = make_method(self.buckets, self.clock)
+        self.buckets = layout.buckets(bucket_size, method.whole)
+        self.method = method(layout, settings, comm.net, backend, self.buckets, self.clock)
         self.gradients: Vector = self.ops.zeros(layout.n) if gradients is None else gradients
         self.update: Vector = self.ops.zeros(layout.n)
+        self._overlap = overlap
         self._nan = _Nan(self.ops, comm) if on_nan == "skip" else None
         self._bucket_of = {layer: bucket for bucket in self.buckets for layer in bucket.layers}
         self._lanes = min(len(self.buckets), MOST)
-        comm.lanes.open(self._lanes + 1)  # one more for what `adjust` tells
         self._finished = 0
         self._open: dict[int, set[int]] | None = None
         self._flights: list[tuple[Bucket, Flight]] = []
@@ -96,11 +98,12 @@ class Exchanger:
 
     # --- a step --------------------------------------------------------------------------------
 
-    def begin(self, finished: int, timeline: bool = False) -> None:
+    def begin(self, finished: int) -> None:
         """Begin the step that follows so many finished ones. Of what was before, only the other ranks' next k is waited for."""
         with self._closing():
             self._expect(self._open is None, "begin comes after end")
             with self.clock.phase("exposed"):
+                self._open_lanes()
                 self._settle()
                 if self._nan:
                     self._nan.keep(self.method.state())
@@ -130,8 +133,8 @@ class Exchanger:
                 self._take(layer, gradient)
             self.comm.progress()
             self._waiting[bucket.index].discard(layer)
-            while len(self._flights) < len(self.buckets) and not self._waiting[len(self._flights)]:
-                self._leave(self.buckets[len(self._flights)])
+            if self._overlap or not any(self._waiting.values()):
+                self._leave_in_turn()
             self.comm.lanes.advance()
 
     def arrivals(self) -> Iterator[slice]:
@@ -174,6 +177,7 @@ class Exchanger:
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `state` gave, between two steps. Every rank calls it. ValueError where it does not fit."""
+        self._open_lanes()
         self._settle()
         self._run(self.method.restore(state))
 
@@ -207,6 +211,11 @@ class Exchanger:
         for piece in pieces:
             target[start : start + piece.size] = piece.reshape(-1)
             start += piece.size
+
+    def _leave_in_turn(self) -> None:
+        """Launch the next buckets, as far as they are complete."""
+        while len(self._flights) < len(self.buckets) and not self._waiting[len(self._flights)]:
+            self._leave(self.buckets[len(self._flights)])
 
     def _leave(self, bucket: Bucket) -> None:
         """Launch a bucket's exchange."""
@@ -270,6 +279,10 @@ class Exchanger:
         self._flights.clear()
         self._open = None
 
+    def _open_lanes(self) -> None:
+        """One for each bucket, as far as there are any, and one for what `adjust` tells. The first time every rank meets here."""
+        self.comm.lanes.open(self._lanes + 1)
+
     def _settle(self) -> None:
         """Wait for what the last step's adjustment has asked for."""
         if self._adjustment is not None:
@@ -297,10 +310,10 @@ class _Closing:
 class _Nan:
     """`on_nan="skip"`: a step in which any rank meets NaN or infinity is left out by all ranks, as if it had never been.
 
-    A rank that meets them sends zeros in place of that gradient, as the others expect a message, and tells them in an allgather of
-    a byte. That is the price: no weight moves before this byte has come from every rank, behind the last message; each gradient is
-    looked at once more; and the method's state, the residual mostly, is copied in every step, for which DLS waits for the other
-    ranks' next k.
+    A rank that meets them sends zeros in place of that gradient, as the others expect a message, and tells them in an allgather
+    of a byte. That is the price: no weight moves before this byte has come from every rank, behind the last message; each
+    gradient is looked at once more; and the method's state, the residual mostly, is copied in every step, for which DLS waits
+    for the other ranks' next k.
     """
 
     def __init__(self, ops: Any, comm: Comm) -> None:

@@ -1,4 +1,4 @@
-"""Settings as fields of dataclasses: each with its text, unit, range and choices, once, for command lines, TOML files and programs."""
+"""Settings as fields of dataclasses: text, unit, range and choices once, for command lines, TOML files and programs."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.exchange.settings import flag, show
 from dls.inspect.series import Columns, Series
 from dls.inspect.summary import single_figures, smooth, summarise, written
 from dls.program import sources
-from dls.program.config import flag, show_value
 
 DRAWN = 400
 """Most points of a curve that is drawn."""
@@ -122,7 +122,7 @@ def _differences(one: Series, two: Series) -> Iterator[str]:
 
 
 def _setting(config: Mapping[str, Any], name: str) -> str:
-    return show_value(config[name]) if name in config else "not set"
+    return show(config[name]) if name in config else "not set"
 
 
 def _other_sources(one: Series, two: Series) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline, traffic
+from dls import traffic
+from dls.exchange import clock
 from dls.inspect.groups import Curve, Group
 from dls.inspect.series import Closest
 from dls.inspect.summary import summarise
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 HATCHES = ("", "///", "|||", "\\\\\\", "---", "", "///", "", "|||")
 """Of the phases of a step."""
 _FILLS = (("#0072B2", ""), ("#E69F00", "|||"), ("#56B4E9", "///"), ("#009E73", "\\\\\\"))
-PHASES = dict(zip(timeline.PHASES, _FILLS, strict=True))
+PHASES = dict(zip(clock.OF_LAYERS, _FILLS, strict=True))
 """Colours and hatches of a timeline."""
 NAMED = 8
 """Most layers that get a line of their own in a legend; more are told apart by depth, with a scale."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dls import timeline
+from dls.exchange import clock
 from dls.inspect.groups import Group
 from dls.inspect.panels import STEP, Column
 from dls.inspect.series import Closest, Series
@@ -99,7 +99,7 @@ def of_timeline(group: Group, closest: Closest, rank: int) -> Iterator[Point]:
     for layer, begins, ends in zip(
         run.layers["name"], closest.begin[rank], closest.end[rank], strict=True
     ):
-        for phase, begin, end in zip(timeline.PHASES, begins.tolist(), ends.tolist(), strict=True):
+        for phase, begin, end in zip(clock.OF_LAYERS, begins.tolist(), ends.tolist(), strict=True):
             part = f"{phase} of {layer}"
             yield _point(
                 f"timeline-{rank}",

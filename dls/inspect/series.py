@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline, traffic
+from dls import traffic
+from dls.exchange import clock
 from dls.program import sources
 from dls.program.sources import State
 from dls.record import trace
@@ -105,7 +106,7 @@ def hidden_share(part: Trace) -> NDArray[np.float64]:
 
     NaN where a step that was looked at was not recorded as well, or sent nothing.
     """
-    exchange, looked = timeline.PHASES.index("exchange"), part.diagnostics
+    exchange, looked = clock.OF_LAYERS.index("exchange"), part.diagnostics
     under_way = _covered(*(looked[name][..., exchange] for name in ("begin", "end")))
     recorded, steps = np.isin(looked["step"], part.steps["step"]), part.steps["step"]
     waited = np.full(under_way.shape, np.nan)

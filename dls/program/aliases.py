@@ -46,10 +46,9 @@ ALIASES = {
     "log_every": "trace_every",
 }
 """What people call a setting elsewhere, and what it is called here."""
-RANKS = "mpirun -n says how many ranks there are"
+RANKS = "mpirun -n says how many ranks there are, or --workers"
 OPTIMIZER = "SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"
 ELSEWHERE = {
-    "workers": RANKS,
     "num_workers": RANKS,
     "nprocs": RANKS,
     "np": RANKS,

@@ -6,146 +6,87 @@ A setting comes from its default, from the run that is resumed, from a TOML file
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 import os
 import tomllib
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
 
-from dls import backends, sparsifiers
+from dls import backends
 from dls.cli import Parser, UsageError, near
-from dls.program import aliases
+from dls.exchange import methods
+from dls.exchange.settings import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    CountOrOptimal,
+    Field,
+    Integers,
+    Range,
+    SettingError,
+    UnknownChoice,
+    fields_of,
+    flag,
+    parse,
+    setting,
+    show,
+)
+from dls.program import aliases, plugins
 from dls.tasks import data, models
-from reference.methods import Source
-from reference.wire import VALUE_BYTES
 
-ShapeOrWidths = tuple[int, ...]
-Steps = int | Literal["optimal"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers a setting may take: low <= x <= high, an end left out where it is open."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-
-    def holds(self, x: float) -> bool:
-        """Whether x lies inside; NaN never does."""
-        above = x > self.low if self.low_open else x >= self.low
-        return above and (x < self.high if self.high_open else x <= self.high)
-
-    def __str__(self) -> str:
-        left = f"{'(' if self.low_open else '['}{self.low:g}" if self.low > -math.inf else "(-inf"
-        right = f"{self.high:g}{')' if self.high_open else ']'}" if self.high < math.inf else "inf)"
-        return f"{left}, {right}"
-
-
-def _setting(
-    default: Any,
-    text: str,
-    *,
-    unit: str = "",
-    allowed: Range | None = None,
-    choices: Callable[[], Sequence[str]] | None = None,
-    fixed: bool = False,
-    of: str = "",
-    idle_with: Mapping[str, Callable[[Any], bool]] = MappingProxyType({}),
-) -> Any:
-    """A field of Config. `fixed`: a resumed run keeps it; choices: a function, as names come from their registries.
-
-    of: "method", "model" or "dataset", where it is these that read the setting or not, and say so;
-    idle_with: other settings, and whether this one has no effect beside a value of theirs (see `dls.program.idle`).
-    """
-    limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
-    return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
-
-
+MOST_WORKERS = 64
+"""Workers in one process."""
 TOML_BYTES = 2**14
 """A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
-LARGEST = 1e12
-"""No count is larger."""
-POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
-NOT_NEGATIVE = Range(0)
 
 
 @dataclass(frozen=True)
 class Config:
     """A run's settings."""
 
-    method: str = _setting("dls", "sparsification method", choices=sparsifiers.names, fixed=True)
-    density: float = _setting(
-        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True, of="method"
-    )
-    density_warmup: int = _setting(
-        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True, of="method"
-    )
-    dls_steps: Steps = _setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT, of="method")
-    dls_every: int = _setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE, of="method")
-    dls_from: str = _setting(
-        "sent",
-        "the next step's v, for the adjustment: this step's as it was sent; what is left of it; that and its gradient once more",
-        choices=lambda: typing.get_args(Source),
-        of="method",
-        idle_with={"dls_steps": lambda steps: steps == 0},
-    )
-    dls_reserve: float = _setting(
-        2.0,
-        "each layer leaves so many times √k of its k values, the first all, to the last message's choice over all layers",
-        allowed=NOT_NEGATIVE,
-        of="method",
-    )
-    dls_init: str = _setting(
-        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True, of="method"
-    )
-    model: str = _setting("mlp", "network", choices=models.names, fixed=True)
-    mlp_widths: ShapeOrWidths = _setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model")
-    dataset: str = _setting("digits", "training and test data", choices=data.names, fixed=True)
-    data_dir: str = _setting("", "folder that holds the dataset's files", of="dataset")
-    synthetic_shape: ShapeOrWidths = _setting(
+    method: str = setting("dls", "sparsification method", choices=methods.names, fixed=True)
+    model: str = setting("mlp", "network", choices=models.names, fixed=True)
+    mlp_widths: Integers = setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model")
+    dataset: str = setting("digits", "training and test data", choices=data.names, fixed=True)
+    data_dir: str = setting("", "folder that holds the dataset's files", of="dataset")
+    synthetic_shape: Integers = setting(
         (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset"
     )
-    synthetic_classes: int = _setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset")
-    synthetic_size: int = _setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset")
-    augment: bool = _setting(False, "random crops and flips of the training images", fixed=True)
-    batch_size: int = _setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
-    epochs: int = _setting(
+    synthetic_classes: int = setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset")
+    synthetic_size: int = setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset")
+    augment: bool = setting(False, "random crops and flips of the training images", fixed=True)
+    batch_size: int = setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
+    epochs: int = setting(
         30,
         "length of the run, unless steps is given",
         unit="epochs",
         allowed=POSITIVE,
         idle_with={"steps": lambda steps: steps > 0},
     )
-    steps: int = _setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
-    lr: float = _setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
-    lr_schedule: str = _setting(
+    steps: int = setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
+    lr: float = setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
+    lr_schedule: str = setting(
         "constant",
         "step: a tenth from half of the run on, a hundredth from three quarters; cosine: down to 0",
         choices=lambda: ("constant", "step", "cosine"),
     )
-    lr_warmup: int = _setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=COUNT)
-    momentum: float = _setting(0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True))
-    nesterov: bool = _setting(False, "Nesterov's momentum")
-    weight_decay: float = _setting(0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE)
-    clip_norm: float = _setting(
+    lr_warmup: int = setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=COUNT)
+    momentum: float = setting(0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True))
+    nesterov: bool = setting(False, "Nesterov's momentum")
+    weight_decay: float = setting(0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE)
+    clip_norm: float = setting(
         0.0, "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none", allowed=NOT_NEGATIVE
     )
-    seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
-    backend: str = _setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
-    threads: int = _setting(
+    seed: int = setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
+    backend: str = setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
+    threads: int = setting(
         0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )
-    overlap: bool = _setting(True, "send a layer while earlier ones are still being differentiated", of="method")
-    bucket_size: int = _setting(
+    overlap: bool = setting(True, "send a layer while earlier ones are still being differentiated", of="method")
+    bucket_size: int = setting(
         65_536,
         "layers leave together from so many gradient values on, with overlap",
         unit="values",
@@ -153,105 +94,101 @@ class Config:
         of="method",
         idle_with={"overlap": lambda overlap: not overlap},
     )
-    value_dtype: str = _setting(
-        "float32",
-        "type in which values travel; what rounding drops stays in the residual",
-        choices=lambda: tuple(VALUE_BYTES),
-        fixed=True,
-        of="method",
-    )
-    timeout: float = _setting(
+    timeout: float = setting(
         600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
     )
-    elastic: bool = _setting(False, "when a rank dies, the others go on from the last checkpoint (mpirun --with-ft ulfm)")
-    on_nan: str = _setting(
+    elastic: bool = setting(False, "when a rank dies, the others go on from the last checkpoint (mpirun --with-ft ulfm)")
+    on_nan: str = setting(
         "stop", "what NaN or infinity in a loss or gradient does: end the run, or skip the step", choices=lambda: ("stop", "skip")
     )
-    check_every: int = _setting(
+    check_every: int = setting(
         100,
         "compare the ranks' weights after every so many steps, and before checkpoints; 0: never",
         unit="steps",
         allowed=COUNT,
     )
-    out: str = _setting("", "the run's folder; runs/NAME-DATE-TIME by default")
-    checkpoint_every: int = _setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=COUNT)
-    keep_checkpoints: int = _setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=COUNT)
-    eval_every: int = _setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=COUNT)
-    trace_every: int = _setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
-    diagnose_every: int = _setting(
+    out: str = setting("", "the run's folder; runs/NAME-DATE-TIME by default")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=COUNT)
+    keep_checkpoints: int = setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=COUNT)
+    eval_every: int = setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=COUNT)
+    trace_every: int = setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
+    diagnose_every: int = setting(
         0,
         "steps between those whose choice is compared with Global Top-k's, and whose phases are timed layer by layer; 0: never",
         unit="steps",
         allowed=COUNT,
     )
-    progress: str = _setting(
+    progress: str = setting(
         "auto",
         "a live bar, plain lines, or a bar on a terminal (mpirun hides whether it is one)",
         choices=lambda: ("auto", "bar", "plain"),
     )
 
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the methods, all of them, by name."""
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting of the methods."""
+        try:
+            return self.__dict__["own"][name]
+        except KeyError:
+            raise AttributeError(f"there is no setting {name}") from None
+
+    def values(self) -> dict[str, Any]:
+        """All settings, by name."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def of_method(self) -> Any:
+        """The settings of the method, as it wants them."""
+        kind = methods.load(self.method).Settings
+        return kind(**{name: self.own[name] for name in fields_of(kind)})
+
     def to_toml(self) -> str:
         """The complete configuration, as a TOML text that `from_toml` takes."""
-        return tomli_w.dumps({f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)})
+        return tomli_w.dumps({name: _plain(value) for name, value in self.values().items()})
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-FIELDS: Mapping[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
-_TYPES = typing.get_type_hints(Config)
+class _Fields(Mapping[str, Field]):
+    """Every setting's field, by name: first the method and what the methods read, then the rest."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, dict[str, tuple[Field, Any]]] = (None, {})
+
+    def _all(self) -> dict[str, tuple[Field, Any]]:
+        if self._known[0] != (registered := methods.registered()):
+            first, *rest = [(name, each) for name, each in fields_of(Config).items() if name != "own"]
+            self._known = registered, dict([first]) | methods.settings() | dict(rest)
+        return self._known[1]
+
+    def __getitem__(self, name: str) -> Field:
+        return self._all()[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def type_of(self, name: str) -> Any:
+        """The setting's type."""
+        return self._all()[name][1]
 
 
-def flag(name: str) -> str:
-    """A setting's flag on the command line."""
-    return "--" + name.replace("_", "-")
+FIELDS = _Fields()
 
 
 def parse_value(name: str, value: Any) -> Any:
     """A TOML value or a flag's text as the setting's type, inside its range. UsageError otherwise."""
     try:
-        converted = _convert(_TYPES[name], value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{flag(name)} {show_value(value)}: expected {_type_words(_TYPES[name])}") from None
-    _check(name, converted)
-    return converted
-
-
-def _convert(kind: Any, value: Any) -> Any:
-    """Raises TypeError or ValueError where value is not of that kind."""
-    if kind == ShapeOrWidths:
-        items = value.replace("x", ",").split(",") if isinstance(value, str) else value
-        return tuple(_convert(int, item) for item in items)
-    if kind == Steps:
-        return value if value == "optimal" else _convert(int, value)
-    accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError
-    if isinstance(value, str) and "\0" in value.encode().decode():  # no file has such a name; encode refuses what is no text
-        raise ValueError
-    return kind(value)
-
-
-def _type_words(kind: Any) -> str:
-    if kind == ShapeOrWidths:
-        return "whole numbers such as 128,64"
-    if kind == Steps:
-        return "a whole number or 'optimal'"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
-
-
-def _check(name: str, value: Any) -> None:
-    allowed: Range | None = FIELDS[name].metadata["allowed"]
-    choices = FIELDS[name].metadata["choices"]
-    if choices is not None and value not in choices():
-        hint = near(str(value), choices())
-        raise UsageError(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices())}{hint}")
-    if allowed is None or value == "optimal":
-        return
-    for number in value if isinstance(value, tuple) else (value,):
-        if not allowed.holds(number) or number in (math.inf, -math.inf):
-            raise UsageError(f"{flag(name)} {show_value(number)} is outside {allowed}")
+        return parse(name, FIELDS[name], FIELDS.type_of(name), value)
+    except UnknownChoice as error:
+        raise UsageError(f"{error}{near(error.value, error.choices)}") from None
+    except SettingError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_together(config: Config) -> None:
@@ -308,7 +245,8 @@ def build(*layers: Mapping[str, Any]) -> Config:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= {**({"steps": 0} if "epochs" in layer else {}), **layer}
-    config = Config(**merged)
+    own = {name: merged.pop(name, each.default) for name, (each, _) in methods.settings().items()}
+    config = Config(**merged, own=own)
     check_together(config)
     return config
 
@@ -317,12 +255,14 @@ def build(*layers: Mapping[str, Any]) -> Config:
 class CommandLine:
     """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or auto).
 
-    file: the settings in it, once they were read, for which a pipe gives one chance.
+    workers: how many take part in this one process, without MPI; 0: the ranks that mpirun has started. file: the settings in
+    the TOML file, once they were read, for which a pipe gives one chance.
     """
 
     flags: Mapping[str, Any]
     config: Path | None
     resume: str
+    workers: int = 0
     file: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -340,6 +280,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("must", "auto", "never"),
         help="go on from the last checkpoint in --out; with =auto, start afresh where there is none",
     )
+    parser.add_argument(
+        "--workers", metavar="P", default="0", help="train with P workers in this one process, without MPI and mpirun"
+    )
+    plugins.add_flag(parser)
     for name in FIELDS:
         _add_flag(parser, name)
     return parser
@@ -348,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_flag(parser: argparse.ArgumentParser, name: str) -> None:
     meta = FIELDS[name].metadata
     text = f"{meta['text']} ({describe_default(name)})".replace("%", "%%")
-    if _TYPES[name] is bool:
+    if FIELDS.type_of(name) is bool:
         parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
         parser.add_argument(flag(name), default=argparse.SUPPRESS, metavar="X", help=text)
@@ -359,47 +303,44 @@ def describe_default(name: str) -> str:
     meta = FIELDS[name].metadata
     default = FIELDS[name].default
     limits = " | ".join(meta["choices"]()) if meta["choices"] else str(meta["allowed"] or "")
-    return ", ".join(part for part in (limits, meta["unit"], f"default {show_value(default)}") if part)
+    return ", ".join(part for part in (limits, meta["unit"], f"default {show(default)}") if part)
 
 
-def show_value(value: Any) -> str:
-    """A setting's value as a user types it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) and value.bit_length() > 1024:
-        return "a number of very many digits"  # which Python refuses to write
-    return "none" if value == "" else str(value)
-
-
-def timeout_of(argv: Sequence[str]) -> float:
-    """The timeout that a command line sets, itself or in its TOML file; the default where they cannot be used.
+def before_ranks_meet(argv: Sequence[str]) -> tuple[float, int]:
+    """The timeout and the workers that a command line sets, itself or in its TOML file; the defaults where they cannot be used.
 
     The file is read again when the ranks have met: what is no plain file, such as a pipe, is left for then.
     """
     try:
         command = parse_command_line(argv)
         table = read_toml(command.config) if command.config and os.path.isfile(command.config) else {}
-        return build(table, command.flags).timeout
+        return build(table, command.flags).timeout, command.workers
     except UsageError:
-        return Config.timeout
+        return Config.timeout, 0
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and --version, which are said."""
     given = vars(build_parser().parse_args(argv))
-    config, resume = given.pop("config"), given.pop("resume")
+    config, resume, workers = given.pop("config"), given.pop("resume"), given.pop("workers")
+    given.pop("import")  # plugins.load has seen to it
     flags = {name: parse_value(name, value) for name, value in given.items()}
-    return CommandLine(flags, Path(config) if config else None, resume)
+    return CommandLine(flags, Path(config) if config else None, resume, _workers(workers))
+
+
+def _workers(typed: str) -> int:
+    """How many workers --workers asks for. UsageError."""
+    if not typed.isascii() or not typed.isdecimal() or int(typed) > MOST_WORKERS:
+        raise UsageError(f"--workers {typed}: expected a whole number up to {MOST_WORKERS}")
+    return int(typed)
 
 
 def _limits_in_table(name: str) -> str:
     """Choices or range; a registry's names are left to --help, so that adding one touches no documentation."""
     allowed, choices = FIELDS[name].metadata["allowed"], FIELDS[name].metadata["choices"]
     if choices is None:
-        return str(allowed or "") + (", optimal" if _TYPES[name] == Steps else "")
-    return ", ".join(choices()) if choices.__module__ == __name__ else "see `--help`"
+        return str(allowed or "") + (", optimal" if FIELDS.type_of(name) == CountOrOptimal else "")
+    return ", ".join(choices()) if choices.__name__ == "<lambda>" else "see `--help`"
 
 
 def settings_table() -> str:
@@ -409,6 +350,6 @@ def settings_table() -> str:
         meta = FIELDS[name].metadata
         limits = _limits_in_table(name)
         kept = " (kept by a resumed run)" if meta["fixed"] else ""
-        cells = (f"`{flag(name)}`, `{name}`", show_value(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
+        cells = (f"`{flag(name)}`, `{name}`", show(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

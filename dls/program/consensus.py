@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dls.comm import Comm, Pending
+from dls.comm.base import Comm, Waiting
 from dls.program.signals import StopRequest
 
 
@@ -33,7 +32,7 @@ class Consensus:
         self._comm, self._request = comm, request
         self._weights_hash, self._check_every = weights_hash, check_every
         self._finished = 0
-        self._words: tuple[Pending, NDArray[np.uint64]]
+        self._words: Waiting
 
     def speak(self, finished: int) -> None:
         """Give this rank's word, after so many finished steps."""
@@ -44,9 +43,7 @@ class Consensus:
 
     def hear(self) -> bool:
         """Whether all ranks stop now, because one of them was asked to. DivergenceError, on all ranks."""
-        pending, words = self._words
-        pending.wait()
-        stops, hashes = words.T
+        stops, hashes = self._words.wait().T
         self._compare(hashes.tolist(), self._finished)
         return bool(stops.any())
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from dls import backends
 
 if TYPE_CHECKING:
-    from dls.comm import Comm
+    from dls.comm.base import Comm
 
 Environment = dict[str, str]
 NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.record import files
 
 INTERVAL = 1.0

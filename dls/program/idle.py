@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dls import sparsifiers
-from dls.program.config import FIELDS, Config, flag, show_value
+from dls.exchange import methods
+from dls.exchange.settings import flag, show
+from dls.program.config import FIELDS, Config
 from dls.tasks import data, models
 
 
@@ -28,7 +29,7 @@ def remark(given: Mapping[str, Any], config: Config) -> str | None:
 
 def reason(name: str, config: Config) -> str:
     """The setting with which this one has no effect; "" where it has one."""
-    owner: str = FIELDS[name].metadata["of"]
+    owner: str = FIELDS[name].metadata["of"] or ("method" if name in methods.settings() else "")
     if owner and not _reads(owner, getattr(config, owner), name):
         return _typed(owner, getattr(config, owner))
     for other, is_idle in FIELDS[name].metadata["idle_with"].items():
@@ -40,7 +41,7 @@ def reason(name: str, config: Config) -> str:
 def _reads(owner: str, chosen: str, name: str) -> bool:
     """Whether the chosen method, model or data set reads a setting of that name."""
     if owner == "method":
-        return name in sparsifiers.load(chosen).reads
+        return name in methods.reads(chosen)
     return {"model": models.reads, "dataset": data.reads}[owner](chosen, name)
 
 
@@ -48,4 +49,4 @@ def _typed(name: str, value: Any) -> str:
     """A setting as a flag."""
     if isinstance(value, bool):
         return flag(name) if value else flag(f"no_{name}")
-    return f"{flag(name)} {show_value(value)}"
+    return f"{flag(name)} {show(value)}"

@@ -42,6 +42,11 @@ def speaks(environ: Mapping[str, str]) -> bool:
     return rank(environ) == 0 or all(_number(name, environ) is None for name in SIZES)
 
 
+def several(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started more processes than this one, as far as it says."""
+    return rank(environ) > 0 or any((_number(name, environ) or 0) > 1 for name in (*SIZES, *SIZES_ON_NODE))
+
+
 def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
     """Why a world of `size` ranks is not what the launcher started, and what to do; None where it is.
 

@@ -141,7 +141,7 @@ def commit(method: str = "", root: Path = ROOT) -> str:
 def training_files(method: str, root: Path = ROOT) -> list[str]:
     """The modules of dls that `dls.train` and the method import, directly or by others, and the folders of what has no import."""
     found: set[str] = set()
-    waiting = {"", "train", f"sparsifiers.{method.replace('-', '_')}"}
+    waiting = {"", "train", f"exchange.methods.{method.replace('-', '_')}"}
     while waiting:
         name = waiting.pop()
         place = "/".join(["dls", *filter(None, name.split("."))])

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dls import backends, sparsifiers
+from dls import backends
 from dls.backends import Backend
 from dls.cli import UsageError
-from dls.comm import Comm
+from dls.comm.base import Comm
+from dls.exchange import methods
+from dls.exchange.exchanger import Exchanger
+from dls.exchange.layout import Layer, Layout
+from dls.exchange.settings import flag, show
 from dls.optim import Sgd
 from dls.program import config, cores, environment, idle, lock, memory, sources
+from dls.program import states as states_of
 from dls.program.config import CommandLine, Config
 from dls.program.lock import Lock
 from dls.program.signals import StopRequest
+from dls.program.states import Part, States
 from dls.record import checkpoint, files, trace
 from dls.record.checkpoint import Checkpoint
-from dls.sparsifiers import Setup, Sparsifier
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.tasks.data import Dataset
 from dls.tasks.images import DataError
-from dls.tasks.models import Model
+from dls.tasks.models import LayerInfo, Model
+from dls.tasks.task import Task
 from reference import ranks
+from reference.collectives import BY_BUCKET
 from reference.ranks import State
 
 T = TypeVar("T")
@@ -55,9 +62,10 @@ class Run:
     backend: Backend
     dataset: Dataset
     batches: Batches
-    model: Model
-    sparsifier: Sparsifier
+    task: Task
+    exchanger: Exchanger
     optimizer: Sgd
+    states: States
     first: int
     total: int
     data: str = ""
@@ -111,12 +119,12 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
     threads = thread_count(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
     run = replace(run, data=run.dataset.checksum(), environment=environment.describe(run.backend.name, threads, comm))
-    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.model.layers], "data": run.data})
+    check_same(comm, {"model": [(layer.name, layer.size) for layer in run.task.model.layers], "data": run.data})
     if found is not None:
         run = comm.together(lambda: _stand(run, found))
         run = replace(run, notes=(*run.notes, *_notes(passed, run, found, comm)))
         _restore(run, found, comm)
-    check_same(comm, {"length": (run.first, run.total), "weights": weights_hash(run).hex()})
+    check_same(comm, {"length": (run.first, run.total), "weights": run.states.hash().hex()})
     out, warnings = comm.from_rank_0(lambda: _make_folder(settings, found, own))
     comm.together(lambda: _check_folder(out, comm))
     settings = replace(settings, out=str(out))
@@ -134,7 +142,7 @@ def _remarks(layers: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
         yield words
     for name in ("lr_warmup", "density_warmup"):
         if given.get(name, 0) >= run.total and not idle.reason(name, run.config):
-            yield f"{config.flag(name)} {given[name]} is not over when the run ends, after step {run.total}"
+            yield f"{flag(name)} {given[name]} is not over when the run ends, after step {run.total}"
 
 
 def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
@@ -144,7 +152,7 @@ def without_lost(command: CommandLine, run: Run, ranks: int) -> CommandLine:
     """
     images = run.batches.global_batch
     share = run.config.batch_size if images % ranks else images // ranks
-    settings = {**asdict(run.config), "out": str(run.out), "batch_size": share}
+    settings = {**run.config.values(), "out": str(run.out), "batch_size": share}
     return replace(command, flags=settings, file={}, resume="auto")
 
 
@@ -199,10 +207,16 @@ def _settings(layers: Sequence[Mapping[str, Any]], found: Checkpoint | None, ran
     if ranks != found.world_size:
         stored["batch_size"] = given.get("batch_size") or _share_of_batch(config.build(stored).batch_size, found, ranks)
     for name, value in given.items():
-        if config.FIELDS[name].metadata["fixed"] and stored.get(name, value) != value:
-            theirs, ours = config.show_value(value), config.show_value(stored[name])
-            raise UsageError(f"{config.flag(name)} {theirs} is not that of the run in {given['out']}, which has {ours}")
+        if _is_fixed(name, stored) and stored.get(name, value) != value:
+            theirs, ours = show(value), show(stored[name])
+            raise UsageError(f"{flag(name)} {theirs} is not that of the run in {given['out']}, which has {ours}")
     return config.build(stored, *layers)
+
+
+def _is_fixed(name: str, stored: Mapping[str, Any]) -> bool:
+    """Whether a run keeps this setting; the cut into buckets too, where what is exchanged depends on it."""
+    by_bucket = stored.get("collective") in BY_BUCKET
+    return bool(config.FIELDS[name].metadata["fixed"]) or (name == "bucket_size" and by_bucket)
 
 
 def _share_of_batch(batch_size: int, found: Checkpoint, ranks: int) -> int:
@@ -261,26 +275,55 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
         model = models.build(
             settings.model, dataset.input_shape, dataset.classes, settings.seed, backend.nn, settings.mlp_widths
         )
-        setup = Setup(settings, model.layers, model.chain, model.gradients, backend, comm)
-        sparsifier = sparsifiers.load(settings.method)(setup)
+        exchanger = make_exchanger(settings, model, comm, backend)
     except ValueError as error:
         raise UsageError(str(error)) from None
     optimizer = Sgd(model.parameters, backend.ops.zeros(model.parameters.size), settings, backend.ops)
+    task = Task(model, backend, settings.clip_norm, skips=settings.on_nan == "skip")
     total = settings.steps or batches.steps_until(settings.epochs)
-    return Run(settings, Path(), backend, dataset, batches, model, sparsifier, optimizer, 0, total, notes=backend.notes)
+    states = _register(task, optimizer, exchanger, comm)
+    return Run(
+        settings, Path(), backend, dataset, batches, task, exchanger, optimizer, states, 0, total, notes=backend.notes
+    )
+
+
+def make_exchanger(settings: Config, model: Model, comm: Comm, backend: Backend) -> Exchanger:
+    """The exchange of a model's gradients. ValueError where method and model do not go together."""
+    layers = [Layer(each.name, each.size, channels=_channels(each, model.chain)) for each in model.layers]
+    by_bucket = settings.collective in BY_BUCKET
+    return Exchanger(
+        Layout(layers),
+        methods.load(settings.method),
+        settings.of_method(),
+        comm,
+        backend,
+        gradients=model.gradients,
+        bucket_size=settings.bucket_size if settings.overlap or by_bucket else 0,
+        overlap=settings.overlap,
+        on_nan=settings.on_nan,
+    )
+
+
+def _channels(layer: LayerInfo, chain: bool) -> tuple[int, int] | None:
+    """What the theory of gradient variances asks of a layer, where it applies."""
+    return (layer.channels_in, layer.outputs) if chain and layer.kind != "batch_norm" else None
+
+
+def _register(task: Task, optimizer: Sgd, exchanger: Exchanger, comm: Comm) -> States:
+    """Everything that a run keeps."""
+    states, ops = States(), task.backend.ops
+    states.register(states_of.vector("weights", task.model.parameters, ops, shared=True))
+    states.register(states_of.vector("momentum", optimizer.momentum, ops, shared=True))
+    states.register(Part(lambda: {"mean_statistics": task.mean_statistics(comm)}, shared=True))
+    states.register(Part(exchanger.state, exchanger.restore))
+    states.register(states_of.vector("statistics", task.model.statistics, ops, shared=False))
+    states.register(Part(lambda: {"weights_sha256": np.frombuffer(states.hash(), dtype=np.uint8)}))
+    return states
 
 
 def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:
     checkpoint_of = (found.step, dict(found.hashes)) if found else None
-    return {"code version": sources.version(), "checkpoint": checkpoint_of} | asdict(settings)
-
-
-def weights_hash(run: Run) -> bytes:
-    """SHA-256 of weights and momentum, the same on all ranks between two steps."""
-    to_host = run.backend.ops.to_host
-    digest = hashlib.sha256(to_host(run.model.parameters).data)
-    digest.update(to_host(run.optimizer.momentum).data)
-    return digest.digest()
+    return {"code version": sources.version(), "checkpoint": checkpoint_of} | settings.values()
 
 
 def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
@@ -295,7 +338,7 @@ def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
 
 def _stand(run: Run, found: Checkpoint) -> Run:
     """The run at its checkpoint's place in the data. UsageError where it is another's, or at its end already."""
-    if found.layers != tuple((layer.name, layer.size) for layer in run.model.layers):
+    if found.layers != tuple((layer.name, layer.size) for layer in run.task.model.layers):
         raise UsageError(f"{found.folder} holds another model than --model {run.config.model} builds here")
     if found.data and found.data != run.data:
         raise UsageError(
@@ -323,22 +366,20 @@ def _notes(passed: Sequence[str], run: Run, found: Checkpoint, comm: Comm) -> tu
 
 def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
     """Take over what the checkpoint holds; what ranks hold each for themselves passes to as many as there are now."""
-    out, to_host, from_host = Path(run.config.out), run.backend.ops.to_host, run.backend.ops.from_host
+    out, states = Path(run.config.out), run.states
     comm.from_rank_0(lambda: _as_usage_error(lambda: _check_traces(out)))
-    model, statistics = {"weights": run.model.parameters, "momentum": run.optimizer.momentum}, run.model.statistics
-    expected = {**run.sparsifier.state(), "statistics": to_host(statistics)}
+    expected = {shared: states.expected(shared) for shared in (True, False)}
 
     def own() -> State:
         shares = ranks.shares(found.world_size, comm.size, comm.rank)
-        return ranks.merge((share, _fitting(checkpoint.load_own(found, rank), expected, found)) for rank, share in shares.items())
+        stored = ((share, _fitting(checkpoint.load_own(found, rank), expected[False], found)) for rank, share in shares.items())
+        return ranks.merge(stored)
 
-    shared = comm.together(lambda: _as_usage_error(lambda: _fitting(checkpoint.load_shared(found), model, found)))
-    for name, values in model.items():
-        values[...] = from_host(shared[name])
-    state = dict(comm.together(lambda: _as_usage_error(own)))
-    statistics[...] = from_host(state.pop("statistics"))
+    shared = comm.together(lambda: _as_usage_error(lambda: _fitting(checkpoint.load_shared(found), expected[True], found)))
+    states.load(shared, shared=True)
+    state = comm.together(lambda: _as_usage_error(own))
     try:
-        run.sparsifier.restore(state)
+        states.load(state, shared=False)
     except ValueError as error:
         raise UsageError(f"{found.folder} cannot be used: {error}") from None
 

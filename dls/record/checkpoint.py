@@ -24,7 +24,7 @@ from dls.record import files, hdf5
 from dls.tasks.batches import Position
 
 if TYPE_CHECKING:
-    from dls.comm import Comm
+    from dls.comm.base import Comm
 
 FORMAT = "dls-checkpoint/2"
 MANIFEST, SHARED = "manifest.json", "shared.h5"

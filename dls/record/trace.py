@@ -18,14 +18,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls import timeline
+from dls.exchange import clock
 from dls.program import environment, lock
 from dls.program.lock import Lock, State
 from dls.record import files, hdf5
 
 if TYPE_CHECKING:
-    from dls.comm import Comm
-    from dls.worker import Diagnosis, StepResult
+    from dls.comm.base import Comm
+    from dls.exchange.exchanger import Diagnosis, Row
 
 SCHEMA = "dls-trace/1"
 FLUSH_ROWS = 50
@@ -191,7 +191,7 @@ def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
 def _name_axes(file: h5py.File, header: Header, datasets: Sequence[h5py.Dataset]) -> None:
     """A name and a scale for each axis, in HDF5's own way. It is done before others read: SWMR allows no new attributes."""
     file["axes/rank"] = np.arange(header.ranks)
-    file["axes/phase"] = list(timeline.PHASES)
+    file["axes/phase"] = list(clock.OF_LAYERS)
     scales = {"rank": file["axes/rank"], "layer": file["layers/name"], "phase": file["axes/phase"]}
     for group in ("steps", "evals", "diagnostics"):
         scales[group] = file[f"{group}/step"]
@@ -217,7 +217,7 @@ def _shapes(ranks: int, layers: int) -> dict[str, Shapes]:
     steps |= {f"seconds/{phase}": (per_rank, np.float64) for phase in SECONDS}
     evals: Shapes = {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
     diagnostics: Shapes = {"step": (once, np.int64), "global_share": (per_rank, np.float64)}
-    diagnostics |= {name: ((*per_layer, len(timeline.PHASES)), np.float64) for name in ("begin", "end")}
+    diagnostics |= {name: ((*per_layer, len(clock.OF_LAYERS)), np.float64) for name in ("begin", "end")}
     return {"steps": steps, "evals": evals, "diagnostics": diagnostics}
 
 
@@ -234,10 +234,10 @@ class Recorder:
     def __init__(self, comm: Comm, writer: Writer | None) -> None:
         self._comm, self._writer = comm, writer
         self._once: list[tuple[int, int, float]] = []
-        self._rows: list[StepResult] = []
+        self._rows: list[Row] = []
         self._diagnoses: list[tuple[int, Diagnosis]] = []
 
-    def step(self, step: int, epoch: int, lr: float, result: StepResult) -> None:
+    def step(self, step: int, epoch: int, lr: float, result: Row) -> None:
         """Keep a finished step; every FLUSH_ROWS of them go to the file."""
         self._once.append((step, epoch, lr))
         self._rows.append(result)

@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from dls.cli import UsageError
+from dls.exchange.settings import flag, show
 from dls.program import config
 from dls.program.config import Config
 from dls.record import checkpoint, files
@@ -70,8 +71,8 @@ class Experiment:
 
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return config.flag(name) if value else config.flag("no_" + name)
-    return f"{config.flag(name)}={config.show_value(value)}"
+        return flag(name) if value else flag("no_" + name)
+    return f"{flag(name)}={show(value)}"
 
 
 def load(paths: Sequence[Path]) -> list[Experiment]:
@@ -171,9 +172,9 @@ def is_complete(experiment: Experiment, out: Path) -> bool:
         return False
     theirs, ours = config.build(config.read_toml(folder / "config.toml")), experiment.config(out)
     for name in config.FIELDS.keys() - {"out"}:
-        found, wanted = (config.show_value(getattr(each, name)) for each in (theirs, ours))
+        found, wanted = (show(getattr(each, name)) for each in (theirs, ours))
         if found != wanted:
-            raise UsageError(f"{folder} was run with {config.flag(name)} {found}, not {wanted}; {ELSEWHERE}")
+            raise UsageError(f"{folder} was run with {flag(name)} {found}, not {wanted}; {ELSEWHERE}")
     try:
         newest = checkpoint.latest(folder)
     except checkpoint.CheckpointError:

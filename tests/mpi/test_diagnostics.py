@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import timeline
+from dls.exchange import clock
 from dls.record import trace
 from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
@@ -49,7 +49,7 @@ def check(found: trace.Trace, ranks: int, all_of_it: bool) -> None:
     assert (rows["global_share"] == 1).all() if all_of_it else (rows["global_share"] <= 1).all()
     assert (rows["global_share"] > 0).any()
     begin, end = rows["begin"], rows["end"]
-    assert begin.shape == end.shape == (5, ranks, layers, len(timeline.PHASES))
+    assert begin.shape == end.shape == (5, ranks, layers, len(clock.OF_LAYERS))
     assert np.isfinite(begin).all() and np.isfinite(end).all()
     assert (begin >= 0).all() and (begin <= end).all()
     backward, select, exchange, _ = np.moveaxis(end, -1, 0)

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dls import timeline
+from dls.exchange import clock
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, page, pictures, series, summary
 from dls.record import trace
@@ -66,7 +66,7 @@ def config(seed: int, **settings: Any) -> str:
 
 def diagnosed(folder: Path, steps: list[int], share: Any, ranks: int = 2) -> Path:
     """Steps that were looked at closely, put into a run's trace."""
-    shape = (len(steps), ranks, 2, len(timeline.PHASES))
+    shape = (len(steps), ranks, 2, len(clock.OF_LAYERS))
     begin = np.broadcast_to(np.arange(4) * 0.001, shape)
     columns = {"step": steps, "global_share": np.broadcast_to(share, (len(steps), ranks)), "begin": begin, "end": begin + 0.0005}
     with h5py.File(folder / "trace.h5", "r+") as file:
@@ -288,7 +288,7 @@ def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
 
 def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
     """Two ranks, two layers: intervals that overlap, lie in one another, or are apart; by hand."""
-    exchange = timeline.PHASES.index("exchange")
+    exchange = clock.OF_LAYERS.index("exchange")
     folder = diagnosed(write(tmp_path / "trace.h5", rows([1, 2, 3], seconds={"exposed": [[4.0, 4.0]] * 3})), [2, 3, 5], 0.5)
     times = {
         "begin": [[[1, 3], [2, 9]], [[1, 2], [np.nan, 1]], [[1, 1], [1, 1]]],

@@ -1,4 +1,4 @@
-"""The methods, one a file: `global_topk.py` is `--method global-topk`. A new file here is a new method; so is a registered class."""
+"""The methods: each file, `global_topk.py` is `--method global-topk`, and each class that a program registers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 from dls.exchange.methods._base import Method
 from dls.exchange.settings import Field, fields_of
 
-__all__ = ["Method", "load", "names", "reads", "register", "settings"]
+__all__ = ["Method", "load", "names", "reads", "register", "registered", "settings"]
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 _registered: dict[str, type[Method]] = {}
@@ -28,12 +28,17 @@ def _files() -> list[str]:
     return [name.replace("_", "-") for name in files if not name.startswith("_")]
 
 
+def registered() -> tuple[type[Method], ...]:
+    """The classes that programs have registered, in their order."""
+    return tuple(_registered.values())
+
+
 def load(name: str) -> type[Method]:
     """The method of that name: what is registered, or the one class of its file."""
     if name in _registered:
         return _registered[name]
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    own = [each for each in vars(module).values() if _is_own_method(each, module.__name__)]
+    own: list[type[Method]] = [each for each in vars(module).values() if _is_own_method(each, module.__name__)]
     if len(own) != 1:
         raise ImportError(f"{module.__name__} must define one method, and has {len(own)}")
     return own[0]

@@ -33,6 +33,11 @@ Section = tuple[slice, Chosen]
 """What a rank has chosen, and where in the flat gradient."""
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """A method without settings."""
+
+
 class Method(ABC):
     """One rank's method: what it sends of each gradient, what it makes of what comes, and what stays behind.
 
@@ -44,11 +49,7 @@ class Method(ABC):
     layers are one bucket and one part.
     """
 
-    @dataclass(frozen=True)
-    class Settings:
-        """A method without settings."""
-
-    settings_type: ClassVar[type]
+    Settings: ClassVar[type] = NoSettings
     whole: ClassVar[bool] = False
 
     def __init__(

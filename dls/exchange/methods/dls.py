@@ -173,7 +173,7 @@ class Dls(LayerwiseTopk):
     def bytes_received(self) -> int:
         """And now and then the others' next k."""
         announced = traffic.allgather_bytes(self.k.astype(np.uint32).nbytes, self.net.size)
-        return super().bytes_received() + announced // self.settings.dls_every
+        return super().bytes_received() + announced // int(self.settings.dls_every)
 
 
 def with_rest(

@@ -1,0 +1,59 @@
+"""`--import FILE`: Python files of the user's that are run first, and register methods of their own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dls.cli import UsageError
+
+PREFIX = "dls_import_"
+"""Before the name of a file, as a module."""
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Let a command line take it."""
+    parser.add_argument(
+        "--import", metavar="FILE", action="append", default=[], help="run this Python file first: it may @dls.register methods"
+    )
+
+
+def load(argv: Sequence[str]) -> list[Path]:
+    """Run the files that a command line imports, before the rest of it is read: what they register has flags of its own.
+
+    Returns them. UsageError where one cannot be run.
+    """
+    files = [Path(name) for name in _named(argv)]
+    for path in files:
+        run(path)
+    return files
+
+
+def _named(argv: Sequence[str]) -> Iterator[str]:
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--import":
+            yield value
+        elif flag.startswith("--import="):
+            yield flag.partition("=")[2]
+
+
+def run(path: Path) -> None:
+    """Run a file as a module, once. UsageError."""
+    name = PREFIX + path.stem
+    there = sys.modules.get(name)
+    if there is not None and getattr(there, "__file__", None) == str(path.resolve()):
+        return
+    if not path.is_file():
+        raise UsageError(f"--import {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--import {path}: it is no Python file; its name ends in .py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"--import {path}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,80 @@
+"""What a run must keep to go on with the same bits: every part registers its own, and one loop saves, loads and hashes it all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part keeps: how to read it, on the host, and how to take it over.
+
+    shared: the same on all ranks, saved once; hashed: and compared between them. load None: it follows from the rest, and is
+    saved for others to read.
+    """
+
+    save: Callable[[], Arrays]
+    load: Callable[[Arrays], None] | None = None
+    shared: bool = False
+    hashed: bool = False
+
+
+class States:
+    """The parts of a run, in the order in which they were registered."""
+
+    def __init__(self) -> None:
+        self._parts: list[Part] = []
+
+    def register(self, part: Part) -> None:
+        """Keep this, too."""
+        self._parts.append(part)
+
+    def save(self, shared: bool) -> dict[str, NDArray[Any]]:
+        """What is the same on all ranks, or what is this rank's own. Every rank calls it: a part may have to ask the others."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for part in self._parts:
+            if part.shared is shared:
+                arrays |= part.save()
+        return arrays
+
+    def expected(self, shared: bool) -> dict[str, NDArray[Any]]:
+        """What `load` wants to be given, as it is now."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for part in self._loadable(shared):
+            arrays |= part.save()
+        return arrays
+
+    def load(self, arrays: Arrays, shared: bool) -> None:
+        """Take over what `expected` has named. ValueError where a part cannot."""
+        for part in self._loadable(shared):
+            assert part.load is not None
+            part.load({name: arrays[name] for name in part.save()})
+
+    def _loadable(self, shared: bool) -> list[Part]:
+        return [part for part in self._parts if part.shared is shared and part.load is not None]
+
+    def hash(self) -> bytes:
+        """SHA-256 of what must be the same on all ranks between two steps."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            if part.hashed:
+                for array in part.save().values():
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.digest()
+
+
+def vector(name: str, values: Any, ops: Any, *, shared: bool) -> Part:
+    """A part that is one vector, updated in place; a shared one is hashed."""
+
+    def load(arrays: Arrays) -> None:
+        values[...] = ops.from_host(np.asarray(arrays[name]))
+
+    return Part(lambda: {name: ops.to_host(values)}, load, shared, hashed=shared)
