@@ -35,10 +35,13 @@ from dls.program.consensus import Consensus, DivergenceError
 from dls.program.heartbeat import Heartbeat, last_words
 from dls.program.progress import Reporter
 from dls.program.startup import Run
-from dls.record import checkpoint, trace
+from dls.record import checkpoint
 from dls.record.checkpoint import CheckpointError
 from dls.record.files import described, one_line
-from dls.record.trace import Recorder, TraceError
+from dls.record.recorder import Recorder
+from dls.record.repair import go_on
+from dls.record.schema import LAYER_FIELDS, Header, TraceError
+from dls.record.writer import Writer
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
 
@@ -241,9 +244,9 @@ def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
         reporter.say_once(line)
 
 
-def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
+def _open_trace(run: Run, comm: Comm) -> Writer | None:
     """Rank 0's writer."""
-    layers = {name: [getattr(layer, name) for layer in run.task.model.layers] for name in ("name", *trace.LAYER_FIELDS)}
+    layers = {name: [getattr(layer, name) for layer in run.task.model.layers] for name in ("name", *LAYER_FIELDS)}
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
@@ -257,8 +260,8 @@ def _open_trace(run: Run, comm: Comm) -> trace.Writer | None:
         "data": run.data,
         **run.environment,
     }
-    header = trace.Header(attributes, layers)
-    return None if comm.rank else trace.go_on(run.out, run.first, header)
+    header = Header(attributes, layers)
+    return None if comm.rank else go_on(run.out, run.first, header)
 
 
 def _opening(run: Run, comm: Comm) -> Sequence[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dls.inspect.series import Series, load
-from dls.record.trace import TraceError
+from dls.record.schema import TraceError
 from dls.tools.drawing import COLOURS
 
 WINDOW = 10

@@ -23,7 +23,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
+from dls.record.schema import TraceError
 from dls.tools.hosts import Hosts, mpirun
 from tests.launch import OPEN_MPI, ROOT, wait_until
 
@@ -94,7 +95,7 @@ class Chaos:
         self.report.equal += state == undisturbed
         if state != undisturbed:
             self.report.problems.append(f"{world.out}: other bits than the undisturbed run")
-        recorded = Counter(trace.read(world.out / "trace.h5").steps["step"].tolist())
+        recorded = Counter(reader.read(world.out / "trace.h5").steps["step"].tolist())
         wrong = [step for step in {*range(1, STEPS + 1), *recorded} if recorded[step] != (1 <= step <= STEPS)]
         if wrong:
             tried = ", ".join(fault.__name__ for fault in faults)
@@ -275,8 +276,8 @@ def _newest(out: Path) -> int:
 def _reached(out: Path) -> int:
     """The last step that the trace tells of."""
     try:
-        steps = trace.read(out / "trace.h5").steps["step"]
-    except trace.TraceError:
+        steps = reader.read(out / "trace.h5").steps["step"]
+    except TraceError:
         return 0
     return int(steps[-1]) if len(steps) else 0
 

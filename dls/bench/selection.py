@@ -38,7 +38,7 @@ WARM_UP = 4
 """Steps before the clock runs: compilation, first thresholds, and a residual that holds what was not sent."""
 COPIES = 20
 """Copies of a turn of a GPU's floor: a single one takes less time than waiting for it."""
-RESERVE: float = config.FIELDS["dls_reserve"].default
+RESERVE = float(config.build({}).dls_reserve)
 """DLS's reserve, as it is by default."""
 TAIL = 3
 """Degrees of freedom of the gradients' Student distribution: heavy tails, as gradients have."""

@@ -21,9 +21,10 @@ from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.program import output
 from dls.program.lock import State
-from dls.record import files, trace
+from dls.record import files, reader
 from dls.record.files import one_line
-from dls.record.trace import TraceError
+from dls.record.repair import repair
+from dls.record.schema import TraceError
 
 SMALLEST, LARGEST = 1, 40
 """Inches of a figure's sides."""
@@ -138,10 +139,10 @@ def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
     if skipped:
         lines.append(f"{len(skipped)} of the runs found are skipped: {'; '.join(skipped)}")
     for path in [file for group in together for run in group.runs for file in files_of(Path(run.run["path"]))]:
-        state = trace.state(path)  # first: what nobody writes any more stays as it is
+        state = reader.state(path)  # first: what nobody writes any more stays as it is
         if state is State.UNKNOWN:
             lines.append(f"whether a run still writes {path} cannot be told here ({state.value})")
-        elif state is State.FREE and trace.left_open(path):
+        elif state is State.FREE and reader.left_open(path):
             lines.append(f"what wrote {path} was killed; --repair lets other programs open it, too")
     for line in lines:
         print(f"dls.inspect: {one_line(line)}", file=sys.stderr)
@@ -153,7 +154,7 @@ def _repair(runs: Sequence[tuple[Path, bool]]) -> int:
     for path, was_named in runs:
         try:
             for file in files_of(path):
-                print(trace.repair(file))
+                print(repair(file))
         except (OSError, TraceError) as error:
             if was_named:
                 raise

@@ -15,7 +15,7 @@ from dls.inspect.summary import Summary, single_figures, summarise, written
 from dls.inspect.tables import comparison, over_time, time_of_a_step
 from dls.program import output
 from dls.program.lock import State
-from dls.record import trace
+from dls.record import reader
 from dls.record.files import one_line
 
 EVERY = 1.0
@@ -42,7 +42,7 @@ def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
     going_on = True
     while going_on and output.heard():
         began = time.monotonic()
-        going_on = any(trace.state(file) is not State.FREE for path in paths for file in files_of(path))
+        going_on = any(reader.state(file) is not State.FREE for path in paths for file in files_of(path))
         yield [load(path) for path in paths]
         if going_on:
             time.sleep(max(EVERY, 4 * (time.monotonic() - began)))

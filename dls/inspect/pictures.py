@@ -23,7 +23,7 @@ from dls.inspect import panels, points
 from dls.inspect.groups import Group
 from dls.inspect.panels import SHOWN_RANKS, Axle, Column, text
 from dls.inspect.points import Point
-from dls.record.trace import TraceError
+from dls.record.schema import TraceError
 from dls.tools.drawing import MISSING
 
 if TYPE_CHECKING:

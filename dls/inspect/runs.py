@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dls.inspect.series import Series, load
-from dls.record import trace
+from dls.record import reader
 from dls.record.files import one_line
-from dls.record.trace import TraceError
+from dls.record.schema import TraceError
 
 
 def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
@@ -18,7 +18,7 @@ def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
 
 
 def _find(path: Path) -> list[tuple[Path, bool]]:
-    if not path.is_dir() or trace.series(path):
+    if not path.is_dir() or reader.series(path):
         return [(path, True)]
     found = [(folder, False) for folder in _below(path)]
     if not found:
@@ -36,7 +36,7 @@ def _below(path: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
-        if trace.series(Path(folder)):
+        if reader.series(Path(folder)):
             names.clear()
             yield Path(folder)
         names[:] = sorted(name for name in names if not name.startswith("."))

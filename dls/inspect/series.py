@@ -16,8 +16,8 @@ from dls import traffic
 from dls.exchange import clock
 from dls.program import sources
 from dls.program.sources import State
-from dls.record import trace
-from dls.record.trace import Trace, TraceError
+from dls.record import reader
+from dls.record.schema import Trace, TraceError
 
 LARGEST = 1e60
 """No run records anything as large: squares of float32 values, summed, stay below."""
@@ -55,7 +55,7 @@ class Closest:
 
 def load(path: Path) -> Series:
     """Read a run's folder, or one trace file. TraceError."""
-    return join(path, [_plausible(trace.read(file)) for file in files_of(path)])
+    return join(path, [_plausible(reader.read(file)) for file in files_of(path)])
 
 
 def _plausible(found: Trace) -> Trace:
@@ -70,7 +70,7 @@ def _bounded(columns: Columns) -> Columns:
 
 def files_of(path: Path) -> list[Path]:
     """The traces of a run's folder, or the one file. TraceError."""
-    files = trace.series(path) if path.is_dir() else [path]
+    files = reader.series(path) if path.is_dir() else [path]
     if not files:
         raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
     return files
@@ -151,7 +151,7 @@ def reduce_ranks(steps: Columns, values: int) -> Columns:
         ratio = high / low
     own = {"step": steps["step"], "k_rank0": steps["k"][:, 0], "warm": np.arange(len(low)) >= min(1, len(low) - 1)}
     per_rank = {name: column for name, column in steps.items() if name not in ("step", "epoch", "lr")}
-    known = steps["received_bytes"] >= 0  # what an older trace did not record is trace.UNKNOWN
+    known = steps["received_bytes"] >= 0  # what an older trace did not record is schema.UNKNOWN
     per_rank |= {"received_bytes": np.where(known, steps["received_bytes"], np.nan)}
     per_rank |= {"ring_bytes": np.full(steps["loss"].shape, traffic.ring_bytes(values, steps["loss"].shape[1]))}
     per_rank |= {"set_size": high - low, "threshold_ratio": ratio}

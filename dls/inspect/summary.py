@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dls import traffic
 from dls.inspect.series import Columns, Series
-from dls.record import files, trace
+from dls.record import files
+from dls.record.schema import SECONDS
 
 POINTS, MAX_WINDOW = 8, 50
 """Rows of the table over time; most recorded steps that a smoothed value looks back."""
@@ -122,7 +123,7 @@ def _timing(series: Series) -> dict[str, Any]:
     steps, warm = series.steps, series.steps["warm"]
     hidden = series.diagnostics["hidden_share"]
     hidden = hidden[~np.isnan(hidden)]
-    seconds = {name: float(steps[f"seconds/{name}"][warm].mean()) for name in trace.SECONDS}
+    seconds = {name: float(steps[f"seconds/{name}"][warm].mean()) for name in SECONDS}
     total = seconds.pop("total")
     seconds |= {"other": total - sum(seconds.values()), "total": total}
     share = {name: value / total if total else math.nan for name, value in seconds.items()}

@@ -29,8 +29,9 @@ from dls.program.config import CommandLine, Config
 from dls.program.lock import Lock
 from dls.program.signals import StopRequest
 from dls.program.states import Part, States
-from dls.record import checkpoint, files, trace
+from dls.record import checkpoint, files, reader
 from dls.record.checkpoint import Checkpoint
+from dls.record.schema import TraceError
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.tasks.data import Dataset
@@ -231,14 +232,14 @@ def _share_of_batch(batch_size: int, found: Checkpoint, ranks: int) -> int:
 
 
 def _holds_run(out: Path) -> bool:
-    return any((out / name).exists() for name in ("config.toml", "checkpoints")) or bool(trace.series(out))
+    return any((out / name).exists() for name in ("config.toml", "checkpoints")) or bool(reader.series(out))
 
 
 def _as_usage_error(make: Callable[[], T]) -> T:
     """What the libraries of this program refuse is the user's to mend."""
     try:
         return make()
-    except (DataError, backends.BackendMissing, checkpoint.CheckpointError, trace.TraceError) as error:
+    except (DataError, backends.BackendMissing, checkpoint.CheckpointError, TraceError) as error:
         raise UsageError(str(error)) from None
     except MemoryError as error:
         raise UsageError(f"model and data do not fit into memory: {error}") from None
@@ -386,8 +387,8 @@ def _restore(run: Run, found: Checkpoint, comm: Comm) -> None:
 
 def _check_traces(out: Path) -> None:
     """TraceError where one is damaged."""
-    for path in trace.series(out):
-        trace.read(path, own=True)
+    for path in reader.series(out):
+        reader.read(path, own=True)
 
 
 def _fitting(arrays: State, expected: Mapping[str, Any], found: Checkpoint) -> State:
@@ -415,7 +416,7 @@ def _make_folder(settings: Config, found: Checkpoint | None, own: Lock) -> tuple
                 raise UsageError(f"another run was faster, and has just begun in {out}; choose another --out")
         notes = [f"{out} has no lock ({own.missing}): see to it that no second run writes there"] if own.missing else []
         if found is None:
-            for path in trace.series(out):  # of a run that never came to a checkpoint
+            for path in reader.series(out):  # of a run that never came to a checkpoint
                 path.unlink()
         try:
             files.write_text(out / "config.toml", replace(settings, out=str(out)).to_toml())

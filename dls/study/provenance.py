@@ -13,7 +13,8 @@ from pathlib import Path
 from dls.cli import UsageError
 from dls.program import sources
 from dls.program.sources import State
-from dls.record import trace
+from dls.record import reader
+from dls.record.schema import TraceError
 from dls.study.experiments import Experiment
 
 SHOWN = 3
@@ -33,10 +34,10 @@ def states(runs: Sequence[Experiment], out: Path) -> dict[tuple[State, str], lis
     """
     found: dict[tuple[State, str], dict[str, None]] = {}
     for run in runs:
-        for path in trace.series(out / run.name) if (out / run.name / "checkpoints").exists() else ():
+        for path in reader.series(out / run.name) if (out / run.name / "checkpoints").exists() else ():
             try:
-                attributes = trace.read(path).header.attributes
-            except trace.TraceError as error:
+                attributes = reader.read(path).header.attributes
+            except TraceError as error:
                 raise UsageError(str(error)) from None
             for state in sources.states(attributes):
                 found.setdefault((state, str(run.settings["method"])), {})[run.name] = None

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from dls.cli import UsageError
 from dls.program import sources
-from dls.record import files, trace
+from dls.record import files, reader
 from dls.record.files import one_line
+from dls.record.schema import Trace, TraceError
 from dls.study.experiments import BASELINES, Cell, Experiment, is_complete
 
 Row = dict[str, Any]
@@ -127,11 +128,11 @@ def spread(thresholds: NDArray[np.float64]) -> float | None:
     return float(np.log(thresholds).std(axis=2).mean()) if thresholds.size and (thresholds > 0).all() else None
 
 
-def _whole_trace(experiment: Experiment, folder: Path) -> trace.Trace:
+def _whole_trace(experiment: Experiment, folder: Path) -> Trace:
     """UsageError where it cannot be read, is of several numbers of ranks, or does not reach the end."""
     try:
-        parts = [trace.read(path) for path in trace.series(folder)]
-    except trace.TraceError as error:
+        parts = [reader.read(path) for path in reader.series(folder)]
+    except TraceError as error:
         raise UsageError(str(error)) from None
     if len(parts) > 1:
         raise UsageError(f"{folder} was run on several numbers of ranks; move it away")

@@ -64,7 +64,7 @@ from pathlib import Path
 import numpy as np
 from dls import backends, sparsifiers
 from dls.program import config
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.tasks.models import LayerInfo
 from dls.sparsifiers import Setup
 from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below

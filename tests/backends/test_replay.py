@@ -10,7 +10,7 @@ from cupy.cuda import nvrtc
 
 from dls import backends, sparsifiers
 from dls.backends import Backend
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.program import config, startup
 from dls.record import checkpoint
 from dls.sparsifiers import Setup

@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from dls.comm import Comm
+from dls.comm.base import Comm
 
 
 def run(main: Callable[[list[str]], int], line: str) -> tuple[int, str, str]:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.program import config, startup
 from dls.train import main
 

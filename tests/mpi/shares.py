@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from dls import backends, sparsifiers
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.program import config
 from dls.sparsifiers import Setup
 from dls.tasks import data, models

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
 from tests.conftest import lines
 from tests.launch import Outcome, launch, outcomes, train_all
 from tests.mpi.test_bits import loaded
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     assert "from step 4 on" in done.out
     for a, b in zip(loaded(whole, 2), loaded(out, 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
-    assert trace.read(out / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert reader.read(out / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("resume", RESUMES)

@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 import pytest
 
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.program import environment, heartbeat, lock, startup
 from dls.program.config import Config
 from dls.program.lock import Lock, State
-from dls.record import checkpoint, files, trace
+from dls.record import checkpoint, files, reader
 from tests.conftest import lines
 from tests.launch import ROOT, finish, launch, start, wait_until
 
@@ -59,7 +59,7 @@ def test_of_two_that_resume_at_one_moment_one_goes_on(ended: Path, tmp_path: Pat
     (line,) = lines(done.err)
     assert line.startswith(f"dls.train: run is in use, by a run that goes on (process {other.pid} on ")
     assert lock.state(ended) is State.HELD
-    assert wait_until(lambda: len(trace.read(ended / "trace.h5").steps["step"]) > 2, 60, other)
+    assert wait_until(lambda: len(reader.read(ended / "trace.h5").steps["step"]) > 2, 60, other)
     other.send_signal(signal.SIGTERM)
     assert finish(other).status == os.EX_TEMPFAIL
     assert lock.state(ended) is State.FREE
@@ -87,7 +87,7 @@ def test_a_pipe_is_read_once_for_all_ranks(tmp_path: Path) -> None:
 def test_a_resume_on_other_data_is_refused(ended: Path, tmp_path: Path) -> None:
     folder = checkpoint.place(ended, 2)
     own = checkpoint.describe(folder).data
-    assert trace.read(ended / "trace.h5").header.attributes["data"] == own
+    assert reader.read(ended / "trace.h5").header.attributes["data"] == own
     resealed(folder, lambda manifest: manifest.update(data="0badf00d"))
     done = launch([(0, [*TRAIN, "--out", "run", "--resume", "--steps", "3"])], tmp_path)
     assert done.status == 2
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_does_not_say_so_loads_without_a_word(ended: Path, tmp
     done = launch([(0, [*TRAIN, "--out", "run", "--resume", "--steps", "3"])], tmp_path)
     assert done.status == 0, done
     assert "may differ" not in done.out
-    assert trace.read(ended / "trace.h5").steps["step"].tolist() == [1, 2, 3]
+    assert reader.read(ended / "trace.h5").steps["step"].tolist() == [1, 2, 3]
 
 
 # --- what is not needed never ends a run ----------------------------------------------------

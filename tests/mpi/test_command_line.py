@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dls import sparsifiers
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
 from dls.tasks import models
 from tests.conftest import lines
 from tests.launch import ROOT, Outcome, launch, outcomes
@@ -129,7 +129,7 @@ def test_mpirun_ends_with_the_status_of_the_ranks(tmp_path: Path, train) -> None
 def test_without_mpirun_it_is_a_world_of_one(tmp_path: Path, train) -> None:
     done = train(0, *TINY, "--steps", "3", "--out", "alone")
     assert done.status == 0, done.err
-    assert trace.read(tmp_path / "alone" / "trace.h5").header.ranks == 1
+    assert reader.read(tmp_path / "alone" / "trace.h5").header.ranks == 1
 
 
 def test_a_day_of_a_user(tmp_path: Path) -> None:
@@ -161,15 +161,15 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
 
     kept = tomllib.loads((tmp_path / "first" / "config.toml").read_text())
     assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (0.2, "layerwise-topk", [8], 7)
-    one, two = (trace.read(tmp_path / name / "trace.h5") for name in ("first", "again"))
+    one, two = (reader.read(tmp_path / name / "trace.h5") for name in ("first", "again"))
     assert one.steps["loss"].tolist() == two.steps["loss"].tolist()
 
     (out,) = (tmp_path / "runs").iterdir()
     assert out.name.startswith("digits-mlp-dls-")
     assert (out / "checkpoints" / "step-00000001" / "manifest.json").exists()
     for name, steps in (("run", [1, 2]), ("auto", [1, 2, 3, 4])):
-        assert trace.read(tmp_path / name / "trace.h5").steps["step"].tolist() == steps
-        assert trace.series(tmp_path / name) == [tmp_path / name / "trace.h5"]
+        assert reader.read(tmp_path / name / "trace.h5").steps["step"].tolist() == steps
+        assert reader.series(tmp_path / name) == [tmp_path / name / "trace.h5"]
 
 
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_resumed_run_may_be_longer_in_epochs_and_without_its_trace(tmp_path: P
     assert train(1, *TINY, "--batch-size", "400", "--steps", "2", "--out", "run").status == 0
     (tmp_path / "run" / "trace.h5").unlink()
     assert train(1, "--out", "run", "--resume", "--epochs", "2").status == 0
-    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [3, 4, 5, 6]
+    assert reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [3, 4, 5, 6]
 
 
 def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: Path) -> None:
@@ -350,4 +350,4 @@ def test_the_slurm_script_starts_and_goes_on(tmp_path: Path) -> None:
         command = ["bash", ROOT / "runs" / "slurm.sbatch", *TINY, "--steps", steps, "--out", "run"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5]
+    assert reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dls.exchange import clock
-from dls.record import trace
+from dls.record import reader
+from dls.record.schema import Trace
 from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
 
@@ -36,13 +37,13 @@ def test_looking_closely_finds_the_share_changes_no_bit_and_is_recorded_once(
         states = [loaded(tmp_path / f"{name}{number}", ranks) for name in ("plain", "closely")]
         for a, b in zip(*states, strict=True):
             assert all(a[name].tobytes() == b[name].tobytes() for name in a), method
-        plain, closely = (trace.read(tmp_path / f"{name}{number}" / "trace.h5") for name in ("plain", "closely"))
+        plain, closely = (reader.read(tmp_path / f"{name}{number}" / "trace.h5") for name in ("plain", "closely"))
         assert len(plain.diagnostics["step"]) == 0
         assert closely.steps["step"].tolist() == [3, 6, 9]
         check(closely, ranks, all_of_it=method.split()[0] in ("dense", "global-topk"))
 
 
-def check(found: trace.Trace, ranks: int, all_of_it: bool) -> None:
+def check(found: Trace, ranks: int, all_of_it: bool) -> None:
     rows, layers = found.diagnostics, found.header.layer_count
     assert rows["step"].tolist() == [2, 4, 6, 8, 10]
     assert rows["global_share"].shape == (5, ranks)
@@ -63,7 +64,7 @@ def test_a_trace_without_diagnostics_is_read_and_gone_on_with(tmp_path: Path) ->
     train_all(2, [first], tmp_path)
     with h5py.File(tmp_path / "old" / "trace.h5", "r+") as file:
         del file["diagnostics"]
-    assert trace.read(tmp_path / "old" / "trace.h5").diagnostics["begin"].shape == (0, 2, 3, 4)
+    assert reader.read(tmp_path / "old" / "trace.h5").diagnostics["begin"].shape == (0, 2, 3, 4)
     train_all(2, [second], tmp_path)
-    found = trace.read(tmp_path / "old" / "trace.h5")
+    found = reader.read(tmp_path / "old" / "trace.h5")
     assert (found.steps["step"].tolist(), found.diagnostics["step"].tolist()) == ([*range(1, 9)], [8])

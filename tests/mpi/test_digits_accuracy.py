@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dls.record import trace
+from dls.record import reader
 from tests.launch import ROOT
 
 
@@ -13,4 +13,4 @@ def test_dls_reaches_the_accuracy_of_dense_training(tmp_path: Path, train) -> No
     options = ["--config", ROOT / "runs" / "digits.toml", "--threads", "1", "--backend", "numpy"]
     done = train(2, *options, "--method", "dls", "--density", "0.05", "--out", "run")
     assert done.status == 0, done.err
-    assert trace.read(tmp_path / "run" / "trace.h5").evals["accuracy"][-1] >= 0.97
+    assert reader.read(tmp_path / "run" / "trace.h5").evals["accuracy"][-1] >= 0.97

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls.comm import Comm
-from dls.record import checkpoint, trace
+from dls.comm.base import Comm
+from dls.record import checkpoint, reader
+from dls.record.repair import go_on
+from dls.record.writer import Writer
 from tests.conftest import lines
 from tests.launch import ROOT, launch
 from tests.tools.test_trace import header, rows
@@ -76,14 +78,14 @@ def test_a_checkpoint_that_does_not_fit(disk: Path, tmp_path: Path) -> None:
     assert line.endswith(f"step {step}: cannot write {folder}: No space left on device; earlier checkpoints are untouched")
     is_whole(disk / "run", found.step)
     assert not list((disk / "run/checkpoints").glob("*.partial"))
-    assert trace.read(disk / "run/trace.h5").steps["step"][-1] == step
+    assert reader.read(disk / "run/trace.h5").steps["step"][-1] == step
 
 
 def test_a_trace_that_does_not_fit(disk: Path, tmp_path: Path) -> None:
     args = ["--mlp-widths", ",".join(["4"] * 60), "--steps", "2000", "--checkpoint-every", "60", "--keep-checkpoints", "1"]
     line = fails(tmp_path, ["-m", "dls.train"], *args, "--out", "disk/run")
     assert "cannot write disk/run/trace.h5: No space left on device" in line
-    kept = trace.read(disk / "run/trace.h5").steps
+    kept = reader.read(disk / "run/trace.h5").steps
     assert kept["step"].tolist() == list(range(1, len(kept["step"]) + 1))
     assert len(kept["step"]) >= 50 and (kept["seconds/total"] > 0).all() and (kept["k"].sum(axis=2) > 0).all()
     found = checkpoint.latest(disk / "run")
@@ -135,10 +137,10 @@ def test_a_checkpoint_folder_is_not_made_up(tmp_path: Path) -> None:
 
 FULL = """
 import sys, pathlib
-from dls.record import trace
+from dls.record.writer import Writer
 from tests.tools.test_trace import header, rows
 path = pathlib.Path(sys.argv[1])
-writer = trace.Writer(path, header())
+writer = Writer(path, header())
 try:
     for first in range(1, 10**6, 500):
         writer.steps(rows(first, 500))
@@ -154,20 +156,20 @@ def test_a_writer_on_a_full_disk_ends_quietly(disk: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, disk / "t.h5"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert lines(done.stdout) == [f"cannot write {disk / 't.h5'}: No space left on device", "closed"]
-    steps = trace.read(disk / "t.h5").steps
+    steps = reader.read(disk / "t.h5").steps
     assert len(steps["step"]) % 500 == 0 and (steps["payload_bytes"] == 8).all()
 
 
 def test_a_trace_that_cannot_be_rewritten_stays(disk: Path) -> None:
-    writer = trace.Writer(disk / "trace.h5", header())
+    writer = Writer(disk / "trace.h5", header())
     writer.steps(rows(1, 1200))
     writer.close()
     before = (disk / "trace.h5").read_bytes()
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 8192))
     with pytest.raises(OSError, match="No space left on device"):
-        trace.go_on(disk, 600, header())
+        go_on(disk, 600, header())
     assert (disk / "trace.h5").read_bytes() == before
     assert not list(disk.glob("*.partial"))
     with pytest.raises(OSError, match="No space left on device"):
-        trace.Writer(disk / "new.h5", header())
+        Writer(disk / "new.h5", header())
     assert not (disk / "new.h5").exists()

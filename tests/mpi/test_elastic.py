@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from dls.record import trace
+from dls.record import reader
 from tests.conftest import lines
 from tests.launch import launch
 from tests.mpi.test_bits import loaded
@@ -46,7 +46,7 @@ def spoken(err: str) -> list[str]:
 
 
 def recorded(out: Path) -> list[int]:
-    return [step for path in trace.series(out) for step in trace.read(path).steps["step"].tolist()]
+    return [step for path in reader.series(out) for step in reader.read(path).steps["step"].tolist()]
 
 
 @pytest.mark.parametrize("method", ["dls", "layerwise-topk", "global-topk", "dense"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dls.bench import __main__ as bench
-from dls.record import trace
+from dls.record import reader
 from dls.tools import hosts
 from dls.tools.hosts import Hosts, HostsError
 from tests.launch import ROOT, wait_until
@@ -64,7 +64,7 @@ def test_three_hosts_give_the_bits_of_one(tmp_path: Path, train) -> None:
     assert train(3, *SETTINGS, "--out", tmp_path / "one").status == 0
     for one, two in zip(loaded(tmp_path / "hosts", 3), loaded(tmp_path / "one", 3), strict=True):
         assert one["weights"].tobytes() == two["weights"].tobytes()
-    assert list(trace.read(tmp_path / "hosts" / "trace.h5").header.attributes["hosts"]) == ["host0", "host1", "host2"]
+    assert list(reader.read(tmp_path / "hosts" / "trace.h5").header.attributes["hosts"]) == ["host0", "host1", "host2"]
 
 
 @pytest.mark.parametrize("method", ["dls", "dense"])
@@ -81,7 +81,7 @@ def test_bytes_in_the_trace_are_those_that_the_kernel_counts(tmp_path: Path, met
     with Hosts(2) as network:
         done = run(network, 2, "-m", "dls.train", *SETTINGS, "--steps", "20", "--method", method, "--out", tmp_path / "traced")
         assert done.returncode == 0, done.stderr
-    told = trace.read(tmp_path / "traced" / "trace.h5").steps["payload_bytes"]
+    told = reader.read(tmp_path / "traced" / "trace.h5").steps["payload_bytes"]
     a_step = (sent[1] - sent[0]) / 200
     packets = 66 * (told[:, 0].mean() / 1448 + 12) + 800
     assert told[:, 0].mean() <= a_step <= 1.02 * told[:, 0].mean() + packets

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dls.inspect import series
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
 from dls.tasks.batches import Batches, Position
 from dls.tasks.data import load
 from reference import ranks
@@ -83,7 +83,7 @@ def mean_residual(states: Sequence[State]) -> np.ndarray:
 
 
 def check_traces(out: Path, one_budget: bool) -> None:
-    files = [trace.read(path) for path in trace.series(out)]
+    files = [reader.read(path) for path in reader.series(out)]
     later = [f"trace-{step:08d}.h5" for step in (3, 5, 7, 11)]
     assert [file.path.name for file in files] == ["trace.h5", *later]
     assert [file.header.ranks for file in files] == [1, 3, 2, 4, 1]
@@ -99,8 +99,8 @@ def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path:
     train_all(3, ["--out run --resume --steps 6"], tmp_path)
     (tmp_path / "run/checkpoints/step-00000006/manifest.json").unlink()
     train_all(2, ["--out run --resume --steps 7"], tmp_path)
-    assert [path.name for path in trace.series(tmp_path / "run")] == ["trace.h5"]
-    assert trace.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert [path.name for path in reader.series(tmp_path / "run")] == ["trace.h5"]
+    assert reader.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_batch_norm_keeps_its_mean_statistics(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_epochs_go_on_where_they_stood(tmp_path: Path, train) -> None:
     assert train(2, *common, "--epochs", "3", "--steps", "4", "--out", "run").status == 0
     done = train(1, "--out", "run", "--resume", "--epochs", "3", "--batch-size", "200")
     assert done.status == 0, done.err
-    later = trace.read(trace.series(tmp_path / "run")[-1])
+    later = reader.read(reader.series(tmp_path / "run")[-1])
     assert later.steps["step"].tolist() == list(range(5, 5 + 5 + 7))
     assert later.steps["epoch"].tolist() == [1] * 5 + [2] * 7
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls.record import trace
+from dls.record import reader
 from tests.conftest import lines
 from tests.launch import finish, launch, start, train_all, wait_until
 from tests.mpi.test_bits import loaded
@@ -46,7 +46,7 @@ def test_two_halves_are_a_whole(ranks: int, tmp_path: Path) -> None:
         for a, b in zip(loaded(whole, ranks), loaded(halves, ranks), strict=True):
             assert a.keys() == b.keys()
             assert all(a[name].tobytes() == b[name].tobytes() for name in a), method
-        one, two = trace.read(whole / "trace.h5"), trace.read(halves / "trace.h5")
+        one, two = reader.read(whole / "trace.h5"), reader.read(halves / "trace.h5")
         assert two.steps["step"].tolist() == list(range(1, 25))
         for name in ("loss", "k", "threshold", "residual_norm", "payload_bytes", "lr"):
             np.testing.assert_array_equal(one.steps[name], two.steps[name], err_msg=f"{method} {name}")
@@ -83,11 +83,11 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
     )
     common = f"{COMMON} --steps 80 --checkpoint-every 20 --eval-every 13"
     assert launch([(2, [program, *common.split(), "--out", "killed"])], tmp_path).status != 0
-    assert trace.read(tmp_path / "killed" / "trace.h5").steps["step"][-1] == 65
+    assert reader.read(tmp_path / "killed" / "trace.h5").steps["step"][-1] == 65
     train_all(2, ["--out killed --resume", f"{common} --out whole"], tmp_path)
     for a, b in zip(loaded(tmp_path / "killed", 2), loaded(tmp_path / "whole", 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
-    assert trace.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(range(1, 81))
+    assert reader.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(range(1, 81))
 
 
 @pytest.mark.parametrize("resume", ["--resume", "--resume=auto"])
@@ -103,4 +103,4 @@ def test_two_runs_do_not_train_in_one_folder(resume: str, every: str, tmp_path: 
     (line,) = lines(second.err)
     assert "run is in use, by a run that goes on" in line
     assert finish(first).status == os.EX_TEMPFAIL
-    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"][0] == 1
+    assert reader.read(tmp_path / "run" / "trace.h5").steps["step"][0] == 1

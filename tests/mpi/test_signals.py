@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
 from tests.conftest import lines
 from tests.launch import finish, launch, start, train_all
 from tests.mpi.test_bits import loaded
@@ -56,7 +56,7 @@ def test_one_rank_is_asked_and_all_stop_and_go_on(ranks: int, signals: str, meth
     train_all(ranks, map(shlex.join, commands), tmp_path)
     for one, two in zip(loaded(tmp_path / "run", ranks), loaded(tmp_path / "whole", ranks), strict=True):
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
-    assert trace.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == list(range(1, 21))
+    assert reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == list(range(1, 21))
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls.record import trace
+from dls.record import reader
 from reference import methods
 from tests.conftest import lines
 from tests.launch import launch
@@ -79,7 +79,7 @@ def test_skipped_steps_leave_nothing_behind(ranks: int, tmp_path: Path) -> None:
             assert state["residual"].tobytes() == expected.residuals[rank].tobytes(), where
             same_k = state["k"].tolist() == expected.k[rank].tolist()
             assert name == "global-topk" or same_k, where
-        steps = trace.read(out / "trace.h5").steps
+        steps = reader.read(out / "trace.h5").steps
         spoilt_rows = np.isin(steps["step"], SKIPPED)
         assert (np.isnan(steps["loss"]) == spoilt_rows[:, None]).all()
         assert (steps["payload_bytes"] > 0).all()

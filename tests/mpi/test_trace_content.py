@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dls.program import config
-from dls.record import checkpoint, trace
+from dls.record import checkpoint, reader
+from dls.record.schema import Trace
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from reference import adjustment, cluster, methods, nn
@@ -61,7 +62,7 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
     command = [f"--method {name} {SETTINGS} --out {out}" for name, out in runs.items()]
     train_all(ranks, command, tmp_path)
     for name, out in runs.items():
-        recorded, method = trace.read(out / "trace.h5"), METHODS[name]
+        recorded, method = reader.read(out / "trace.h5"), METHODS[name]
         sizes = np.array(recorded.header.layers["size"])
         entries, layers = round(0.03 * sizes.sum()), len(sizes)
         if method is None:
@@ -92,7 +93,7 @@ def in_sections(sizes: np.ndarray, counts: list[list[int]]) -> list[tuple[int, i
     return [*zip(sizes, first, strict=True), *((int(sizes.sum()), sum(each)) for each in later)]
 
 
-def check_selections(recorded: trace.Trace, method: methods.Method, ranks: int) -> list[list[list[int]]]:
+def check_selections(recorded: Trace, method: methods.Method, ranks: int) -> list[list[list[int]]]:
     """Returns how many entries of each layer left first and later, step by step and rank by rank."""
     c = config.build(config.parse_command_line(SETTINGS.split()).flags)
     dataset = data.load("digits")
@@ -123,7 +124,7 @@ def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:
     model.parameters[...], model.statistics[...] = shared["weights"], shared["mean_statistics"]
     logits = model.forward(dataset.normalise(dataset.test_images), training=False)
     loss, _, correct = nn.softmax_cross_entropy(logits, dataset.test_labels)
-    evals = trace.read(tmp_path / "run" / "trace.h5").evals
+    evals = reader.read(tmp_path / "run" / "trace.h5").evals
     assert evals["loss"][-1] == pytest.approx(loss, rel=1e-5)
     assert evals["accuracy"][-1] == correct / len(dataset.test_labels)
 

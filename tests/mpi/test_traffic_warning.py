@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dls import traffic
-from dls.record import trace
+from dls.record import reader
 from tests.launch import launch
 
 SETTINGS = "--mlp-widths 24,12 --batch-size 4 --steps 2 --threads 1 --backend numpy"
@@ -30,7 +30,7 @@ def test_the_first_and_the_last_lines_tell_of_the_bytes(tmp_path: Path) -> None:
     assert done.status == 0, done.err
     told = re.split(r"\n(?=\S+ at density)", "\n" + done.out)[1:]
     for ((method, density), out), words in zip(runs.items(), told, strict=True):
-        steps = trace.read(tmp_path / out / "trace.h5").steps
+        steps = reader.read(tmp_path / out / "trace.h5").steps
         ring = traffic.ring_bytes(VALUES, 3)
         assert ("warning: of 3 ranks each receives" in words) is (
             method != "dense" and density == 0.9

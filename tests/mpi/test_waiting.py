@@ -78,7 +78,7 @@ def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
 PAYLOADS = """
 import sys
 import numpy as np
-from dls.comm import Comm
+from dls.comm.base import Comm
 comm = Comm()
 for words in sys.argv[1:]:
     sizes = [int(size) for size in words.split()]

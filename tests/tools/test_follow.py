@@ -14,7 +14,7 @@ from rich.console import Console
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
 from dls.program.lock import Lock
-from dls.record import trace
+from dls.record.writer import Writer
 from tests.launch import ROOT, finish, start, wait_until
 from tests.tools.test_inspect import header, rows, write
 
@@ -32,7 +32,7 @@ def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
     """Here the writer is a thread of this program, which goes on when the last words were heard."""
     own = Lock()
     own.take(tmp_path)
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     with (tmp_path / "out.txt").open("w+") as file:
         console = Console(file=file, force_terminal=terminal, width=400, height=60, highlight=False)
         watching = threading.Thread(target=follow.follow, args=([tmp_path], console))
@@ -71,9 +71,9 @@ def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.Capt
 def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\n"
-        "from dls.program import lock\nfrom dls.record import trace\n"
+        "from dls.program import lock\nfrom dls.record.writer import Writer\n"
         "own = lock.Lock(); own.take(pathlib.Path(sys.argv[1]).parent)\n"
-        "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
+        "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "trace.h5")]
@@ -95,7 +95,7 @@ def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
 def test_after_ctrl_c_it_says_what_it_always_says(tmp_path: Path) -> None:
     own = Lock()
     own.take(tmp_path)
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     watching = start([(0, ["-m", "dls.inspect", "--follow", tmp_path])], tmp_path)
     assert watching.stdout is not None
     assert watching.stdout.readline() == "nothing recorded yet\n"

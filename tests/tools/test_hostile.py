@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dls.cli import UsageError
-from dls.comm import Comm
+from dls.comm.base import Comm
 from dls.program import config
 from dls.record import checkpoint, files
 from dls.tasks.batches import Position
@@ -172,7 +172,8 @@ def test_arrays_made_to_harm_are_refused(case: str, saved: Path) -> None:
 
 FLIPS = """
 import json, pathlib, sys
-from dls.record import trace
+from dls.record import reader
+from dls.record.schema import TraceError
 path = pathlib.Path(sys.argv[1])
 content = path.read_bytes()
 for changes in json.load(sys.stdin):
@@ -182,8 +183,8 @@ for changes in json.load(sys.stdin):
         spoiled[place] = value
     path.write_bytes(spoiled)
     try:
-        trace.read(path)
-    except trace.TraceError as error:
+        reader.read(path)
+    except TraceError as error:
         assert len(str(error).splitlines()) == 1
 """
 

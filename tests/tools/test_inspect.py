@@ -16,7 +16,8 @@ from dls.inspect import __main__ as inspect
 from dls.inspect.groups import labels
 from dls.inspect.series import load
 from dls.inspect.summary import Summary, smooth, summarise, to_json
-from dls.record import trace
+from dls.record.schema import LAYER_FIELDS, SECONDS, Header
+from dls.record.writer import Writer
 from tests.launch import Finished, launch
 
 CONFIG = """
@@ -36,13 +37,13 @@ PHASES |= {"adjust": 0.5, "exposed": 4.0, "total": 10.0}
 """Seconds; they leave 1.0 of the total to no phase."""
 
 
-def header(ranks: int = 2, method: str = "dls", **attributes: Any) -> trace.Header:
+def header(ranks: int = 2, method: str = "dls", **attributes: Any) -> Header:
     """Two layers, of 80 and 20 values."""
-    layers: dict[str, list[Any]] = {name: [1, 1] for name in trace.LAYER_FIELDS}
+    layers: dict[str, list[Any]] = {name: [1, 1] for name in LAYER_FIELDS}
     layers |= {"name": ["conv1", "linear1"], "kind": ["conv2d", "linear"], "size": [*SIZES]}
     known: dict[str, Any] = {"config": CONFIG.format(method=method), "world_size": ranks, "version": "1.2"}
     known |= {"commit": "abc", "hosts": ["left"] * ranks, "started": "2026-01-01T00:00:00+00:00"}
-    return trace.Header(known | attributes, layers)
+    return Header(known | attributes, layers)
 
 
 def rows(steps: Sequence[int], ranks: int = 2, **given: Any) -> dict[str, np.ndarray]:
@@ -54,13 +55,13 @@ def rows(steps: Sequence[int], ranks: int = 2, **given: Any) -> dict[str, np.nda
     values |= {"k": [8, 2], "threshold": [1.0, 2.0], "residual_norm": 0.0} | given
     table = {name: np.broadcast_to(np.asarray(values[name]), (count, *shape)) for name, shape in shapes.items()}
     seconds = PHASES | given.get("seconds", {})
-    return table | {f"seconds/{name}": np.broadcast_to(seconds[name], (count, ranks)) for name in trace.SECONDS}
+    return table | {f"seconds/{name}": np.broadcast_to(seconds[name], (count, ranks)) for name in SECONDS}
 
 
 def write(path: Path, table: Mapping[str, np.ndarray] | None, evals: Sequence[Evaluation] = (), **about: Any) -> Path:
     """A trace file; its folder's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = trace.Writer(path, header(**about))
+    writer = Writer(path, header(**about))
     if table is not None:
         writer.steps(table)
     for each in evals:
@@ -205,7 +206,7 @@ def test_thresholds_of_zero(tmp_path: Path) -> None:
 
 
 def test_tables_say_what_is_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nothing = dict.fromkeys(trace.SECONDS, 0.0)
+    nothing = dict.fromkeys(SECONDS, 0.0)
     table = rows([1, 2], threshold=[[[0.0, 1.0]] * 2, [[0.0, 0.0]] * 2], payload_bytes=0, seconds=nothing)
     folder = write(tmp_path / "trace.h5", table)
     assert inspect.main([str(folder)]) == 0

@@ -17,7 +17,7 @@ from dls.inspect import __main__ as inspect
 from dls.program import lock, startup
 from dls.program.config import Config
 from dls.program.lock import InUse, Lock, State
-from dls.record import trace
+from dls.record.writer import Writer
 from tests.launch import ROOT
 from tests.tools.test_trace import header, rows
 
@@ -47,7 +47,7 @@ def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def killed_trace(folder: Path) -> Path:
     """A trace as a writer leaves it that is killed."""
-    writer = trace.Writer(folder / "aside.h5", header())
+    writer = Writer(folder / "aside.h5", header())
     writer.steps(rows(1, 3))
     (folder / "trace.h5").write_bytes((folder / "aside.h5").read_bytes())
     writer.close()
@@ -108,7 +108,7 @@ def test_without_locks_nobody_is_called_dead(number: int, tmp_path: Path, capsys
 
 
 def test_a_closed_trace_is_nobodys_where_there_are_no_locks(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     writer.steps(rows(1, 3))
     writer.close()
     (tmp_path / lock.NAME).touch()

@@ -14,7 +14,7 @@ import pytest
 from dls.bench.__main__ import main as bench
 from dls.inspect.__main__ import main as inspect
 from dls.program import output
-from dls.record import trace
+from dls.record.writer import Writer
 from dls.theory.__main__ import main as theory
 from tests.tools.test_inspect import header
 
@@ -82,7 +82,7 @@ def test_what_reads_and_measures_ends_well_without_a_reader(tmp_path: Path) -> N
 
 
 def test_a_run_that_goes_on_is_followed_no_longer_than_somebody_reads(tmp_path: Path) -> None:
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     with left():
         assert inspect([str(tmp_path), "--follow"]) == 0
     writer.close()

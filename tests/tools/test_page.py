@@ -17,7 +17,9 @@ import pytest
 from dls.exchange import clock
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, page, pictures, series, summary
-from dls.record import trace
+from dls.record import reader
+from dls.record.schema import LAYER_FIELDS, WORDS, Header
+from dls.record.writer import Writer
 from tests.tools.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")
@@ -259,9 +261,9 @@ def test_many_runs(tmp_path: Path) -> None:
 def test_many_layers(tmp_path: Path) -> None:
     """More than get a colour of their own, and than can be named."""
     layers = 40
-    names = {name: [f"layer{i}" if name == "name" else "linear" for i in range(layers)] for name in trace.WORDS}
-    numbers = {name: [50] * layers for name in trace.LAYER_FIELDS if name not in trace.WORDS}
-    writer = trace.Writer(tmp_path / "trace.h5", trace.Header(header().attributes, names | numbers))
+    names = {name: [f"layer{i}" if name == "name" else "linear" for i in range(layers)] for name in WORDS}
+    numbers = {name: [50] * layers for name in LAYER_FIELDS if name not in WORDS}
+    writer = Writer(tmp_path / "trace.h5", Header(header().attributes, names | numbers))
     few = rows([1, 2, 3])
     writer.steps({name: np.repeat(column, layers // 2, axis=2) if column.ndim == 3 else column for name, column in few.items()})
     writer.close()
@@ -297,7 +299,7 @@ def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
     with h5py.File(folder / "trace.h5", "r+") as file:
         for name, values in times.items():
             file[f"diagnostics/{name}"][..., exchange] = values
-    found = series.hidden_share(trace.read(folder / "trace.h5"))
+    found = series.hidden_share(reader.read(folder / "trace.h5"))
     np.testing.assert_array_equal(found, [[0.5, 0.5], [0.5, 0.0], [np.nan, np.nan]])  # waited 4 of 8, 8; 8, 1; not recorded
     assert summary.summarise(series.load(folder)).timing["hidden_share"] == 0.375
 

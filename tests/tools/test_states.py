@@ -12,7 +12,7 @@ import pytest
 from dls.inspect import __main__ as inspect
 from dls.inspect import groups, series
 from dls.program import sources
-from dls.record import trace
+from dls.record.repair import go_on
 from dls.study import report
 from tests.checkout import commit_all, write
 from tests.tools.test_inspect import CONFIG, header, rows
@@ -145,11 +145,11 @@ def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -
     for step, (attributes, states) in enumerate(
         [(about(checkout), 2), (about(checkout), 2)], start=1
     ):
-        writer = trace.go_on(tmp_path / "a", step, header(**attributes))
+        writer = go_on(tmp_path / "a", step, header(**attributes))
         writer.steps(rows([step + 1]))
         writer.close()
         assert len(series.load(tmp_path / "a").sources) == states
-    trace.go_on(tmp_path / "a", 3, header(commit="of an older program")).close()
+    go_on(tmp_path / "a", 3, header(commit="of an older program")).close()
     assert [state.digest for state in series.load(tmp_path / "a").sources][:1] == [""]
 
 

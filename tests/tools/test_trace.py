@@ -14,24 +14,27 @@ import pytest
 
 from dls.inspect import __main__ as inspect
 from dls.program.lock import Lock, State
-from dls.record import trace
+from dls.record import reader
+from dls.record.repair import go_on, repair
+from dls.record.schema import SCHEMA, SECONDS, Header, TraceError
+from dls.record.writer import Writer
 from tests.launch import ROOT
 
 RANKS, LAYERS = 2, 3
 
 
-def header() -> trace.Header:
+def header() -> Header:
     attributes = {
         "config": "", "version": "0", "commit": "", "world_size": RANKS, "backend": "numpy", "seed": 0, "hosts": ["a", "b"],
         "started": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     numbers = {name: [1] * LAYERS for name in ("size", "inputs", "outputs", "kernel", "positions")}
-    return trace.Header(attributes, {"name": ["x", "y", "z"], "kind": ["linear"] * LAYERS} | numbers)
+    return Header(attributes, {"name": ["x", "y", "z"], "kind": ["linear"] * LAYERS} | numbers)
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
     steps = np.arange(first, first + count)
-    per_rank = {name: np.full((count, RANKS), 0.5) for name in ("loss", *(f"seconds/{phase}" for phase in trace.SECONDS))}
+    per_rank = {name: np.full((count, RANKS), 0.5) for name in ("loss", *(f"seconds/{phase}" for phase in SECONDS))}
     per_layer = {name: np.full((count, RANKS, LAYERS), 2) for name in ("k", "threshold", "residual_norm")}
     once = {"step": steps, "epoch": steps * 0, "lr": steps * 0.1}
     once |= {name: np.full((count, RANKS), 8) for name in ("payload_bytes", "received_bytes")}
@@ -39,7 +42,7 @@ def rows(first: int, count: int) -> dict[str, np.ndarray]:
 
 
 def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     writer.steps(rows(1, 5))
     writer.evals(5, 0.25, 0.75)
     writer.close()
@@ -51,7 +54,7 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
         assert {file["steps"][name].shape for name in ("step", "epoch", "lr")} == {(5,)}
         assert {file["steps"][name].shape for name in ("loss", "payload_bytes")} == {(5, RANKS)}
         assert {file["steps"][name].shape for name in ("k", "threshold", "residual_norm")} == {(5, RANKS, LAYERS)}
-        assert set(file["steps/seconds"]) == set(trace.SECONDS)
+        assert set(file["steps/seconds"]) == set(SECONDS)
         assert set(file["evals"]) == {"step", "loss", "accuracy"}
         datasets = [file["steps"][name] for name in file["steps"] if name != "seconds"] + list(file["steps/seconds"].values())
         assert all(dataset.attrs["unit"] for dataset in [*datasets, *file["evals"].values()])
@@ -61,12 +64,12 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
     """Also in the trace of a writer that was killed, once it is repaired."""
     writing.kill()
     writing.wait()
-    trace.repair(tmp_path / "trace.h5")
+    repair(tmp_path / "trace.h5")
     names = {"rank": [*range(RANKS)], "layer": [b"x", b"y", b"z"], "phase": [b"backward", b"select", b"exchange", b"decode"]}
     with h5py.File(tmp_path / "trace.h5") as file:
         found: list[h5py.Dataset] = []
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-        assert len(found) == 7 + 7 + len(trace.SECONDS) + 2 + 3 + 4 + 2
+        assert len(found) == 7 + 7 + len(SECONDS) + 2 + 3 + 4 + 2
         assert all(dataset.attrs["unit"] for dataset in found)
         for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
             steps = file[dataset.name.split("/")[1]].get("step")
@@ -79,25 +82,26 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
 
 
 def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path) -> None:
-    writer = trace.Writer(tmp_path / "trace.h5", header())
+    writer = Writer(tmp_path / "trace.h5", header())
     for first in (1, 4, 7):
         writer.steps(rows(first, 3))
-        assert trace.read(tmp_path / "trace.h5").steps["step"].tolist() == list(range(1, first + 3))
+        assert reader.read(tmp_path / "trace.h5").steps["step"].tolist() == list(range(1, first + 3))
     writer.close()
 
 
 def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom dls.record import trace\n"
-        "w = trace.Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\n"
+        "from dls.record.writer import Writer\n"
+        "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
     assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False).returncode == -9
-    assert len(trace.read(path).steps["step"]) == 7
-    writer = trace.go_on(tmp_path, 4, header())
+    assert len(reader.read(path).steps["step"]) == 7
+    writer = go_on(tmp_path, 4, header())
     writer.steps(rows(5, 2))
     writer.close()
-    assert trace.read(path).steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert reader.read(path).steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
     with h5py.File(path) as file:
         assert file["steps/step"].shape == (6,)
 
@@ -106,10 +110,10 @@ KILLED = """
 import itertools, pathlib, sys
 from tests.tools.test_trace import header, rows
 from dls.program import lock
-from dls.record import trace
+from dls.record.writer import Writer
 path, own = pathlib.Path(sys.argv[1]), lock.Lock()
 own.take(path.parent)
-writer = trace.Writer(path, header())
+writer = Writer(path, header())
 for first in itertools.count(1, 40):
     writer.steps(rows(first, 40))
     writer.evals(first + 39, 0.5, 0.5)
@@ -135,7 +139,7 @@ def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: floa
     time.sleep(after)
     writing.kill()
     flushed = ["40", *writing.communicate()[0].split()]
-    steps = trace.read(tmp_path / "trace.h5").steps
+    steps = reader.read(tmp_path / "trace.h5").steps
     last = len(steps["step"])
     assert last >= int(flushed[-1])
     assert steps["step"].tolist() == list(range(1, last + 1))
@@ -153,11 +157,11 @@ def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: floa
 def test_a_living_writer_keeps_its_trace(writing, tmp_path: Path, capsys) -> None:
     assert inspect.main(["--repair", str(tmp_path)]) == 2
     assert f"{tmp_path} is in use, by a run that goes on (process {writing.pid} on" in capsys.readouterr().err
-    assert trace.state(tmp_path / "trace.h5") is State.HELD
-    assert trace.read(tmp_path / "trace.h5").header.ranks == RANKS
+    assert reader.state(tmp_path / "trace.h5") is State.HELD
+    assert reader.read(tmp_path / "trace.h5").header.ranks == RANKS
     writing.kill()
     writing.wait()
-    assert trace.state(tmp_path / "trace.h5") is State.FREE
+    assert reader.state(tmp_path / "trace.h5") is State.FREE
 
 
 def test_rows_claimed_but_never_written_do_not_count(tmp_path: Path) -> None:
@@ -165,7 +169,7 @@ def test_rows_claimed_but_never_written_do_not_count(tmp_path: Path) -> None:
     _whole(tmp_path / "trace.h5")
     with h5py.File(tmp_path / "trace.h5", "r+") as file:
         file["steps/step"][50:] = 0
-    assert trace.read(tmp_path / "trace.h5").steps["loss"].shape == (50, RANKS)
+    assert reader.read(tmp_path / "trace.h5").steps["loss"].shape == (50, RANKS)
 
 
 def _other_schema(path: Path) -> None:
@@ -175,11 +179,11 @@ def _other_schema(path: Path) -> None:
 
 def _no_datasets(path: Path) -> None:
     with h5py.File(path, "w") as file:
-        file.attrs["schema"] = trace.SCHEMA
+        file.attrs["schema"] = SCHEMA
 
 
 def _whole(path: Path) -> None:
-    writer = trace.Writer(path, header())
+    writer = Writer(path, header())
     writer.steps(rows(1, 60))
     writer.close()
 
@@ -340,15 +344,15 @@ SPOILED = MALICIOUS | {
 def test_what_is_no_trace_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.h5"
     SPOILED[case](path)
-    with pytest.raises(trace.TraceError) as caught:
-        trace.read(path)
+    with pytest.raises(TraceError) as caught:
+        reader.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5's own mode for that would wait for ever."""
-    monkeypatch.setattr(trace, "PAUSE", 0.001)
+    monkeypatch.setattr(reader, "PAUSE", 0.001)
     path = tmp_path / "trace.h5"
     _whole(path)
     content = bytearray(path.read_bytes())
@@ -356,17 +360,17 @@ def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatc
     path.write_bytes(content)
     own = Lock()
     own.take(tmp_path)
-    with pytest.raises(trace.TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
-        trace.read(path)
+    with pytest.raises(TraceError, match=r"trace\.h5.*incorrect metadata checksum"):
+        reader.read(path)
     own.release()
 
 
 def test_a_trace_names_every_commit_that_wrote_to_it(tmp_path: Path) -> None:
     for first, commit in enumerate(["a", "a", "b+1", "a"], start=1):
-        own = trace.Header({**header().attributes, "commit": commit}, header().layers)
-        writer = trace.go_on(tmp_path, first - 1, own)
+        own = Header({**header().attributes, "commit": commit}, header().layers)
+        writer = go_on(tmp_path, first - 1, own)
         writer.steps(rows(first, 1))
         writer.close()
-    found = trace.read(tmp_path / "trace.h5")
+    found = reader.read(tmp_path / "trace.h5")
     assert found.header.attributes["commit"] == "a b+1"
     assert list(found.steps["step"]) == [1, 2, 3, 4]

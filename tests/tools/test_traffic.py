@@ -13,7 +13,9 @@ from dls import traffic
 from dls.inspect import __main__ as inspect
 from dls.inspect.series import load
 from dls.inspect.summary import summarise
-from dls.record import trace
+from dls.record import reader
+from dls.record.repair import go_on
+from dls.record.schema import UNKNOWN
 from reference import methods, wire
 from tests.launch import ROOT
 from tests.tools.test_inspect import rows, write
@@ -96,7 +98,7 @@ def test_a_trace_without_received_bytes_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = older(tmp_path / "old")
-    assert (trace.read(folder / "trace.h5").steps["received_bytes"] == trace.UNKNOWN).all()
+    assert (reader.read(folder / "trace.h5").steps["received_bytes"] == UNKNOWN).all()
     found = summarise(load(folder)).traffic
     assert np.isnan([found["received_bytes_per_step"], found["share_of_ring"]]).all()
     assert (found["bytes_per_step"], found["ring_bytes_per_step"]) == (50, 400)
@@ -107,11 +109,11 @@ def test_a_trace_without_received_bytes_is_read(
 
 def test_a_run_goes_on_with_an_older_trace(tmp_path: Path) -> None:
     folder = older(tmp_path / "old")
-    writer = trace.go_on(folder, 1, trace.read(folder / "trace.h5").header)
+    writer = go_on(folder, 1, reader.read(folder / "trace.h5").header)
     writer.steps(rows([2], received_bytes=7))
     writer.close()
-    assert trace.read(folder / "trace.h5").steps["received_bytes"].tolist() == [
-        [trace.UNKNOWN] * 2,
+    assert reader.read(folder / "trace.h5").steps["received_bytes"].tolist() == [
+        [UNKNOWN] * 2,
         [7, 7],
     ]
 
@@ -127,7 +129,7 @@ def test_sources_that_are_no_list_of_texts_do_not_count(value: object, tmp_path:
     folder = write(tmp_path / "x" / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)])
     with h5py.File(folder / "trace.h5", "r+") as file:
         file.attrs["sources"], file.attrs["hosts"] = value, value
-    attributes = trace.read(folder / "trace.h5").header.attributes
+    attributes = reader.read(folder / "trace.h5").header.attributes
     assert "sources" not in attributes
     assert "hosts" not in attributes
     assert inspect.main([str(folder)]) == 0

@@ -1,0 +1,216 @@
+"""Reading traces, also those that are being written, whose writer was killed, or that are damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dls.program import lock
+from dls.program.lock import State
+from dls.record import files, hdf5
+from dls.record.schema import (
+    ADDED,
+    ADDED_COLUMN,
+    ATTRIBUTES,
+    LAYER_FIELDS,
+    LISTS,
+    SCHEMA,
+    UNKNOWN,
+    WORDS,
+    Header,
+    Shapes,
+    Trace,
+    TraceError,
+    shapes_of,
+)
+
+ATTEMPTS, PAUSE = 40, 0.05
+"""How often a trace that is in use is looked at again, and the seconds in between."""
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""How a file of HDF5 begins."""
+MOST = 65_536
+"""Ranks, or layers, of a trace that is read."""
+
+
+def series(out: Path) -> list[Path]:
+    """The trace files of a run's folder, in the order of their steps."""
+    return sorted((p for p in out.glob("trace*.h5") if p.name == "trace.h5" or begins(p)), key=begins)
+
+
+def begins(path: Path) -> int:
+    """The step after which a trace file goes on; 0 for trace.h5, and for what is none."""
+    number = path.stem.removeprefix("trace-")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
+
+
+def read(path: Path, own: bool = False) -> Trace:
+    """Read a trace, also one that is being written or whose writer was killed. TraceError. own: nobody writes but this process.
+
+    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode for readers would do that too,
+    but takes any damage for a writer's work, and waits for ever.
+    """
+    for _ in range(0 if own else ATTEMPTS - 1):
+        written = state(path)
+        try:
+            return _read_file(path)
+        except TraceError:
+            if written is State.FREE:
+                raise
+        time.sleep(PAUSE)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Trace:
+    """Read a trace as it is at this moment."""
+    if not os.path.isfile(path):
+        words = "it is no plain file" if os.path.exists(path) else "no such file"
+        raise TraceError(f"{path}: {words}; a run's folder holds a trace.h5")
+    try:
+        if path.stat().st_size == 0:
+            raise TraceError(f"{path} is empty: it was never written, or the disk was full; remove it and start its run again")
+        if _cut_short(path):
+            raise TraceError(f"{path} is cut short; copy it again from where it was written")
+        with path.open("rb") as raw:  # through Python's own file HDF5 does not mind that a writer left it marked as open
+            hdf5.check_heaps(raw)
+            with h5py.File(raw, "r") as file:
+                return _parse(path, file)
+    except TraceError:
+        raise
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read as HDF5: {files.reason(error)}") from None
+    except KeyError as error:
+        raise TraceError(f"{path} is not a trace of this program: {error.args[0]}") from None
+    except hdf5.ERRORS as error:
+        raise TraceError(f"{path} is damaged: {files.reason(error)}") from None
+
+
+def state(path: Path) -> State:
+    """Whether a run that lives has the trace's folder; what its writer has closed is free in any case."""
+    found = lock.state(path.parent)
+    return State.FREE if found is State.UNKNOWN and not left_open(path) else found
+
+
+def left_open(path: Path) -> bool:
+    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
+    try:
+        with files.open_plain(path) as file:
+            head = file.read(12)
+    except OSError:  # what it is like shows when it is read
+        return False
+    return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5)
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether the file ends before the end that its superblock states; HDF5 says so in a long text, or in SWMR mode waits.
+
+    The end-of-file address stands at byte 28 of a superblock of version 2 or 3 with 8-byte offsets (HDF5 File Format, II.A).
+    """
+    with path.open("rb") as file:
+        head = file.read(36)
+    if len(head) < 10 or head[:8] != MAGIC or head[8] not in (2, 3) or head[9] != 8:
+        return False
+    return len(head) < 36 or int.from_bytes(head[28:36], "little") > path.stat().st_size
+
+
+def _parse(path: Path, file: h5py.File) -> Trace:
+    schema, size = _attribute(file, "schema"), path.stat().st_size
+    if schema != SCHEMA:
+        raise TraceError(f"{path} has the schema {str(schema)[:40]!r}, and this program reads {SCHEMA}{_advice(file, schema)}")
+    found = {name: _attribute(file, name) for name in ATTRIBUTES}
+    attributes = {name: value for name, value in found.items() if value is not None and (name in LISTS) == _is_texts(value)}
+    ranks = attributes.get("world_size")
+    if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
+        raise TraceError(f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}")
+    header = Header(attributes, _layers(file, size))
+    groups = {name: _rows(file, name, shapes, size) for name, shapes in shapes_of(ranks, header.layer_count).items()}
+    return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _advice(file: h5py.File, schema: Any) -> str:
+    """What to do about a trace of another schema."""
+    if not re.fullmatch(r"dls-trace/[0-9]+", str(schema)):
+        return "; give the trace.h5 of a run"
+    version = _attribute(file, "version")
+    return "; look at it with the version of this program that wrote it" + (f", {str(version)[:40]}" if version else "")
+
+
+def _attribute(file: h5py.File, name: str) -> Any:
+    """A text, a number or a list of them, as Python's own; None where it is missing, or anything else."""
+    if name not in file.attrs:
+        return None
+    stored = file.attrs.get_id(name)
+    text = h5py.check_string_dtype(stored.dtype) is not None
+    if len(stored.shape) > 1 or max(stored.shape, default=1) > MOST or not (text or stored.dtype.kind in "iuf"):
+        return None
+    value = file.attrs[name]
+    if isinstance(value, np.ndarray):
+        return [_text(item) if text else item for item in value.tolist()]
+    return _text(value) if text else value.item()
+
+
+def _layers(file: h5py.File, size: int) -> dict[str, list[Any]]:
+    """A column for each field of the layers, with one entry a layer."""
+    columns: dict[str, list[Any]] = {name: _texts(file, f"layers/{name}", size) for name in WORDS}
+    for name in LAYER_FIELDS:
+        if name not in WORDS:
+            columns[name] = _column(file, f"layers/{name}", (), size)[()].tolist()
+    if len({len(column) for column in columns.values()}) != 1 or min(columns["size"], default=0) < 1:
+        raise KeyError("its layers are not described")
+    return columns
+
+
+def _texts(file: h5py.File, name: str, size: int) -> list[str]:
+    """A column of texts, one by one: all may refer to the same long one."""
+    stored = hdf5.dataset(file, name, size)
+    if stored.ndim != 1 or len(stored) > MOST or h5py.check_string_dtype(stored.dtype) is None:
+        raise KeyError(f"{name} is no list of texts")
+    texts: list[str] = []
+    for row in range(len(stored)):
+        texts.append(_text(stored[row]))
+        size -= len(texts[-1])
+        if size < 0:
+            raise KeyError(f"{name} claims more than the file can hold")
+    return texts
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _column(file: h5py.File, name: str, row: tuple[int, ...], size: int) -> h5py.Dataset:
+    """A dataset of numbers whose rows have that shape; KeyError for anything else."""
+    stored = hdf5.dataset(file, name, size)
+    if stored.ndim != 1 + len(row) or stored.dtype.kind not in "iuf":
+        raise KeyError(f"{name} is no table of numbers with {1 + len(row)} dimensions")
+    if stored.shape[1:] != row:
+        raise KeyError(f"{name} has rows of {stored.shape[1:]}, not of {row}")
+    return stored
+
+
+def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, NDArray[Any]]:
+    """A group's columns, cut to the rows that are complete: a writer may be between two columns, or have met a full disk."""
+    if group == ADDED and file.get(group, getlink=True) is None:
+        return {name: np.zeros((0, *row), kind) for name, (row, kind) in shapes.items()}
+    there = {name: row for name, (row, _) in shapes.items() if not _was_added(file, f"{group}/{name}")}
+    columns = {name: _column(file, f"{group}/{name}", row, size) for name, row in there.items()}
+    claimed = min(column.shape[0] for column in columns.values())
+    ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
+    complete = claimed if ascending.all() else int(ascending.argmin())
+    rows = {name: column[:complete].astype(shapes[name][1], copy=False) for name, column in columns.items()}
+    return {name: rows.get(name, np.full((complete, *row), UNKNOWN, kind)) for name, (row, kind) in shapes.items()}
+
+
+def _was_added(file: h5py.File, name: str) -> bool:
+    """Whether it is the column that an older trace does not have, and this one does not."""
+    return name == ADDED_COLUMN and ADDED_COLUMN.split("/")[1] not in file["steps"]
