@@ -1,10 +1,21 @@
-"""DLS: data-parallel training over MPI with sparsified gradients."""
+"""DLS: data-parallel training over MPI with sparsified gradients.
+
+`Exchange` is the exchange for arrays of any program, `register` makes a method of one's own known. Nothing happens at import.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from dls.exchange.front import Exchange
+    from dls.exchange.methods import register
+
+__all__ = ["Exchange", "__version__", "register"]
 __version__ = "0.1.0"
 
 
@@ -37,3 +48,16 @@ def _is_same(one: str | None, other: str | None) -> bool:
 
 _take_along("reference")
 _take_along("gpu")
+
+
+def __getattr__(name: str) -> Any:
+    """What the package offers, loaded when it is asked for."""
+    if name == "Exchange":
+        from dls.exchange.front import Exchange
+
+        return Exchange
+    if name == "register":
+        from dls.exchange.methods import register
+
+        return register
+    raise AttributeError(f"module 'dls' has no attribute {name!r}")

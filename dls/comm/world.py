@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,13 +59,19 @@ class Carried:
 class World(Comm):
     """The ranks that mpirun has started, or those of a communicator of mpi4py. MissingMPI where there is no library.
 
+    guarded: end this process where the library waits for other ranks beyond the timeout, at the start and at the end.
+
     `outlives_ranks`: the library goes on without a rank that died (mpirun --with-ft ulfm); elsewhere it ends the others.
     """
 
     outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
 
     def __init__(
-        self, timeout: float = TIMEOUT, world: MPI.Intracomm | None = None, before: World | None = None
+        self,
+        timeout: float = TIMEOUT,
+        world: MPI.Intracomm | None = None,
+        before: World | None = None,
+        guarded: bool = True,
     ) -> None:
         if not MPI:
             words = "pip install 'dls[mpich]', or load the cluster's MPI (module load …)"
@@ -74,7 +80,7 @@ class World(Comm):
         self._world, self.timeout = MPI.COMM_WORLD if world is None else world, timeout
         self._before = before  # the library may still write to what was under way there
         self._lane_comms: list[MPI.Intracomm] = []
-        with watched(timeout, "start"), losses("the start"):
+        with watched(timeout, "start") if guarded else nullcontext(), losses("the start"):
             if not MPI.Is_initialized():
                 MPI.Init_thread()
             self._roll_call = RollCall(self._world)
@@ -88,7 +94,7 @@ class World(Comm):
         name, version = MPI.get_vendor()
         self.library = f"{name} {'.'.join(map(str, version))}"
         self._mover = Mover()
-        if self.size > 1 and before is None:
+        if self.size > 1 and before is None and guarded:
             atexit.register(lambda: watch(self.timeout, "end"))
 
     def open_lanes(self, count: int) -> None:

@@ -17,13 +17,14 @@ from threadpoolctl import threadpool_limits
 from dls import backends
 from dls.backends import Backend
 from dls.cli import UsageError
+from dls.comm import cores
 from dls.comm.base import Comm
 from dls.exchange import methods
 from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
 from dls.exchange.settings import flag, show
 from dls.optim import Sgd
-from dls.program import config, cores, environment, idle, lock, memory, sources
+from dls.program import config, environment, idle, lock, memory, sources
 from dls.program import states as states_of
 from dls.program.config import CommandLine, Config
 from dls.program.lock import Lock
@@ -247,10 +248,7 @@ def _as_usage_error(make: Callable[[], T]) -> T:
 
 def thread_count(comm: Comm, settings: Config) -> int:
     """How many threads this rank computes with. Every rank calls it."""
-    if settings.threads:
-        return settings.threads
-    grants = comm.allgather_objects(cores.grant(), "the other ranks' cores")
-    return cores.share([grants[rank] for rank in comm.node], comm.rank_on_node)
+    return settings.threads or cores.of(comm)
 
 
 def build(settings: Config, comm: Comm, threads: int) -> Run:

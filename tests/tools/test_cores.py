@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls.program import cores
+from dls.comm import cores
 from dls.program.cores import Grant
 
 

@@ -59,6 +59,11 @@ class Method(ABC):
         self.backend, self.ops, self.wire = backend, backend.ops, backend.wire
         self.clock = clock or Clock()
 
+    @classmethod
+    def meaning(cls, settings: Any) -> methods.Method | None:
+        """The method as `reference.cluster` runs it, whose bits it must give; None where there is none."""
+        return None
+
     @property
     def density(self) -> float:
         """The share of the gradient that is sent, after any warm-up."""

@@ -63,6 +63,11 @@ class Dls(LayerwiseTopk):
         super().__init__(*args, **options)
         self.gradients: list[Vector] = [self.memory.v[:0]] * len(self.sizes)
 
+    @classmethod
+    def meaning(cls, settings: Any) -> methods.Method:
+        """See `reference.methods.Dls`."""
+        return methods.Dls(settings.dls_steps, settings.dls_every, settings.dls_from, settings.dls_reserve)
+
     def initial_k(self, budget: int) -> Counts:
         """Layer-wise Top-k's split, or the one that the theory's gradient variances give (`--dls-init variance`)."""
         uniform = super().initial_k(budget)

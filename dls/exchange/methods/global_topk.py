@@ -6,9 +6,12 @@ can leave before the backward pass is over.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dls.exchange.methods._base import Sparse
+from reference import methods
 from reference.adjustment import Counts, Thresholds
 
 
@@ -16,6 +19,11 @@ class GlobalTopk(Sparse):
     """One top-k over the flat gradient; the lower flat index first among equals."""
 
     whole = True
+
+    @classmethod
+    def meaning(cls, settings: Any) -> methods.Method:
+        """See `reference.methods.GlobalTopk`."""
+        return methods.GlobalTopk()
 
     def initial_k(self, budget: int) -> Counts:
         """All of the budget for the one part."""

@@ -5,6 +5,8 @@ It overlaps with backpropagation and picks worse than Global Top-k, as every lay
 
 from __future__ import annotations
 
+from typing import Any
+
 from dls.exchange.methods._base import Sparse
 from reference import methods
 from reference.adjustment import Counts, Thresholds
@@ -12,6 +14,11 @@ from reference.adjustment import Counts, Thresholds
 
 class LayerwiseTopk(Sparse):
     """One top-k in each layer, with a k that never moves."""
+
+    @classmethod
+    def meaning(cls, settings: Any) -> methods.Method:
+        """See `reference.methods.LayerwiseTopk`."""
+        return methods.LayerwiseTopk()
 
     def initial_k(self, budget: int) -> Counts:
         """The budget in proportion to n_l, by largest remainder."""

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dls.comm.base import Comm
 
 GROUPS = Path("/proc/self/cgroup")
 CONTROL = Path("/sys/fs/cgroup")
@@ -34,6 +38,12 @@ def share(grants: Sequence[Grant], own: int) -> int:
     members = Counter(group for each in grants for group in each.quotas)
     cores = sum((Fraction(1, takers[core]) for core in grants[own].cores), Fraction())
     return max(1, floor(min([cores, *(quota / members[group] for group, quota in grants[own].quotas.items())])))
+
+
+def of(comm: Comm) -> int:
+    """This rank's share of the cores of its machine. Every rank calls it."""
+    grants = comm.allgather_objects(grant(), "the other ranks' cores")
+    return share([grants[rank] for rank in comm.node], comm.rank_on_node)
 
 
 def quotas(groups: str, root: Path = CONTROL) -> dict[str, Fraction]:

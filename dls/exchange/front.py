@@ -1,0 +1,202 @@
+"""`dls.Exchange`: the exchange for arrays of any program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dls import backends
+from dls.comm import cores, local
+from dls.comm.base import Comm
+from dls.exchange import methods, settings
+from dls.exchange.exchanger import BUCKET_SIZE, Exchanger, Row
+from dls.exchange.layout import Layer, Layout
+from dls.exchange.memory import State
+
+Size = int | Sequence[int]
+Array = NDArray[Any]
+STEPS = "steps"
+"""In a state: how many steps are finished."""
+LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS", "MV2_COMM_WORLD_SIZE", "PALS_RANKID")
+"""What launchers of MPI ranks leave in the environment of those that they start."""
+
+
+class Exchange:
+    """The mean over all ranks of a gradient of which each rank sends the most important entries; the rest stays for later steps.
+
+    layers: the size or shape of each layer by name, in forward order. method, density, …: as the flags of `dls.train`; a method's
+    own settings by their names. comm: an mpi4py communicator; None: all ranks that mpirun has started, or this process alone.
+    backend: "numba", "numpy" or "cupy". bucket_size: values from which on neighbouring layers travel together. on_nan: "stop"
+    raises NonFiniteError, "skip" leaves the step out on all ranks (the mean is 0). threads: 0, this rank's share of the cores.
+    timeout: seconds that a rank waits for others at most.
+
+    Every rank makes one with the same arguments, and takes the same steps:
+
+        mean = exchange(gradients)              # a flat float32 vector, or a mapping of arrays, which comes back in kind
+
+    or, to send while later gradients are still being computed:
+
+        exchange.begin()
+        exchange.ready("fc2", gradient)         # in any order
+        for name, mean in exchange.arrivals():  # as they arrive; to be used before the next step
+            ...
+
+    Errors are exceptions, one line each: ValueError for arguments, dls.comm.errors.ExchangeError where other ranks do not answer.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Size],
+        method: str = "dls",
+        *,
+        comm: Any = None,
+        backend: str = "numba",
+        bucket_size: int = BUCKET_SIZE,
+        on_nan: str = "stop",
+        threads: int = 0,
+        timeout: float = 600.0,
+        **of_method: Any,
+    ) -> None:
+        if on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
+        self._shapes = {name: _shape(name, size) for name, size in layers.items()}
+        layout = Layout([Layer(name, int(np.prod(shape)), (shape,)) for name, shape in self._shapes.items()])
+        chosen = _method(method)
+        own = settings.build(chosen.Settings, of_method)
+        self.comm = _comm(comm, timeout)
+        self._backend = backends.load(backend, self.comm.rank_on_node)
+        if threads or self.comm.size > 1:
+            self._backend.ops.set_threads(threads or cores.of(self.comm))
+        self._exchanger = Exchanger(
+            layout, chosen, own, self.comm, self._backend, bucket_size=bucket_size, on_nan=on_nan
+        )
+        self._number = {name: number for number, name in enumerate(self._shapes)}
+        self._begun = False
+        self.steps = 0
+        """Finished steps."""
+        self.row: Row | None = None
+        """Of the last finished step: bytes given and received, seconds of each phase, k and thresholds of each layer."""
+
+    def __call__(self, gradients: Array | Mapping[str, Array]) -> Any:
+        """The mean over the ranks, in the form in which the gradients came."""
+        if isinstance(gradients, Mapping):
+            self._check_names(gradients)
+            pieces = {name: np.asarray(gradients[name]) for name in self._shapes}
+        else:
+            pieces = self._pieces(np.asarray(gradients))
+        self.begin()
+        for name in reversed(self._shapes):
+            self.ready(name, pieces[name])
+        self.end()
+        mean = self._mean()
+        if not isinstance(gradients, Mapping):
+            return mean
+        return {name: self._layer(mean, name).astype(piece.dtype) for name, piece in pieces.items()}
+
+    def begin(self) -> None:
+        """Begin a step; the one before it ends, where it has not."""
+        if self._begun:
+            self.end()
+        self._exchanger.clock.restart()
+        self._exchanger.begin(self.steps)
+        self._begun = True
+
+    def ready(self, name: str, gradient: Array) -> None:
+        """A layer's gradient is complete. It is copied; layers that are complete leave together. ValueError, NonFiniteError."""
+        if name not in self._number:
+            raise ValueError(f"there is no layer {name!r}; there are {', '.join(self._shapes)}")
+        array = np.asarray(gradient)
+        if array.shape not in (self._shapes[name], (int(np.prod(self._shapes[name])),)):
+            raise ValueError(f"the gradient of {name} has the shape {array.shape}, not {self._shapes[name]}")
+        with np.errstate(over="ignore"):
+            values = self._backend.ops.from_host(np.ascontiguousarray(array, dtype=np.float32))
+        self._exchanger.ready(self._number[name], values)
+
+    def arrivals(self) -> Iterator[tuple[str, Array]]:
+        """Each layer's mean, as it arrives, until the step is over. The arrays are valid until the next step begins."""
+        offsets = self._exchanger.layout.offsets
+        for span in self._exchanger.arrivals():
+            first, last = np.searchsorted(offsets, (span.start, span.stop))
+            for name in list(self._shapes)[first:last]:
+                yield name, self._layer(self._backend.ops.to_host(self._exchanger.update), name)
+        self.end()
+
+    def end(self) -> Row:
+        """The step is over: what was sent leaves the residual. Returns what it moved, and the seconds of its phases."""
+        if self._begun:
+            self.row = self._exchanger.end(record=True)
+            if self.row.met_by:
+                self._exchanger.update[...] = 0
+            self._begun = False
+            self.steps += 1
+        if self.row is None:
+            raise ValueError("no step has begun")
+        return self.row
+
+    def state(self) -> State:
+        """What this rank needs to go on with the same bits, by name; "residual" is what has not been sent yet."""
+        state = {name: np.array(array) for name, array in self._exchanger.state().items()}
+        return state | {STEPS: np.array(self.steps, dtype=np.int64)}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave on this rank. Every rank calls it. ValueError where it is not of this exchange."""
+        expected = self.state()
+        for name, array in expected.items():
+            given = np.asarray(state[name]) if name in state else None
+            if given is None or (given.shape, given.dtype) != (array.shape, array.dtype):
+                raise ValueError(f"the state has no {name} of shape {array.shape} and type {array.dtype}")
+        self._exchanger.restore(state)
+        self.steps = int(state[STEPS])
+
+    def _check_names(self, gradients: Mapping[str, Array]) -> None:
+        if missing := [name for name in self._shapes if name not in gradients]:
+            raise ValueError(f"there is no gradient of layer {missing[0]}")
+        if odd := [name for name in gradients if name not in self._shapes]:
+            raise ValueError(f"there is no layer {odd[0]!r}; there are {', '.join(self._shapes)}")
+
+    def _pieces(self, flat: Array) -> dict[str, Array]:
+        n = self._exchanger.layout.n
+        if flat.shape != (n,):
+            raise ValueError(f"the gradient has the shape {flat.shape}, not ({n},); give a mapping for separate arrays")
+        cuts = np.split(flat, self._exchanger.layout.offsets[1:-1])
+        return dict(zip(self._shapes, cuts, strict=True))
+
+    def _mean(self) -> Array:
+        return np.array(self._backend.ops.to_host(self._exchanger.update))
+
+    def _layer(self, flat: Array, name: str) -> Array:
+        span = self._exchanger.layout.span(range(self._number[name], self._number[name] + 1))
+        return flat[span].reshape(self._shapes[name])
+
+
+def _shape(name: str, size: Any) -> tuple[int, ...]:
+    """A layer's shape from its size, shape, or an array. ValueError."""
+    given = getattr(size, "shape", size)
+    try:
+        shape = (int(given),) if np.ndim(given) == 0 else tuple(int(side) for side in given)
+    except (TypeError, ValueError):
+        raise ValueError(f"layer {name} needs a size or a shape, not {size!r}") from None
+    if min(shape, default=1) < 1:
+        raise ValueError(f"layer {name} has the shape {shape}; every side must be at least 1")
+    return shape
+
+
+def _method(name: str) -> type[methods.Method]:
+    if name not in methods.names():
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
+    return methods.load(name)
+
+
+def _comm(given: Any, timeout: float) -> Comm:
+    """What carries the exchange. A communicator that is handed in is duplicated, so that nothing mixes with its own messages."""
+    if isinstance(given, Comm):
+        return given
+    if given is None and not any(name in os.environ for name in LAUNCHERS):
+        return local.alone()
+    from dls.comm.world import World  # here, as it loads MPI
+
+    return World(timeout, None if given is None else given.Dup(), guarded=False)
