@@ -60,9 +60,10 @@ study: $(READY)  ## every method, density and seed of runs/study/, some two hour
 chaos: $(TRAIN_READY)  ## kill, freeze, stop, starve and cut off runs a hundred times, and resume them; about ten minutes
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # One make at a time sets up; those that waited look again whether there is anything left to do.
 ifndef ALONE

@@ -11,12 +11,13 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from typing import TYPE_CHECKING, Any
 
+from dls.version import __version__
+
 if TYPE_CHECKING:
     from dls.exchange.front import Exchange
     from dls.exchange.methods import register
 
 __all__ = ["Exchange", "__version__", "register"]
-__version__ = "0.1.0"
 
 
 def _take_along(name: str) -> None:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import dls
-from dls.program import launcher
+from dls.comm import launcher
+from dls.version import __version__
 
 LIKE = 0.7
 """How alike two names are, from 0 to 1, before one is taken for a slip of the other."""
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
         self._aliases = aliases or {}
-        self.add_argument("--version", action="version", version=f"dls {dls.__version__}", help="show the version")
+        self.add_argument("--version", action="version", version=f"dls {__version__}", help="show the version")
 
     def parse_args(  # type: ignore[override]  # the other signatures are of no use here
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

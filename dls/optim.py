@@ -5,12 +5,40 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol
 
-from dls.program.config import Config
 from reference.ops import Vector
 
 
-def learning_rate(config: Config, step: int, total: int) -> float:
+class Settings(Protocol):
+    """What the optimizer reads of a run's settings."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate."""
+
+    @property
+    def lr_schedule(self) -> str:
+        """How it falls: constant, step or cosine."""
+
+    @property
+    def lr_warmup(self) -> int:
+        """Steps over which it rises."""
+
+    @property
+    def momentum(self) -> float:
+        """Momentum's factor."""
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether it is Nesterov's."""
+
+    @property
+    def weight_decay(self) -> float:
+        """L2 penalty's factor."""
+
+
+def learning_rate(config: Settings, step: int, total: int) -> float:
     """The learning rate of the training step that follows `step` finished ones, in a run of `total`.
 
     Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017). The rate multiplies the
@@ -34,7 +62,7 @@ class Sgd:
 
     weights: Vector
     momentum: Vector
-    config: Config
+    config: Settings
     ops: ModuleType
 
     def apply(self, place: slice, update: Vector, lr: float) -> None:

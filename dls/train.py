@@ -25,11 +25,11 @@ import numpy as np
 import dls
 from dls import traffic
 from dls.cli import UsageError
-from dls.comm import local
+from dls.comm import launcher, local
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
 from dls.optim import learning_rate
-from dls.program import config, guessing, launcher, output, plugins, sources, startup
+from dls.program import config, guessing, output, plugins, sources, startup
 from dls.program.config import CommandLine
 from dls.program.consensus import Consensus, DivergenceError
 from dls.program.heartbeat import Heartbeat, last_words

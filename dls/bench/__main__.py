@@ -16,8 +16,9 @@ from dls import backends
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
 from dls.cli import Parser, UsageError
+from dls.comm import launcher
 from dls.comm.errors import MissingMPI
-from dls.program import launcher, memory, output
+from dls.program import memory, output
 from dls.record import files
 from dls.tasks import models
 from dls.tools import reports

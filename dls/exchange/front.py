@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import backends
-from dls.comm import cores, local
+from dls.comm import cores, launcher, local
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Exchanger, Row
@@ -21,9 +21,6 @@ Size = int | Sequence[int]
 Array = NDArray[Any]
 STEPS = "steps"
 """In a state: how many steps are finished."""
-LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS", "MV2_COMM_WORLD_SIZE", "PALS_RANKID")
-"""What launchers of MPI ranks leave in the environment of those that they start."""
-
 
 class Exchange:
     """The mean over all ranks of a gradient of which each rank sends the most important entries; the rest stays for later steps.
@@ -195,7 +192,7 @@ def _comm(given: Any, timeout: float) -> Comm:
     """What carries the exchange. A communicator that is handed in is duplicated, so that nothing mixes with its own messages."""
     if isinstance(given, Comm):
         return given
-    if given is None and not any(name in os.environ for name in LAUNCHERS):
+    if given is None and not launcher.launched(os.environ):
         return local.alone()
     from dls.comm.world import World  # here, as it loads MPI
 

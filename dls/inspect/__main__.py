@@ -20,9 +20,9 @@ from dls.inspect.series import files_of
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.program import output
-from dls.program.lock import State
 from dls.record import files, reader
 from dls.record.files import one_line
+from dls.record.lock import State
 from dls.record.repair import repair
 from dls.record.schema import TraceError
 

@@ -14,9 +14,9 @@ from dls.inspect.series import Series, files_of, load
 from dls.inspect.summary import Summary, single_figures, summarise, written
 from dls.inspect.tables import comparison, over_time, time_of_a_step
 from dls.program import output
-from dls.program.lock import State
 from dls.record import reader
 from dls.record.files import one_line
+from dls.record.lock import State
 
 EVERY = 1.0
 """Seconds between two looks; more where a look takes long."""

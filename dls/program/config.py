@@ -323,7 +323,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and --version, which are said."""
     given = vars(build_parser().parse_args(argv))
     config, resume, workers = given.pop("config"), given.pop("resume"), given.pop("workers")
-    given.pop("import")  # plugins.load has seen to it
+    given.pop("imports")  # plugins.load has seen to them
     flags = {name: parse_value(name, value) for name, value in given.items()}
     return CommandLine(flags, Path(config) if config else None, resume, _workers(workers))
 

@@ -17,19 +17,22 @@ PREFIX = "dls_import_"
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Let a command line take it."""
     parser.add_argument(
-        "--import", metavar="FILE", action="append", default=[], help="run this Python file first: it may @dls.register methods"
+        "--import",
+        dest="imports",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="run this Python file first: it may @dls.register methods",
     )
 
 
-def load(argv: Sequence[str]) -> list[Path]:
+def load(argv: Sequence[str]) -> None:
     """Run the files that a command line imports, before the rest of it is read: what they register has flags of its own.
 
-    Returns them. UsageError where one cannot be run.
+    UsageError where one cannot be run.
     """
-    files = [Path(name) for name in _named(argv)]
-    for path in files:
-        run(path)
-    return files
+    for name in _named(argv):
+        run(Path(name))
 
 
 def _named(argv: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dls import traffic
-from dls.program import invocation, launcher
+from dls.comm import launcher
+from dls.program import invocation
 from dls.program.pace import Pace
 
 LINE_INTERVAL = 10.0

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dls
+from dls.program.plugins import PREFIX
 
 ROOT = Path(dls.__file__).parent.parent
 PACKAGES = ("dls", "reference", "gpu")
@@ -65,7 +66,7 @@ def version() -> str:
 
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
     """What a run of this method would read now, and what else is its own."""
-    files = [*_below(root, training_files(method, root)), *own]
+    files = [*_below(root, training_files(method, root)), *own, *imported()]
     return State(_hash(files, root), "", {_name(path, root): _hash([path], root) for path in sorted(files)})
 
 
@@ -129,7 +130,7 @@ def commit(method: str = "", root: Path = ROOT) -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
 
-    own = [*_own_program(root)]
+    own = [*_own_program(root), *imported()]
     try:
         git("ls-files", "--error-unmatch", "dls/train.py")
         head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *PACKAGES)
@@ -141,7 +142,8 @@ def commit(method: str = "", root: Path = ROOT) -> str:
 def training_files(method: str, root: Path = ROOT) -> list[str]:
     """The modules of dls that `dls.train` and the method import, directly or by others, and the folders of what has no import."""
     found: set[str] = set()
-    waiting = {"", "train", f"exchange.methods.{method.replace('-', '_')}"}
+    waiting = {"", "train", *(name for path in imported() for name in _imported(path.read_bytes()))}
+    waiting |= {f"exchange.methods.{method.replace('-', '_')}"}
     while waiting:
         name = waiting.pop()
         place = "/".join(["dls", *filter(None, name.split("."))])
@@ -151,6 +153,12 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
                 waiting.add(name.rpartition(".")[0])  # the package that it is in is imported with it
                 waiting.update(_imported((root / path).read_bytes()))
     return sorted(found.union(BY_NAME))
+
+
+def imported() -> list[Path]:
+    """The files that `--import` has run."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    return [Path(module.__file__) for module in modules if module.__file__]
 
 
 @lru_cache(maxsize=1024)

@@ -24,14 +24,14 @@ from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
 from dls.exchange.settings import flag, show
 from dls.optim import Sgd
-from dls.program import config, environment, idle, lock, memory, sources
+from dls.program import config, idle, memory, sources
 from dls.program import states as states_of
 from dls.program.config import CommandLine, Config
-from dls.program.lock import Lock
 from dls.program.signals import StopRequest
 from dls.program.states import Part, States
-from dls.record import checkpoint, files, reader
+from dls.record import checkpoint, environment, files, lock, reader
 from dls.record.checkpoint import Checkpoint
+from dls.record.lock import Lock
 from dls.record.schema import TraceError
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
@@ -54,7 +54,7 @@ LAST_BREATH = 0.5
 class Run:
     """A run that is ready to train, on one rank. `first` steps are done already; it ends after `total`.
 
-    data: the data's checksum; environment: on what the ranks compute (`dls.program.environment`);
+    data: the data's checksum; environment: on what the ranks compute (`dls.record.environment`);
     notes: lines that the user should read before it begins; lock: on rank 0 its folder's, until the
     run is over.
     """

@@ -21,7 +21,6 @@ import h5py
 from numpy.typing import NDArray
 
 from dls.record import files, hdf5
-from dls.tasks.batches import Position
 
 if TYPE_CHECKING:
     from dls.comm.base import Comm
@@ -38,11 +37,20 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Position:
+    """A place in the data, between two steps: `step` are finished, and `seen` images of `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    seen: int = 0
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint, or one about to be written, which has no hashes yet.
 
     data: the checksum of its run's data; environment: on what it was made
-    (`dls.program.environment`); older checkpoints lack them.
+    (`dls.record.environment`); older checkpoints lack them.
     """
 
     folder: Path

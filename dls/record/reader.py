@@ -12,9 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.program import lock
-from dls.program.lock import State
-from dls.record import files, hdf5
+from dls.record import files, hdf5, lock
+from dls.record.lock import State
 from dls.record.schema import (
     ADDED,
     ADDED_COLUMN,

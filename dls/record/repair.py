@@ -8,9 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dls.program import environment, lock
-from dls.program.lock import Lock
-from dls.record import files
+from dls.record import environment, files, lock
+from dls.record.lock import Lock
 from dls.record.reader import begins, left_open, read, series
 from dls.record.schema import Header, Trace, TraceError
 from dls.record.writer import Writer

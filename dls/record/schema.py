@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.exchange import clock
-from dls.program import environment
+from dls.record import environment
 
 SCHEMA = "dls-trace/1"
 ATTRIBUTES = (

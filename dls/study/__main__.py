@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dls.cli import Parser, UsageError
-from dls.program import output
+from dls.program import output, plugins
 from dls.record import files
 from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
     parser.add_argument("--only", default="*", help="run, and show, those whose name fits this pattern of * ? [letters] (*)")
     parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
+    plugins.add_flag(parser)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     return parser
 
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs are complete, 1 some are not, 2 bad usage, 75 stopped: the same command goes on."""
     try:
         with output.unheard():
-            return _do(build_parser().parse_args(argv))
+            options = build_parser().parse_args(argv)
+            for name in options.imports:
+                plugins.run(Path(name))
+            return _do(options)
     except (OSError, UsageError, HostsError) as error:
         print(f"dls.study: {files.described(error)}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ import tomli_w
 
 from dls.cli import UsageError
 from dls.exchange.settings import flag, show
-from dls.program import config
+from dls.program import config, sources
 from dls.program.config import Config
 from dls.record import checkpoint, files
 from dls.tools.hosts import mpirun, python
@@ -65,7 +65,8 @@ class Experiment:
     def command(self, out: Path) -> list[str]:
         """What runs it, or goes on with it."""
         flags = [_flag(name, value) for name, value in self.settings.items()]
-        program = [*python(), "-m", "dls.train", *flags, f"--out={out / self.name}", "--resume=auto"]
+        imports = [f"--import={path}" for path in sources.imported()]
+        program = [*python(), "-m", "dls.train", *imports, *flags, f"--out={out / self.name}", "--resume=auto"]
         return [mpirun(), "-n", str(self.ranks), *program]
 
 

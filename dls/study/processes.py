@@ -15,9 +15,10 @@ from types import FrameType
 from typing import IO
 
 from dls.cli import UsageError
-from dls.program import lock, signals
-from dls.program.lock import State
+from dls.program import signals
+from dls.record import lock
 from dls.record.files import one_line, reason
+from dls.record.lock import State
 from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.record.checkpoint import Position
 from dls.tasks.data import AUGMENT, ORDER, Dataset, generator
 from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels
 
@@ -41,15 +42,6 @@ def global_indices(
         raise DataError(f"an epoch of {n_train} images has no global batch {index}")
     start = index * global_batch
     return _epoch_order(n_train, seed, epoch)[start : start + global_batch]
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in the data, between two steps: `step` are finished, and `seen` images of `epoch`."""
-
-    step: int = 0
-    epoch: int = 0
-    seen: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cupy.cuda import nvrtc
+from dls.sparsifiers import Setup
 
 from dls import backends, sparsifiers
 from dls.backends import Backend
 from dls.comm.base import Comm
 from dls.program import config, startup
 from dls.record import checkpoint
-from dls.sparsifiers import Setup
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.tasks.models import LayerInfo, Model

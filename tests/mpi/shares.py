@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from dls.sparsifiers import Setup
 
 from dls import backends, sparsifiers
 from dls.comm.base import Comm
 from dls.program import config
-from dls.sparsifiers import Setup
 from dls.tasks import data, models
 from reference import nn
 from tests.mpi import many

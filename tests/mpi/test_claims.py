@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from dls.comm.base import Comm
-from dls.program import environment, heartbeat, lock, startup
+from dls.program import heartbeat, startup
 from dls.program.config import Config
-from dls.program.lock import Lock, State
-from dls.record import checkpoint, files, reader
+from dls.record import checkpoint, environment, files, lock, reader
+from dls.record.lock import Lock, State
 from tests.conftest import lines
 from tests.launch import ROOT, finish, launch, start, wait_until
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from dls.inspect import series
 from dls.record import checkpoint, reader
-from dls.tasks.batches import Batches, Position
+from dls.record.checkpoint import Position
+from dls.tasks.batches import Batches
 from dls.tasks.data import load
 from reference import ranks
 from tests.conftest import lines

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dls.inspect import __main__ as inspect
-from dls.program import heartbeat, lock
-from dls.record import checkpoint, files
+from dls.program import heartbeat
+from dls.record import checkpoint, files, lock
 from dls.study import __main__ as study
 from dls.theory import __main__ as theory
 from tests.launch import ROOT

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dls.inspect import __main__ as inspect
 from dls.inspect import follow
-from dls.program.lock import Lock
+from dls.record.lock import Lock
 from dls.record.writer import Writer
 from tests.launch import ROOT, finish, start, wait_until
 from tests.tools.test_inspect import header, rows, write
@@ -71,7 +71,7 @@ def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.Capt
 def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\n"
-        "from dls.program import lock\nfrom dls.record.writer import Writer\n"
+        "from dls.record import lock\nfrom dls.record.writer import Writer\n"
         "own = lock.Lock(); own.take(pathlib.Path(sys.argv[1]).parent)\n"
         "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"

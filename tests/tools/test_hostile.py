@@ -24,7 +24,7 @@ from dls.cli import UsageError
 from dls.comm.base import Comm
 from dls.program import config
 from dls.record import checkpoint, files
-from dls.tasks.batches import Position
+from dls.record.checkpoint import Position
 from tests.launch import ROOT
 from tests.strategies import QUICK
 

@@ -14,9 +14,10 @@ import pytest
 
 from dls.cli import UsageError
 from dls.inspect import __main__ as inspect
-from dls.program import lock, startup
+from dls.program import startup
 from dls.program.config import Config
-from dls.program.lock import InUse, Lock, State
+from dls.record import lock
+from dls.record.lock import InUse, Lock, State
 from dls.record.writer import Writer
 from tests.launch import ROOT
 from tests.tools.test_trace import header, rows
@@ -129,7 +130,7 @@ def test_who_may_not_read_the_lock_cannot_tell(tmp_path: Path, monkeypatch: pyte
 
 HOLDER = """
 import os, pathlib, subprocess, sys, time
-from dls.program.lock import Lock
+from dls.record.lock import Lock
 own = Lock()
 own.take(pathlib.Path(sys.argv[1]))
 children = [subprocess.Popen(["sleep", "60"], close_fds=False).pid, os.posix_spawnp("sleep", ["sleep", "60"], os.environ)]

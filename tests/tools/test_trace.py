@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dls.inspect import __main__ as inspect
-from dls.program.lock import Lock, State
 from dls.record import reader
+from dls.record.lock import Lock, State
 from dls.record.repair import go_on, repair
 from dls.record.schema import SCHEMA, SECONDS, Header, TraceError
 from dls.record.writer import Writer
@@ -109,7 +109,7 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
 KILLED = """
 import itertools, pathlib, sys
 from tests.tools.test_trace import header, rows
-from dls.program import lock
+from dls.record import lock
 from dls.record.writer import Writer
 path, own = pathlib.Path(sys.argv[1]), lock.Lock()
 own.take(path.parent)
