@@ -50,7 +50,10 @@ class Sum(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """The bytes that rank `source` sent to this one, while these go to rank `to`; None: nobody. size: of what comes, if known."""
+    """The bytes that rank `source` sent to this one, while these go to rank `to`; None: nobody.
+
+    size: of every message of this round, where all ranks know it.
+    """
 
     to: int | None
     source: int | None
@@ -156,20 +159,20 @@ def gtopk(
     inside, folded = net.rank < half, net.rank + half < net.size
     partner = net.rank + half if inside else net.rank - half
     if half < net.size:
-        payload = yield Swap(None if inside else partner, partner if folded else None, NOTHING if inside else merge.message())
+        payload = yield merge.swap(None if inside else partner, partner if folded else None)
         if folded:
             merge.with_theirs(payload, mine_first=True, share=slice(None))
     bit = 1
     while bit < half:
         if inside:
-            payload = yield Swap(net.rank ^ bit, net.rank ^ bit, merge.message())
+            payload = yield merge.swap(net.rank ^ bit, net.rank ^ bit)
             group = 2 * bit
             merge.with_theirs(payload, mine_first=not net.rank & bit, share=slice(net.rank % group, None, group))
         else:
             yield Swap(None, None, NOTHING)
         bit *= 2
     if half < net.size:
-        payload = yield Swap(partner if folded else None, None if inside else partner, merge.message() if folded else NOTHING)
+        payload = yield merge.swap(partner if folded else None, None if inside else partner)
         if not inside:
             merge.take_over(payload)
     return Exchanged([merge.entries], [Entries(chosen.index, chosen.values)], merge.kept)
@@ -189,10 +192,14 @@ class _Merge:
         self.entries = Entries(chosen.index, chosen.values)
         self.kept: list[Entries] = []
 
-    def message(self) -> Bytes:
-        """What this rank holds."""
+    def swap(self, to: int | None, source: int | None) -> Swap:
+        """Give what this rank holds to one rank, and hear another; messages are as long as k entries take."""
+        size = COUNT + self.wire.payload_size(self.chosen.n, self.k, self.chosen.value_dtype)
+        if to is None:
+            return Swap(to, source, NOTHING, size)
         assert self.entries.index is not None
-        return pack(replace(self.chosen, index=self.entries.index, values=self.entries.values), self.wire)
+        message = pack(replace(self.chosen, index=self.entries.index, values=self.entries.values), self.wire)
+        return Swap(to, source, np.pad(message, (0, size - message.size)), size)
 
     def take_over(self, payload: Bytes) -> None:
         """Hold what another rank holds."""
@@ -232,7 +239,8 @@ def unpack(payload: Bytes, chosen: Chosen, wire: ModuleType = numpy_wire) -> Ent
     count = int(payload[:COUNT].view("<i8")[0]) if payload.size >= COUNT else -1
     if not 0 <= count <= chosen.n:
         raise MessageError(numpy_wire.DAMAGED)
-    return Entries(*wire.decode(payload[COUNT:], chosen.n, count, chosen.value_dtype))
+    end = COUNT + wire.payload_size(chosen.n, count, chosen.value_dtype)
+    return Entries(*wire.decode(payload[COUNT:end], chosen.n, count, chosen.value_dtype))
 
 
 def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: ModuleType) -> Entries:
@@ -267,12 +275,20 @@ def together(exchanges: Sequence[Exchange]) -> Generator[Round, Any, list[Exchan
             received = yield Gather(_joined(asked))
             answers = list(zip(*(_parted(payload, len(asked)) for payload in received), strict=True))
         elif isinstance(asked[0], Swap):
-            silent = asked[0].to is None
-            payload = yield Swap(asked[0].to, asked[0].source, NOTHING if silent else _joined(asked))
-            answers = [NOTHING] * len(asked) if asked[0].source is None else _parted(payload, len(asked))
+            answers = yield from _swapped_together(asked)
         else:
             values = yield type(asked[0])(np.concatenate([each.values for each in asked]))
             answers = np.split(values, np.cumsum([each.values.size for each in asked])[:-1])
+
+
+def _swapped_together(asked: Sequence[Any]) -> Generator[Round, Any, Sequence[Bytes]]:
+    """Several messages in one: cut by their sizes, which all ranks know, or which travel before them."""
+    to, source, sizes = asked[0].to, asked[0].source, [each.size for each in asked]
+    if None in sizes:
+        payload = yield Swap(to, source, NOTHING if to is None else _joined(asked))
+        return [NOTHING] * len(asked) if source is None else _parted(payload, len(asked))
+    payload = yield Swap(to, source, np.concatenate([each.payload for each in asked]), sum(sizes))
+    return [NOTHING] * len(asked) if source is None else np.split(payload, np.cumsum(sizes)[:-1])
 
 
 def _joined(asked: Sequence[Any]) -> Bytes:

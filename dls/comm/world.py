@@ -171,7 +171,7 @@ class World(Comm):
             self.sent_bytes, self.received_bytes = self.sent_bytes + sent, self.received_bytes + 8 * (source is not None)
             yield self._begin(lambda: self._pair(comm, own, to, theirs, source, 0), what)
             size = int(theirs[0])
-        received = np.empty(size, dtype=np.uint8)
+        received = np.empty(0 if source is None else size, dtype=np.uint8)
         self.count(asked, received.nbytes)
         yield self._begin(lambda: self._pair(comm, payload, to, received, source, 1), what)
         received.flags.writeable = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,7 @@ class Exchanger:
         self._finished = 0
         self._open: dict[int, set[int]] | None = None
         self._flights: list[tuple[Bucket, Flight]] = []
+        self._arrived = 0
         self._adjustment: Flight | None = None
         self._adjusted = self._closed = False
 
@@ -145,16 +146,17 @@ class Exchanger:
         with self._closing():
             self._adjust()
             met = self._met_by()
-        for bucket, flight in self._flights:
+        while self._arrived < len(self._flights):
             with self._closing():
-                span = self._arrive(bucket, flight, complete=not met)
+                span = self._arrive(*self._flights[self._arrived], complete=not met)
+                self._arrived += 1
             if span.stop > span.start:
                 yield span
 
     def end(self, record: bool = False) -> Row:
         """The step is over: what was sent leaves the memory. record: the row has k, thresholds and residual norms as well."""
-        for _ in self.arrivals() if any(not flight.done for _, flight in self._flights) or not self._adjusted else ():
-            pass
+        for _ in self.arrivals():
+            pass  # what nobody has asked for
         with self._closing():
             met_by = self._met_by()
             row = Row(self.comm.sent_bytes, self.comm.received_bytes, self.clock.seconds, met_by)
@@ -187,10 +189,16 @@ class Exchanger:
     def _waiting(self) -> dict[int, set[int]]:
         return self._open or {}
 
-    def _closing(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Close behind an exception."""
         if self._closed:
             raise RuntimeError("this exchange is closed, after an error: build another one from its last state")
-        return _Closing(self)
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _expect(self, right: bool, words: str) -> None:
         if not right:
@@ -277,7 +285,7 @@ class Exchanger:
         if self._nan:
             self._nan.forget()
         self._flights.clear()
-        self._open = None
+        self._arrived, self._open = 0, None
 
     def _open_lanes(self) -> None:
         """One for each bucket, as far as there are any, and one for what `adjust` tells. The first time every rank meets here."""
@@ -291,20 +299,6 @@ class Exchanger:
 
     def _run(self, generator: Generator[Round, Any, None]) -> None:
         self.comm.lanes.wait(self.comm.lanes.launch(self._lanes, generator, "the other ranks' k"))
-
-
-class _Closing:
-    """Closes an exchange behind an exception."""
-
-    def __init__(self, exchanger: Exchanger) -> None:
-        self._exchanger = exchanger
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is not None:
-            self._exchanger.close()
 
 
 class _Nan:

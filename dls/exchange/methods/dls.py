@@ -128,8 +128,7 @@ class Dls(LayerwiseTopk):
         """Move k between the layers and tell the other ranks."""
         if finished % self.settings.dls_every:
             return
-        with self.clock.phase("adjust"):
-            own = self.checked(self.next_k(), int(self.sent.sum()))
+        own = self.checked(self.next_k(), int(self.sent.sum()))
         self.k_of_ranks = yield from gather_counts(own, self.net, "<u4")
 
     def next_k(self) -> Counts:
