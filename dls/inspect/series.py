@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import traffic
-from dls.exchange import clock
+from dls.exchange import clock, methods
 from dls.program import sources
 from dls.program.sources import State
 from dls.record import reader
@@ -159,6 +159,11 @@ def reduce_ranks(steps: Columns, values: int) -> Columns:
     return own | {name: column.mean(axis=1) for name, column in per_rank.items()}
 
 
+def _reads(method: Any, setting: str) -> bool:
+    """Whether a method reads a setting, as far as the method is known here."""
+    return method not in methods.names() or setting in methods.reads(method)
+
+
 def _about(path: Path, parts: Sequence[Trace], steps: NDArray[Any]) -> dict[str, Any]:
     """What the run was, None where its traces do not say: of a resumed run its last settings, and when it started."""
     attributes = parts[-1].header.attributes
@@ -168,8 +173,7 @@ def _about(path: Path, parts: Sequence[Trace], steps: NDArray[Any]) -> dict[str,
         raise TraceError(f"{parts[-1].path}: its configuration is not valid TOML: {error}") from None
     names = ("method", "density", "dls_steps", "model", "dataset", "backend", "lr", "seed")
     about = {"path": str(path)} | {name: config.get(name) for name in names}
-    about |= {"density": None} if about["method"] == "dense" else {}
-    about |= {"dls_steps": None} if about["method"] != "dls" else {}
+    about |= {name: None for name in methods.settings() if name in about and not _reads(about["method"], name)}
     return about | {
         "ranks": [part.steps["loss"].shape[1] for part in parts],
         "steps": int(steps[-1]) if len(steps) else 0,
