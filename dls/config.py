@@ -142,7 +142,7 @@ class Config:
         0.0, "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none", allowed=NOT_NEGATIVE
     )
     seed: int = _setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
-    backend: str = _setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
+    backend: str = _setting(backends.default(), "who computes", choices=backends.names)
     threads: int = _setting(
         0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )

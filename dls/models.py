@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dls import hints, modules
+from dls.backends import Nn
 from dls.modules import (
     Array,
     BatchNorm,
@@ -57,7 +57,7 @@ class Builder:
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: ModuleType
+        self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: Nn
     ) -> None:
         self.shape: tuple[int, ...] = input_shape  # (C, H, W), or (features,) after a flatten
         self.channels = input_shape[0]  # a flatten leaves it, which `channels_in` relies on
@@ -91,7 +91,7 @@ class Builder:
         size = tuple((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
         self._check(size, f"a {kernel}x{kernel} kernel")
         shape = (outputs, inputs, kernel, kernel)
-        initial = [self._nn.he_normal(self._rng, shape, inputs * kernel * kernel)]
+        initial: list[Array] = [self._nn.he_normal(self._rng, shape, inputs * kernel * kernel)]
         initial += [np.zeros(outputs)] if bias else []
         need_dx = not self._at_images
         layer = self._layer("conv2d", initial, inputs, outputs, kernel, size[0] * size[1])
@@ -179,7 +179,7 @@ class Model:
         input_size: tuple[int, int, int],
         wanted: int,
         builder: Builder,
-        nn: ModuleType,
+        nn: Nn,
         dtype: DTypeLike,
     ) -> None:
         self.name = name
@@ -314,7 +314,7 @@ def build(
     input_shape: tuple[int, int, int],
     classes: int,
     seed: int,
-    nn: ModuleType,
+    nn: Nn,
     widths: Sequence[int] = (128, 64),
     dtype: DTypeLike = np.float32,
 ) -> Model:

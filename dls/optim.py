@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 
+from dls.backends import Ops
 from dls.config import Config
 from reference.ops import Vector
 
@@ -35,7 +35,7 @@ class Sgd:
     weights: Vector
     momentum: Vector
     config: Config
-    ops: ModuleType
+    ops: Ops
 
     def apply(self, place: slice, update: Vector, lr: float) -> None:
         """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their update."""

@@ -26,7 +26,7 @@ import pytest
 
 from dls import backends, files, reports
 from dls.bench import __main__ as bench
-from gpu import device
+from gpu.cupy import device
 from tests.launch import ROOT
 
 RESULTS = ROOT / "runs" / "results"

@@ -15,7 +15,7 @@ from dls.comm import Comm
 from dls.models import LayerInfo, Model
 from dls.sparsifiers import Setup
 from dls.train import main
-from gpu import device
+from gpu.cupy import device
 from reference import methods, nn
 from reference.ops import NonFiniteError
 
