@@ -13,7 +13,7 @@ from dls import backends, reports
 from dls.bench import __main__ as bench
 from dls.bench import selection
 from dls.bench.selection import Selector, workloads
-from gpu import device
+from gpu.cupy import device
 from reference import ops
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
