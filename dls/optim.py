@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
+from dls.backends import Ops
 from reference.ops import Vector
 
 
@@ -63,7 +63,7 @@ class Sgd:
     weights: Vector
     momentum: Vector
     config: Settings
-    ops: ModuleType
+    ops: Ops
 
     def apply(self, place: slice, update: Vector, lr: float) -> None:
         """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their update."""

@@ -1,1 +1,4 @@
-"""The fast backends: the functions of `reference`, same names, same signatures, same bits. The only home of numba and CuPy."""
+"""The backends: the reference's functions as objects, and faster ones with the same bits.
+
+The only home of numba and CuPy.
+"""

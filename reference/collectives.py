@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +119,8 @@ def allgather(
     chosen: Chosen,
     v: Vector,  # noqa: ARG001
     net: Net,  # noqa: ARG001
-    ops: ModuleType = numpy_ops,  # noqa: ARG001
-    wire: ModuleType = numpy_wire,
+    ops: Any = numpy_ops,  # noqa: ARG001
+    wire: Any = numpy_wire,
 ) -> Exchange:
     """Every rank gets every rank's entries; the sum is in rank order. A rank receives (P − 1) messages."""
     if chosen.counts is None:
@@ -139,8 +138,8 @@ def gtopk(
     chosen: Chosen,
     v: Vector,  # noqa: ARG001
     net: Net,
-    ops: ModuleType = numpy_ops,
-    wire: ModuleType = numpy_wire,
+    ops: Any = numpy_ops,
+    wire: Any = numpy_wire,
 ) -> Exchange:
     """gTop-k: the k largest of the sums over all ranks, k the largest of the ranks' counts, by pairwise merging.
 
@@ -187,7 +186,7 @@ BY_BUCKET = frozenset({"gtopk"})
 class _Merge:
     """The entries that a rank of gTop-k holds, and those that it keeps for the ranks whose they are."""
 
-    def __init__(self, chosen: Chosen, k: int, ops: ModuleType, wire: ModuleType) -> None:
+    def __init__(self, chosen: Chosen, k: int, ops: Any, wire: Any) -> None:
         self.chosen, self.k, self.ops, self.wire = chosen, k, ops, wire
         self.entries = Entries(chosen.index, chosen.values)
         self.kept: list[Entries] = []
@@ -228,13 +227,13 @@ class _Merge:
         return index, values
 
 
-def pack(chosen: Chosen, wire: ModuleType = numpy_wire) -> Bytes:
+def pack(chosen: Chosen, wire: Any = numpy_wire) -> Bytes:
     """A message that says itself how many entries it holds: their count, then as `wire.encode` has them."""
     body = wire.encode(chosen.index, chosen.values, chosen.n, chosen.value_dtype)
     return np.concatenate([_number(chosen.index.size), body])
 
 
-def unpack(payload: Bytes, chosen: Chosen, wire: ModuleType = numpy_wire) -> Entries:
+def unpack(payload: Bytes, chosen: Chosen, wire: Any = numpy_wire) -> Entries:
     """The entries in a message of `pack`, of as many values as were chosen from. MessageError where it is damaged."""
     count = int(payload[:COUNT].view("<i8")[0]) if payload.size >= COUNT else -1
     if not 0 <= count <= chosen.n:
@@ -243,7 +242,7 @@ def unpack(payload: Bytes, chosen: Chosen, wire: ModuleType = numpy_wire) -> Ent
     return Entries(*wire.decode(payload[COUNT:end], chosen.n, count, chosen.value_dtype))
 
 
-def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: ModuleType) -> Entries:
+def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: Any) -> Entries:
     try:
         return Entries(*wire.decode(payload, chosen.n, k, chosen.value_dtype))
     except MessageError as error:

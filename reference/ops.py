@@ -39,40 +39,18 @@ class NonFiniteError(ValueError):
     """A vector that must be finite holds NaN or infinity."""
 
 
-def set_threads(count: int) -> None:
-    """Compute with so many threads; here there is nothing to set: numpy's threads are those of its BLAS."""
-
-
-def set_device(rank_on_node: int) -> None:
-    """Compute on this rank's share of its machine's devices; here there is none to choose."""
-
-
-def wait() -> None:
-    """Return when all that was asked for is computed; a host computes at once."""
-
-
-def is_compiled() -> bool:
-    """Whether the backend's code lies ready, so that the first steps wait for no compiler; numpy needs none."""
-    return True
-
-
-def notes() -> tuple[str, ...]:
-    """What the user should know of the backend on this machine, a line each."""
-    return ()
-
-
 def zeros(n: int) -> Vector:
-    """A new vector of n times +0.0, where the backend computes."""
+    """A new vector of n times +0.0."""
     return np.zeros(n, dtype=np.float32)
 
 
-def from_host(array: NDArray[Any]) -> NDArray[Any]:
-    """A host array as the backend's own; the same object where the backend computes on the host."""
+def to_host(array: NDArray[Any]) -> NDArray[Any]:
+    """The array as numpy's, for whoever works on it without these primitives; here the same object."""
     return array
 
 
-def to_host(array: NDArray[Any]) -> NDArray[Any]:
-    """The backend's array as a numpy array; the same object where the backend computes on the host."""
+def from_host(array: NDArray[Any]) -> NDArray[Any]:
+    """An array of numpy's as these primitives take it; here the same object."""
     return array
 
 

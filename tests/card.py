@@ -28,7 +28,7 @@ from dls import backends
 from dls.bench import __main__ as bench
 from dls.record import files
 from dls.tools import reports
-from gpu import device
+from gpu.cupy import device
 from tests.launch import ROOT
 
 RESULTS = ROOT / "runs" / "results"

@@ -29,18 +29,18 @@ for number, dtype in enumerate(("float32", "bfloat16")):
 """
 LAYERS = """
 import numpy as np
-from gpu import numba_nn
+from gpu import numba
 from tests.backends.test_backend_nn import build, train_once
 for dtype in (np.float32, np.float64):
     for name in ("resnet20", "lenet"):
-        train_once(build(name, numba_nn, dtype), numba_nn)
+        train_once(build(name, numba.Nn(), dtype), numba.Nn())
 """
 """Programs that call most of it, to be run side by side."""
 
 
 def fingerprint() -> str:
     """Of all that is compiled, and by what."""
-    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "gpu").glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "gpu").rglob("*.py")))
     return hashlib.sha256(sources + metadata.version("numba").encode()).hexdigest()
 
 

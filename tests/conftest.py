@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu import device
+from gpu.cupy import device
 from tests import compiled
 from tests.gpu_on_host import Host
 from tests.launch import ROOT, Finished, launch

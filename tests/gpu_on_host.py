@@ -1,4 +1,4 @@
-"""gpu/kernels.cu on the CPU: the same source, compiled as C++, with loops over blocks and a phase's threads."""
+"""gpu/cupy/kernels.cu on the CPU: the same source, compiled as C++, with loops over blocks and a phase's threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu import device
+from gpu.cupy import device
 
 SHIM = """
 struct Position { long long x; };

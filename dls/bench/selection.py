@@ -214,7 +214,7 @@ def wait_for(backend: Backend, array: Vector) -> None:
 
 def floor(backend: Backend, n: int) -> Contender:
     """What the memory allows, see the top of this file."""
-    if backend.name != "cupy":
+    if backend.on_host:
         total = backend.ops.zeros(n)
         return Contender(lambda gradient: backend.ops.accumulate(total, gradient))
     source, target = (backend.ops.zeros(-(-3 * n // 2)) for _ in range(2))
@@ -294,7 +294,7 @@ def select(
 
 def _contenders_of(backend: Backend) -> Sequence[str]:
     """Those beside the floor."""
-    return ("steady", "cold", "topk", "numba") if backend.name == "cupy" else ("steady", "cold", "numpy", "topk")
+    return ("steady", "cold", "numpy", "topk") if backend.on_host else ("steady", "cold", "topk", "numba")
 
 
 def _contenders(backend: Backend, work: Workload, threads: int) -> Mapping[str, Contender | None]:
@@ -303,19 +303,16 @@ def _contenders(backend: Backend, work: Workload, threads: int) -> Mapping[str, 
         "floor": lambda: floor(backend, work.n),
         "steady": lambda: Selector(backend, work).contender(),
         "cold": lambda: Selector(backend, work, hints=False).contender(),
-        "topk": lambda: torch_on_card(work) if backend.name == "cupy" else torch_topk(work, threads),
+        "topk": lambda: torch_topk(work, threads) if backend.on_host else torch_on_card(work),
         "numpy": lambda: Selector(backends.load("numpy"), work).contender(),
         "numba": lambda: _numba(work, threads),
     }
     return {name: others[name]() for name in ("floor", *_contenders_of(backend))}
 
 
-def _numba(work: Workload, threads: int) -> Contender | None:
-    """The numba backend on the CPU; None where numba is not installed."""
-    try:
-        backend = backends.load("numba")
-    except backends.BackendMissing:
-        return None
+def _numba(work: Workload, threads: int) -> Contender:
+    """The numba backend on the CPU."""
+    backend = backends.load("numba")
     set_threads(backend, threads)
     return Selector(backend, work).contender()
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.backends import Backend, Ops
 from dls.comm.base import Comm, Waiting
 from dls.comm.lanes import MOST, Flight
 from dls.exchange.clock import Clock
@@ -73,7 +74,7 @@ class Exchanger:
         method: type[Method],
         settings: Any,
         comm: Comm,
-        backend: Any,
+        backend: Backend,
         *,
         gradients: Vector | None = None,
         bucket_size: int = BUCKET_SIZE,
@@ -310,7 +311,7 @@ class _Nan:
     for the other ranks' next k.
     """
 
-    def __init__(self, ops: Any, comm: Comm) -> None:
+    def __init__(self, ops: Ops, comm: Comm) -> None:
         self._ops, self._comm = ops, comm
         self.kept: State = {}
         self.met = False

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.backends import Ops
 from reference.collectives import Entries, Exchanged
 from reference.ops import Vector
 
@@ -44,7 +45,7 @@ class Memory(ABC):
 class ErrorFeedback(Memory):
     """The residual r (n): v = r + g, and what is not sent stays. In memory v is the residual itself."""
 
-    def __init__(self, n: int, ops: Any) -> None:
+    def __init__(self, n: int, ops: Ops) -> None:
         self._ops = ops
         self.v: Vector = ops.zeros(n)
 
@@ -75,7 +76,7 @@ class ErrorFeedback(Memory):
         self.v[...] = self._ops.from_host(np.asarray(state["residual"]))
 
 
-def add(target: Vector, entries: Entries, ops: Any) -> None:
+def add(target: Vector, entries: Entries, ops: Ops) -> None:
     """target += entries, in place."""
     if entries.index is None:
         ops.accumulate(target, entries.values)

@@ -81,7 +81,7 @@ class Config:
         0.0, "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none", allowed=NOT_NEGATIVE
     )
     seed: int = setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
-    backend: str = setting(backends.default(), "who computes; numpy where numba is not installed", choices=backends.names)
+    backend: str = setting(backends.default(), "who computes", choices=backends.names)
     threads: int = setting(
         0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )

@@ -120,7 +120,7 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
         raise UsageError("--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm")
     threads = thread_count(comm, settings)
     run = comm.together(lambda: build(settings, comm, threads))
-    run = replace(run, data=run.dataset.checksum(), environment=environment.describe(run.backend.name, threads, comm))
+    run = replace(run, data=run.dataset.checksum(), environment=environment.describe(run.backend, threads, comm))
     check_same(comm, {"model": [(layer.name, layer.size) for layer in run.task.model.layers], "data": run.data})
     if found is not None:
         run = comm.together(lambda: _stand(run, found))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.backends import Ops
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -71,7 +73,7 @@ class States:
         return digest.digest()
 
 
-def vector(name: str, values: Any, ops: Any, *, shared: bool) -> Part:
+def vector(name: str, values: Any, ops: Ops, *, shared: bool) -> Part:
     """A part that is one vector, updated in place; a shared one is hashed."""
 
     def load(arrays: Arrays) -> None:

@@ -15,20 +15,21 @@ from threadpoolctl import threadpool_info
 from dls import backends
 
 if TYPE_CHECKING:
+    from dls.backends import Backend
     from dls.comm.base import Comm
 
 Environment = dict[str, str]
 NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
 
 
-def describe(backend: str, threads: int, comm: Comm) -> Environment:
+def describe(backend: Backend, threads: int, comm: Comm) -> Environment:
     """The environment of all ranks, by NAMES; where ranks differ, all that there is, in the order of the ranks. Collective."""
     own = {
         "processor": backends.processor(),
         "blas": _blas(),
         "numpy": np.__version__,
         "mpi": comm.library,
-        "backend_version": backends.version(backend),
+        "backend_version": backend.version(),
         "threads": str(threads),
     }
     everyone = comm.allgather_objects(own)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dls.backends import Nn
 from dls.cli import near
 from dls.tasks import modules
 from dls.tasks.modules import (
@@ -58,7 +58,7 @@ class Builder:
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: ModuleType
+        self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: Nn
     ) -> None:
         self.shape: tuple[int, ...] = input_shape  # (C, H, W), or (features,) after a flatten
         self.channels = input_shape[0]  # a flatten leaves it, which `channels_in` relies on
@@ -92,7 +92,7 @@ class Builder:
         size = tuple((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
         self._check(size, f"a {kernel}x{kernel} kernel")
         shape = (outputs, inputs, kernel, kernel)
-        initial = [self._nn.he_normal(self._rng, shape, inputs * kernel * kernel)]
+        initial: list[Array] = [self._nn.he_normal(self._rng, shape, inputs * kernel * kernel)]
         initial += [np.zeros(outputs)] if bias else []
         need_dx = not self._at_images
         layer = self._layer("conv2d", initial, inputs, outputs, kernel, size[0] * size[1])
@@ -180,7 +180,7 @@ class Model:
         input_size: tuple[int, int, int],
         wanted: int,
         builder: Builder,
-        nn: ModuleType,
+        nn: Nn,
         dtype: DTypeLike,
     ) -> None:
         self.name = name
@@ -315,7 +315,7 @@ def build(
     input_shape: tuple[int, int, int],
     classes: int,
     seed: int,
-    nn: ModuleType,
+    nn: Nn,
     widths: Sequence[int] = (128, 64),
     dtype: DTypeLike = np.float32,
 ) -> Model:

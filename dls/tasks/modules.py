@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dls.backends import Nn
 
 Array = NDArray[np.floating[Any]]
 OnGradient = Callable[[int], None]
@@ -25,7 +26,7 @@ EPSILON = 1e-5  # added to batch norm's variance
 class Views(NamedTuple):
     """The backend's functions and, per layer, the arrays that lie in a model's flat buffers."""
 
-    nn: ModuleType
+    nn: Nn
     parameters: list[list[Array]]  # weight and bias; gamma and beta
     gradients: list[list[Array]]
     statistics: list[list[Array]]  # running mean and variance; empty unless batch norm
@@ -75,13 +76,13 @@ class Conv2d:
     need_dx: bool  # False for the first layer of a network
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        w, b = (*views.parameters[self.layer], None)[:2]
-        y, cache = views.nn.conv2d_forward(x, w, b, self.stride, self.padding)
-        return y, cache
+        w, *bias = views.parameters[self.layer]
+        b = bias[0] if bias else None
+        return views.nn.conv2d_forward(x, w, b, self.stride, self.padding)
 
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
-        dw, db = (*views.gradients[self.layer], None)[:2]
-        views.nn.conv2d_weight_gradients(dy, cache, dw, db)
+        dw, *bias = views.gradients[self.layer]
+        views.nn.conv2d_weight_gradients(dy, cache, dw, bias[0] if bias else None)
         done(self.layer)
         dx: Array | None = None
         if self.need_dx:
@@ -189,9 +190,8 @@ class Residual:
         dbody, dshortcut = views.nn.add_backward(dy)
         if not self.identity:
             dshortcut = views.nn.shortcut_backward(dshortcut, shape, self.stride)
-        dbody = backward(self.body, views, dbody, caches, done)
-        dx: Array = views.nn.add_forward(dbody, dshortcut)
-        return dx
+        dx: Any = backward(self.body, views, dbody, caches, done)  # something is in front of a block
+        return views.nn.add_forward(dx, dshortcut)
 
 
 def forward(

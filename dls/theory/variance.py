@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dls import backends
 from dls.optim import Sgd
 from dls.program.config import Config
 from dls.tasks.batches import Batches
@@ -90,7 +91,7 @@ def measure_seed(name: str, plan: Plan, seed: int) -> tuple[NDArray[np.float64],
     It is measured on the mini-batches that would come next. Where training diverged both are NaN or infinite.
     """
     model = networks.build(name, plan.dataset, seed)
-    optimizer = Sgd(model.parameters, ops.zeros(model.parameters.size), Config(momentum=0.0), ops)
+    optimizer = Sgd(model.parameters, ops.zeros(model.parameters.size), Config(momentum=0.0), backends.load("numpy").ops)
     batches = Batches(plan.dataset, seed, plan.batch_size, 0, 1)
 
     def batch(step: int) -> tuple[ImagesF32, Labels]:

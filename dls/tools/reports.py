@@ -91,7 +91,7 @@ def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any
 
 def about(backend: str) -> dict[str, Any]:
     """The device on which a backend computes here, and the software."""
-    return {**backends.device(backend), **_software()}
+    return {**backends.load(backend).describe(), **_software()}
 
 
 def slug(name: str) -> str:

@@ -18,7 +18,9 @@ import pytest
 from dls import backends
 from dls.backends import Backend
 from dls.tasks import models
-from gpu import cupy_nn, device, numba_nn, numba_work
+from gpu import cupy, numba
+from gpu.cupy import device
+from gpu.numba import work as numba_work
 from reference import nn as reference
 from tests.pairwise import pairwise
 
@@ -297,7 +299,7 @@ def test_softmax_cross_entropy(backend: Backend, dtype: type, rng: np.random.Gen
 def test_weights_are_drawn_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a scalar of the device's library cannot become a number of numpy's."""
     monkeypatch.setattr(device.current(), "xp", SimpleNamespace(sqrt=lambda x: object()))
-    one, two = (nn.he_normal(np.random.default_rng(0), (3, 4), 4) for nn in (cupy_nn, reference))
+    one, two = (nn.he_normal(np.random.default_rng(0), (3, 4), 4) for nn in (cupy.Nn(), reference))
     assert one.tobytes() == two.tobytes()
 
 
@@ -350,7 +352,7 @@ def test_threads_of_numba_change_no_bits(monkeypatch: pytest.MonkeyPatch, name: 
     results = []
     for threads in (1, 2, 5):
         use_threads(monkeypatch, threads)
-        results.append(train_once(build(name, numba_nn), numba_nn, 5)[1].tobytes())
+        results.append(train_once(build(name, numba.Nn()), numba.Nn(), 5)[1].tobytes())
     assert len(set(results)) == 1
 
 

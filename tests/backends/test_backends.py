@@ -5,11 +5,9 @@ A backend that is listed but cannot be loaded is a failure here, not a skip; whe
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,12 @@ from hypothesis import strategies as st
 
 from dls import backends
 from dls.backends import Backend
-from gpu import device, numba_ops, numba_selection
-from reference import adjustment, ops, wire
+from gpu.cupy import device
+from gpu.numba import adjustment as numba_adjustment
+from gpu.numba import ops as numba_ops
+from gpu.numba import search as numba_search
+from gpu.numba import selection as numba_selection
+from reference import adjustment, nn, ops, wire
 from tests.strategies import (
     EXTREME,
     F32,
@@ -36,12 +38,18 @@ from tests.strategies import (
     vectors,
 )
 
-MODULES = ("ops", "adjustment", "wire", "nn")
-NEED_GPU = ("cupy",)
-HELPERS = {
-    "gpu.cupy_ops": {"apart", "counts_at_least", "kth_bits", "neighbours"},
+PARTS = {"ops": ops, "adjustment": adjustment, "wire": wire, "nn": nn}
+"""A backend's objects, and where their functions are defined."""
+ON_HOST = {
+    "ops": {"float32_ceiling"},
+    "adjustment": {"set_size", "lower_median", "pair_order"},
+    "wire": {"low_bits", "pieces", "seal", "checksum", "unseal", "values_to_bytes", "bytes_to_values"},
+    "nn": set(),
 }
-"""Public functions beyond the reference's, which a backend's own modules share."""
+"""Functions of the reference on single numbers and bytes, which no backend has."""
+OF_DEVICES = {"from_host", "to_host", "set_threads", "set_device", "wait", "is_compiled", "notes", "describe", "library"}
+"""What a backend's primitives have beyond the reference's."""
+NEED_GPU = ("cupy",)
 HINTS = (0.0, -1.0, math.inf, -math.inf, math.nan, 1e-300, 1e300, 1e-45, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 1000.0)
 """The last seven are factors of the last threshold, the others hints themselves."""
 
@@ -63,7 +71,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         request.getfixturevalue("gpu_or_host")
     with pytest.MonkeyPatch.context() as patch:
         if name == "numba":
-            for module in (numba_ops, numba_selection):
+            for module in (numba_ops, numba_adjustment, numba_search, numba_selection):
                 patch.setattr(module, "threads_for", lambda n: max(1, min(shares, n)))
         yield backends.load(name)
 
@@ -77,31 +85,33 @@ of_the_reference_too = pytest.mark.parametrize(
 # ---------------------------------------------------------------- the same names
 
 
-def public_functions(module: ModuleType) -> dict[str, Callable[..., object]]:
-    """What the module defines, or takes as its own: from the reference, or those that it names, from a module beside it."""
-    homes = (module.__name__, module.__name__.replace("gpu", "reference").replace("numba_", "").replace("cupy_", ""))
-    beside = module.__name__.rpartition("_")[0] + "_"
-    named = set(getattr(module, "__all__", ()))
+Signature = list[tuple[str, Any, Any]]
+
+
+def signatures(holder: Any) -> dict[str, Signature]:
+    """Names, kinds and defaults of the parameters of all public functions; `self` is none."""
+    public = [name for name in dir(holder) if not name.startswith("_")]
+    functions = {name: getattr(holder, name) for name in public if inspect.isroutine(getattr(holder, name))}
     return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and callable(value)
-        and not isinstance(value, type)
-        and (value.__module__ in homes or (name in named and value.__module__.startswith(beside)))
+        name: [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values() if p.name != "self"]
+        for name, f in functions.items()
+        if not inspect.ismodule(holder) or f.__module__ == holder.__name__
     }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("part", MODULES)
-def test_a_backend_has_the_reference_s_functions_and_signatures(name: str, part: str) -> None:
-    home = backends._HOMES[name][0][MODULES.index(part)]
-    mine = public_functions(importlib.import_module(home))
-    theirs = public_functions(importlib.import_module(f"reference.{part}"))
-    assert set(theirs) <= set(mine) <= set(theirs) | HELPERS.get(home, set())
-    for function in theirs:
-        one, two = (list(inspect.signature(f[function]).parameters.values()) for f in (mine, theirs))
-        assert [(p.name, p.kind, p.default) for p in one] == [(p.name, p.kind, p.default) for p in two]
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_asked_of_a_backend_has_the_reference_s_names_and_signatures(part: str) -> None:
+    asked, defined = signatures(getattr(backends, part.title())), signatures(PARTS[part])
+    assert {name: asked.get(name) for name in defined} == defined | dict.fromkeys(ON_HOST[part])
+    beyond = set(asked) - set(defined)
+    assert beyond == (OF_DEVICES if part == "ops" else set())
+
+
+@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("part", PARTS)
+def test_a_backend_has_what_is_asked_of_it_and_no_more(name: str, part: str) -> None:
+    mine = backends._HOMES[name].parts()[list(PARTS).index(part)]
+    assert signatures(mine) == signatures(getattr(backends, part.title()))
 
 
 @pytest.mark.usefixtures("gpu_or_host")
@@ -328,10 +338,10 @@ def test_numba_s_search_without_a_hint(case: tuple[np.ndarray, int], above: int)
     v, k = case
     k = max(k, 1)
     index, values = np.empty(k, dtype=np.int64), np.empty(k, dtype=F32)
-    magnitude = numba_selection._choose_by_histogram(v, k, 7, index, values)
+    magnitude = numba_search.choose_by_histogram(v, k, 7, index, values)
     same([index - 7, values], ops.top_k(v, k))
     assert magnitude == np.abs(values).view(np.int32).min()
-    cut, _, exact = numba_selection._narrow(v.view(np.int32), k, above, 1)
+    cut, _, exact = numba_search.narrow(v.view(np.int32), k, above, 1)
     assert cut == magnitude if exact else cut <= magnitude
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu import cupy_adjustment, cupy_ops, cupy_wire, device
+from gpu import cupy
+from gpu.cupy import device, selection
 from reference import adjustment, ops, wire
 from tests import gpu_on_host
 
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("gpu_or_host")
 NASTY = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.0000001, 3.4e38, -3.4e38, 0.5, -0.5], dtype=np.float32)
 
 
-put, got = cupy_ops.from_host, cupy_ops.to_host
+put, got = device.from_host, device.to_host
+cupy_ops, cupy_adjustment, cupy_wire = cupy.Ops(), cupy.Adjustment(), cupy.Wire()
 
 
 def vectors(rng: np.random.Generator, sizes: list[int], nasty: bool) -> list[np.ndarray]:
@@ -71,16 +73,16 @@ def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, se
 def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More equals than there is room for candidates, and layers of several chunks, in blocks of so many threads."""
     monkeypatch.setattr(gpu_on_host, "THREADS", threads)
-    monkeypatch.setattr(cupy_ops, "SLACK", 3)
+    monkeypatch.setattr(selection, "SLACK", 3)
     monkeypatch.setattr(device, "CHUNK", 64)
     device.cut_once.cache_clear()
     rng = np.random.default_rng(1)
     sizes = [5000, 1, 777]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n, p=[0.4, 0.4, 0.2]) for n in sizes])
-    k, hints, crowded = np.array([1200, 1, 30]), np.zeros(3), cupy_ops.Candidates._many_equals
+    k, hints, crowded = np.array([1200, 1, 30]), np.zeros(3), selection.Candidates._many_equals
     layers: list[int] = []
-    monkeypatch.setattr(cupy_ops.Candidates, "_many_equals", lambda *args: (layers.append(args[1]), crowded(*args)))
+    monkeypatch.setattr(selection.Candidates, "_many_equals", lambda *args: (layers.append(args[1]), crowded(*args)))
     one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
     device.cut_once.cache_clear()
     assert layers == [0, 2]
@@ -125,7 +127,7 @@ class Record:
         launch = device.current().launch
         monkeypatch.setattr(device.current(), "launch", lambda *args: (self.blocks.append(args[:2]), launch(*args)))
         for name, function in (("to_host", got), ("from_host", put)):
-            monkeypatch.setattr(cupy_ops, name, partial(self._cross, name, function))
+            monkeypatch.setattr(device, name, partial(self._cross, name, function))
 
     def _cross(self, name: str, function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
         self.crossed[name] += 1

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 from dls import backends
-from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below
+from gpu import numba  # loaded once, for all below
 from reference import methods
 
 SIZES = [6_000_000, 1_990_000, 10_000]
@@ -67,7 +67,7 @@ from dls.program import config
 from dls.comm.base import Comm
 from dls.tasks.models import LayerInfo
 from dls.sparsifiers import Setup
-from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below
+from gpu import numba  # loaded once, for all below
 
 SIZES = [6_000_000, 1_990_000, 10_000]
 LAYERS = [LayerInfo(str(size), "linear", size, 1, 1, 1, 1, 1) for size in SIZES]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dls import backends
-from gpu import numba_cache
+from gpu.numba import cache as numba_cache
 from tests import checkout
 from tests.launch import ROOT, launch
 
@@ -140,15 +140,16 @@ def test_a_folder_in_use_is_marked_as_used(tmp_path: Path, keep_in: Callable[...
 
 SMALL = {
     "gpu/__init__.py": "",
+    "gpu/numba/__init__.py": "",
     "reference/__init__.py": "",
-    "gpu/numba_helper.py": "FACTOR = 2\n",
-    "gpu/numba_user.py": (
-        "from gpu import numba_helper\nfrom gpu.numba_cache import folders, njit\n\n"
-        "@njit(nogil=True)\ndef times(x):\n    return x * numba_helper.FACTOR\n"
+    "gpu/numba/helper.py": "FACTOR = 2\n",
+    "gpu/numba/user.py": (
+        "from gpu.numba import helper\nfrom gpu.numba.cache import folders, njit\n\n"
+        "@njit(nogil=True)\ndef times(x):\n    return x * helper.FACTOR\n"
     ),
 }
 PRODUCT = (
-    "from gpu import numba_user as u; print(u.times(21), sum(u.times.stats.cache_hits.values()), u.folders()[0])"
+    "from gpu.numba import user as u; print(u.times(21), sum(u.times.stats.cache_hits.values()), u.folders()[0])"
 )
 
 
@@ -161,9 +162,9 @@ def run(folder: Path, program: str, **variables: str) -> list[str]:
 
 
 def test_a_change_to_a_helper_alone_takes_effect(tmp_path: Path) -> None:
-    checkout.write(tmp_path, {**SMALL, "gpu/numba_cache.py": Path(numba_cache.__file__).read_text()})
+    checkout.write(tmp_path, {**SMALL, "gpu/numba/cache.py": Path(numba_cache.__file__).read_text()})
     before, again = (run(tmp_path, PRODUCT, NUMBA_CACHE_DIR=str(tmp_path / "kept")) for _ in range(2))
-    checkout.write(tmp_path, {"gpu/numba_helper.py": "FACTOR = 3\n"})
+    checkout.write(tmp_path, {"gpu/numba/helper.py": "FACTOR = 3\n"})
     after = run(tmp_path, PRODUCT, NUMBA_CACHE_DIR=str(tmp_path / "kept"))
     assert before[:2] == ["42", "0"]
     assert again == ["42", "1", before[2]]
@@ -173,7 +174,7 @@ def test_a_change_to_a_helper_alone_takes_effect(tmp_path: Path) -> None:
 
 
 def test_tiles_and_folder_follow_the_processor_that_numba_compiles_for() -> None:
-    program = "from gpu import numba_tiles as t, numba_cache as c; print(t.BYTES, t.COLUMNS, c.target()[1], c.folders()[0].name)"
+    program = "from gpu.numba import tiles as t, cache as c; print(t.BYTES, t.COLUMNS, c.target()[1], c.folders()[0].name)"
     *tile, name, folder = run(ROOT, program, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert (tile, name) == (["16", "3"], "generic")
     assert folder != numba_cache.folders()[0].name
@@ -191,17 +192,17 @@ def test_tiles_and_folder_follow_the_processor_that_numba_compiles_for() -> None
     ],
 )
 def test_only_a_missing_package_is_to_be_installed(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> Any:
+    def fail() -> Any:
         raise error
 
-    monkeypatch.setattr(backends.importlib, "import_module", fail)
+    monkeypatch.setitem(backends._HOMES, "numba", backends._HOMES["numba"]._replace(parts=fail))
     with pytest.raises(backends.BackendMissing, match=words):
         backends.load("numba")
 
 
 def test_a_run_passes_on_what_a_backend_notes_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from dls import train; from reference import ops; ops.notes = lambda: ('something to know',);"
+        "import sys; from dls import train; from gpu.base import Ops; Ops.notes = lambda self: ('something to know',);"
         "sys.exit(train.main('--backend numpy --mlp-widths 4 --steps 1 --out run'.split()))"
     )
     done = launch([(2, ["-c", program])], tmp_path)

@@ -18,7 +18,7 @@ from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.tasks.models import LayerInfo, Model
 from dls.train import main
-from gpu import device
+from gpu.cupy import device
 from reference import methods, nn
 from reference.ops import NonFiniteError
 

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from gpu import numba_ops, numba_selection, numba_sweep
-from gpu.numba_sweep import COMMON, INFINITE, TILE
-from gpu.numba_words import WORD
+from gpu import numba
+from gpu.numba import search, selection
+from gpu.numba import sweep as whole_pass
+from gpu.numba.sweep import COMMON, INFINITE, TILE
+from gpu.numba.words import WORD
 from reference import ops
 from tests.strategies import F32, LARGEST, TINY
 
@@ -21,10 +23,10 @@ def sweep(v: np.ndarray, gradient: np.ndarray, start: int, cut: float, room: int
     """The pass from `start` on: count, whether all are finite, positions and bits of what fits."""
     places = np.full(room + COMMON, 7, dtype=np.uint32)
     found = np.full(room + COMMON, 7, dtype=np.int32)
-    marks = numba_sweep.tile_marks()
+    marks = whole_pass.tile_marks()
     bits = v.view(np.int32)
     cut_bits = F32(cut).view(np.int32)
-    count, finite = numba_sweep.sweep(v, bits, gradient, start, v.size, cut_bits, places, found, marks)
+    count, finite = whole_pass.sweep(v, bits, gradient, start, v.size, cut_bits, places, found, marks)
     return count, finite, places[: min(count, room)], found[: min(count, room)]
 
 
@@ -84,13 +86,13 @@ def test_no_infinity_and_no_nan_escapes(bits: int, place: int, room: int) -> Non
 
 def test_no_cut_is_above_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample of nothing but NaN would give one that infinity does not reach."""
-    n = numba_selection.SMALL + 1
+    n = search.SMALL + 1
     v = np.full(n, F32(math.nan))
     v.view(np.int32)[...] = 0x7FFFFFFF
-    assert numba_selection._guess(v, v[:0], 5) == INFINITE
-    assert numba_selection._guess(np.zeros(n, dtype=F32), v, 5) == INFINITE
+    assert selection.guess_cut(v, v[:0], 5) == INFINITE
+    assert selection.guess_cut(np.zeros(n, dtype=F32), v, 5) == INFINITE
     with pytest.raises(ops.NonFiniteError):
-        numba_ops.select(np.zeros(n, dtype=F32), v, 5, 0.0)
+        numba.Ops().select(np.zeros(n, dtype=F32), v, 5, 0.0)
 
 
 @pytest.mark.parametrize("share", [1e-5, 1e-3, 0.01, 0.12])
@@ -101,10 +103,10 @@ def test_without_a_hint_a_sample_of_the_sums_gives_the_cut(share: float) -> None
     residual = np.full(n, F32(1000))
     gradient = (np.random.default_rng(3).standard_t(3, n) - 1000).astype(F32)
     expected = residual + gradient
-    cuts, room = numba_selection._cuts(residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1), 0.02)
+    cuts, room = selection.cuts_of(residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1), 0.02)
     reach = np.count_nonzero(np.abs(expected).view(np.int32) >= cuts[0])
     assert k <= reach <= room[0]
-    index, values, threshold = numba_ops.select(residual, gradient, k, 0.0)
+    index, values, threshold = numba.Ops().select(residual, gradient, k, 0.0)
     again, same, a_k = ops.select(expected, np.zeros(n, dtype=F32), k, 0.0)
     assert residual.tobytes() == expected.tobytes()
     assert index.tolist() == again.tolist() and values.tobytes() == same.tobytes() and threshold == a_k

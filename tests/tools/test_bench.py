@@ -14,7 +14,7 @@ from dls.bench import __main__ as bench
 from dls.bench import selection
 from dls.bench.selection import Selector, workloads
 from dls.tools import reports
-from gpu import device
+from gpu.cupy import device
 from reference import ops
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
@@ -91,6 +91,7 @@ def test_the_floor_of_a_gpu_moves_the_bytes_of_an_accumulation() -> None:
     class Ops:
         zeros = staticmethod(lambda n: np.zeros(n, np.float32).view(Copied))
         to_host = staticmethod(np.asarray)
+        describe = staticmethod(lambda: {"device": "a card"})
 
     floor = selection.floor(backends.Backend("cupy", Ops, *[Ops] * 3), 1000)  # type: ignore[arg-type]
     floor.turn(np.zeros(1000, np.float32))
@@ -119,4 +120,4 @@ def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path: Path, cap
 
 def test_names_of_devices() -> None:
     assert reports.slug("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
-    assert backends.device("numba")["device"]
+    assert backends.load("numba").describe()["device"]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import traffic
+from dls.backends import Backend
 from dls.exchange.clock import Clock
 from dls.exchange.layout import Bucket, Layout
 from dls.exchange.memory import ErrorFeedback, Memory, State, add
@@ -53,7 +54,7 @@ class Method(ABC):
     whole: ClassVar[bool] = False
 
     def __init__(
-        self, layout: Layout, settings: Any, net: Net, backend: Any, buckets: Sequence[Bucket], clock: Clock | None = None
+        self, layout: Layout, settings: Any, net: Net, backend: Backend, buckets: Sequence[Bucket], clock: Clock | None = None
     ) -> None:
         self.layout, self.settings, self.net, self.buckets = layout, settings, net, buckets
         self.backend, self.ops, self.wire = backend, backend.ops, backend.wire

@@ -17,8 +17,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu.numba_cache import njit
-from gpu.numba_words import WORD, add_and_mark, lowest, mark, ones
+from gpu.numba.cache import njit
+from gpu.numba.words import WORD, add_and_mark, lowest, mark, ones
 
 Bits = NDArray[np.int32]
 """float32 values as integers. Without the sign they are magnitudes, and order as those do."""

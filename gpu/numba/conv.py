@@ -1,4 +1,4 @@
-"""Convolution on CPU threads, one of the layers of `gpu.numba_nn`.
+"""Convolution on CPU threads, one of the layers of `gpu.numba.nn`.
 
 Two roads lead through it. One with stride 1 over few channels, where a matrix product would be too thin for BLAS, is
 summed directly (`_forward_direct` and around it). Every other one goes through im2col and matrix products, in parts that stay in
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from reference.nn import Array, Shape
+from numpy.typing import NDArray
 
-from gpu import numba_tiles as tiles
-from gpu.numba_work import channels_first, compiled, scratch, share_out, team
+from gpu.numba import tiles
+from gpu.numba.work import channels_first, compiled, scratch, share_out, team
+from reference.nn import Array, Shape
 
 _COLUMN_BYTES = 8 << 20  # of im2col at a time
 _PRODUCT_ROWS = 64  # of the columns' side of a matrix product, at least
@@ -29,7 +30,7 @@ class ConvCache(NamedTuple):
     padding: int
 
 
-def conv2d_forward(x: Array, w: Array, b: Array | None, stride: int, padding: int) -> tuple[Array, ConvCache]:
+def forward(x: Array, w: Array, b: Array | None, stride: int, padding: int) -> tuple[Array, ConvCache]:
     """Cross-correlate x [N, C, H, W] with w [D, C, k, k], add b [D], return (y, cache).
 
     y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of `padding` pixels is zero.
@@ -46,7 +47,7 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, stride: int, padding: in
     return y.swapaxes(0, 1), cache
 
 
-def conv2d_weight_gradients(dy: Array, cache: ConvCache, dw: Array, db: Array | None) -> None:
+def weight_gradients(dy: Array, cache: ConvCache, dw: Array, db: Array | None) -> None:
     """Write dw [D, C, k, k], and db [D] unless it is None, for dy [N, D, OH, OW]."""
     dy = channels_first(dy)
     if db is not None:
@@ -58,7 +59,7 @@ def conv2d_weight_gradients(dy: Array, cache: ConvCache, dw: Array, db: Array | 
         _weights_by_matrix(dy, cache, dw)
 
 
-def conv2d_input_gradient(dy: Array, cache: ConvCache, w: Array) -> Array:
+def input_gradient(dy: Array, cache: ConvCache, w: Array) -> Array:
     """Return dx [N, C, H, W] for dy [N, D, OH, OW], w [D, C, k, k]."""
     dx = np.empty_like(cache.x)
     input_gradient = _input_direct if _is_direct(cache, w.shape) else _input_by_matrix
@@ -287,7 +288,7 @@ def _places(images: Array, pitch: int) -> int:
     return -(-last // tiles.PLACES) * tiles.PLACES
 
 
-def _offsets(gapped: Array, kernel: int, pitch: int) -> np.ndarray[Any, Any]:
+def _offsets(gapped: Array, kernel: int, pitch: int) -> NDArray[np.int64]:
     """Return where in an image of gapped [N, C, length] its taps begin: int64 [C * k * k]."""
     channels, sides = np.arange(gapped.shape[1]), np.arange(kernel)
     return (channels[:, None, None] * gapped.shape[2] + sides[:, None] * pitch + sides).reshape(-1)
@@ -347,7 +348,7 @@ def _correlate_weights(x: Array, dy: Array, pitch: int, places: int, border: int
     dw[:] = rows[: len(dw), : dw[0].size].reshape(dw.shape)
 
 
-def _pad(values: Array, multiple: int) -> Array:
+def _pad(values: NDArray[Any], multiple: int) -> NDArray[Any]:
     """Return values [A, ...] with the last repeated until A is a multiple."""
     return np.concatenate([values, *[values[-1:]] * (-len(values) % multiple)])
 

@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
+from gpu import base
+from gpu.numba.cache import njit
 from reference.ops import Index, Selection, Vector
-from reference.wire import (  # arithmetic on single numbers, the checksum, and what numpy does well enough with k values
-    CHECKSUM,
+from reference.wire import (
     DAMAGED,
-    MAX_RANGE,
-    VALUE_BYTES,
     Bytes,
     MessageError,
     bytes_to_values,
-    checksum,
     low_bits,
     payload_size,
     pieces,
-    round_values,
     seal,
     unseal,
     values_to_bytes,
 )
-
-from gpu.numba_cache import njit
-
-__all__ = [
-    "CHECKSUM",
-    "DAMAGED",
-    "MAX_RANGE",
-    "VALUE_BYTES",
-    "Bytes",
-    "MessageError",
-    "bytes_to_values",
-    "checksum",
-    "decode",
-    "encode",
-    "low_bits",
-    "payload_size",
-    "pieces",
-    "round_values",
-    "seal",
-    "unseal",
-    "values_to_bytes",
-]
 
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 """Multiplied with a power of two, its upper six bits tell which one: 64 windows of a de Bruijn sequence, all different."""
@@ -51,29 +28,31 @@ for _bit in range(64):
     WHICH[(int(DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
-def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:
-    """See `reference.wire.encode`."""
-    k = index.size
-    if not payload_size(n, k, value_dtype):
-        return np.empty(0, dtype=np.uint8)
-    _, lows, highs = pieces(n, k, value_dtype)
-    code = np.zeros(_words(lows) + _words(highs), dtype=np.uint64)
-    low_code, high_code = code[: _words(lows)], code[_words(lows) :]
-    _write(np.ascontiguousarray(index, dtype=np.int64), low_bits(n, k), low_code, high_code)
-    code_bytes = low_code.view(np.uint8)[:lows], high_code.view(np.uint8)[:highs]
-    return seal(np.concatenate([values_to_bytes(values, value_dtype), *code_bytes]), n, k, value_dtype)
+class Wire(base.Wire):
+    """Messages whose indices are written and read in one pass."""
 
+    def encode(self, index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:
+        """See `reference.wire.encode`."""
+        k = index.size
+        if not payload_size(n, k, value_dtype):
+            return np.empty(0, dtype=np.uint8)
+        _, lows, highs = pieces(n, k, value_dtype)
+        code = np.zeros(_words(lows) + _words(highs), dtype=np.uint64)
+        low_code, high_code = code[: _words(lows)], code[_words(lows) :]
+        _write(np.ascontiguousarray(index, dtype=np.int64), low_bits(n, k), low_code, high_code)
+        code_bytes = low_code.view(np.uint8)[:lows], high_code.view(np.uint8)[:highs]
+        return seal(np.concatenate([values_to_bytes(values, value_dtype), *code_bytes]), n, k, value_dtype)
 
-def decode(payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Selection:
-    """See `reference.wire.decode`."""
-    body = unseal(payload, n, k, value_dtype)
-    index = np.empty(k, dtype=np.int64)
-    if not k:
-        return index, np.empty(0, dtype=np.float32)
-    values, lows, _ = pieces(n, k, value_dtype)
-    if not _read(index, low_bits(n, k), _as_words(body[values : values + lows]), _as_words(body[values + lows :]), n):
-        raise MessageError(DAMAGED)
-    return index, bytes_to_values(body[:values], value_dtype)
+    def decode(self, payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Selection:
+        """See `reference.wire.decode`."""
+        body = unseal(payload, n, k, value_dtype)
+        index = np.empty(k, dtype=np.int64)
+        if not k:
+            return index, np.empty(0, dtype=np.float32)
+        values, lows, _ = pieces(n, k, value_dtype)
+        if not _read(index, low_bits(n, k), _as_words(body[values : values + lows]), _as_words(body[values + lows :]), n):
+            raise MessageError(DAMAGED)
+        return index, bytes_to_values(body[:values], value_dtype)
 
 
 def _words(size: int) -> int:
@@ -81,7 +60,7 @@ def _words(size: int) -> int:
     return size // 8 + 2
 
 
-def _as_words(data: Bytes) -> np.ndarray:
+def _as_words(data: Bytes) -> NDArray[np.uint64]:
     words = np.zeros(_words(data.size), dtype=np.uint64)
     words.view(np.uint8)[: data.size] = data
     return words

@@ -13,31 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import prange
-from reference.adjustment import (  # work on L values alone
-    Counts,
-    Thresholds,
-    lower_median,
-    pair_order,
-    set_size,
-)
+
+from gpu import base
+from gpu.numba.cache import njit
+from gpu.numba.magnitudes import plain, threads_for
+from gpu.numba.search import LEVELS, ROOM, SMALL, add_histogram, kth_largest, values_from
+from gpu.numba.sweep import INFINITE
+from reference.adjustment import Counts, Thresholds, lower_median, pair_order
 from reference.ops import Head, NonFiniteError, Vector, float32_ceiling
-
-from gpu import numba_ops as ops
-from gpu import numba_selection as selection
-from gpu.numba_cache import njit
-
-__all__ = [
-    "Counts",
-    "Thresholds",
-    "adjust",
-    "complete_thresholds",
-    "fresh_thresholds",
-    "lower_median",
-    "one_step_adjustment",
-    "optimal_adjustment",
-    "pair_order",
-    "set_size",
-]
 
 PIECE = 1 << 16
 """Values counted in 32 bits, which keeps the vectors full; their sum goes on in 64."""
@@ -94,67 +77,81 @@ class _Layer(NamedTuple):
 
     def kth_largest(self, k: int) -> float:
         """a_k, k >= 1."""
-        return ops.kth_largest(self.head if k <= self.head.size else self.v, k)
+        return kth_largest(self.head if k <= self.head.size else self.v, k)
 
 
 def _with_head(v: Vector, head: Head | None) -> _Layer:
-    v = v if selection.plain(v) else np.array(v, dtype=np.float32)
-    if head is None or not selection.plain(head.values):
+    v = v if plain(v) else np.array(v, dtype=np.float32)
+    if head is None or not plain(head.values):
         return _Layer(v, v[:0], math.inf)
     return _Layer(v, head.values, -1.0 if head.values.size == v.size else head.floor)
 
 
 def _counts(v: Vector, t: float, other: float) -> tuple[int, int]:
     """N(t) and N(other) of v (n)."""
-    threads = selection.threads_for(v.size)
+    threads = threads_for(v.size)
     if threads == 1:
         return _count_two(v, t, other)
     return _count_two_threads(v, t, other, threads)
 
 
-# Algorithm 2 ----------------------------------------------------------------------------------------------------------------
+class Adjustment(base.Adjustment):
+    """Algorithm 2 from counts in one pass, and from heads where there are any."""
 
+    def fresh_thresholds(self, v: Sequence[Vector], k: Counts) -> Thresholds:
+        """See `reference.adjustment.fresh_thresholds`."""
+        inner = [kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
+        return self.complete_thresholds(v, k, inner)
 
-def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
-    """See `reference.adjustment.fresh_thresholds`."""
-    inner = [ops.kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
-    return complete_thresholds(v, k, inner)
+    def complete_thresholds(self, v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
+        """See `reference.adjustment.complete_thresholds`."""
+        known, middle = iter(inner), [lower_median(inner)] if inner else []
+        t = np.empty(len(v), dtype=np.float64)
+        for layer, kl in enumerate(k.tolist()):
+            n = v[layer].size
+            if 0 < kl < n:
+                t[layer] = next(known)
+            elif kl == 0:
+                t[layer] = max([kth_largest(v[layer], 1), *middle])
+            else:
+                t[layer] = min([kth_largest(v[layer], n), *middle])
+        return t
 
+    def one_step_adjustment(self, v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
+        """See `reference.adjustment.one_step_adjustment`."""
+        return _step([_with_head(layer, None) for layer in v], [layer.size for layer in v], k, t, True)
 
-def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
-    """See `reference.adjustment.complete_thresholds`."""
-    known, middle = iter(inner), [lower_median(inner)] if inner else []
-    t = np.empty(len(v), dtype=np.float64)
-    for layer, kl in enumerate(k.tolist()):
-        n = v[layer].size
-        if 0 < kl < n:
-            t[layer] = next(known)
-        elif kl == 0:
-            t[layer] = max([ops.kth_largest(v[layer], 1), *middle])
-        else:
-            t[layer] = min([ops.kth_largest(v[layer], n), *middle])
-    return t
+    def adjust(
+        self, v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None
+    ) -> Counts:
+        """See `reference.adjustment.adjust`."""
+        sizes, layers = [layer.size for layer in v], list(map(_with_head, v, [None] * len(v) if heads is None else heads))
+        if steps > 1:
+            layers = [_reduced(layer, float(t.min()), int(kl)) for layer, kl in zip(layers, k, strict=True)]
+        for step in range(steps):
+            k, t = _step(layers, sizes, k, t, with_thresholds=step < steps - 1)
+        return k
 
-
-def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
-    """See `reference.adjustment.one_step_adjustment`."""
-    return _step([_with_head(layer, None) for layer in v], [layer.size for layer in v], k, t, True)
-
-
-def adjust(
-    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None
-) -> Counts:
-    """See `reference.adjustment.adjust`."""
-    sizes, layers = [layer.size for layer in v], list(map(_with_head, v, [None] * len(v) if heads is None else heads))
-    if steps > 1:
-        layers = [_reduced(layer, float(t.min()), int(kl)) for layer, kl in zip(layers, k, strict=True)]
-    for step in range(steps):
-        k, t = _step(layers, sizes, k, t, with_thresholds=step < steps - 1)
-    return k
+    def optimal_adjustment(self, v: Sequence[Vector], k: Counts) -> Counts:
+        """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all, found by histograms."""
+        total, layers = int(k.sum()), _contiguous(v)
+        cut = above = 0
+        for shift, width in LEVELS:
+            counts = _histogram(layers, cut >> (shift + width), shift, width)
+            if shift == LEVELS[0][0] and counts[INFINITE >> shift :].any():
+                raise NonFiniteError("NaN or infinity in the accumulated gradient")
+            if total == 0:
+                return np.zeros_like(k)
+            reach = above + counts[::-1].cumsum()[::-1]
+            bucket = int(np.flatnonzero(reach >= total)[-1])
+            cut, above = cut | bucket << shift, int(reach[bucket] - counts[bucket])
+            if reach[bucket] <= ROOM * total + SMALL:
+                layers = [_reduce(layer, cut, layer.size) for layer in layers]
+        return _divide(layers, cut, total)
 
 
 def _contiguous(v: Sequence[Vector]) -> list[Vector]:
-    return [layer if selection.plain(layer) else np.array(layer, dtype=np.float32) for layer in v]
+    return [layer if plain(layer) else np.array(layer, dtype=np.float32) for layer in v]
 
 
 def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
@@ -162,13 +159,13 @@ def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
     if layer.floor < lowest:
         return layer
     bits = int(float32_ceiling(lowest).view(np.int32))
-    top = _reduce(layer.v, bits, selection.ROOM * k + selection.SMALL)
+    top = _reduce(layer.v, bits, ROOM * k + SMALL)
     return _Layer(top, layer.head, layer.floor) if top is layer.v else _Layer(top, top, -1.0)
 
 
 def _reduce(v: Vector, cut: int, room: int) -> Vector:
     """Those values of v whose magnitude reaches the cut, given as its bits; v itself where they exceed the room."""
-    found = selection.values_from(v, cut, room) if cut > 0 else None
+    found = values_from(v, cut, room) if cut > 0 else None
     return v if found is None else found
 
 
@@ -201,29 +198,11 @@ def _step(
     return k, t
 
 
-def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
-    """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all, found by histograms."""
-    total, layers = int(k.sum()), _contiguous(v)
-    cut = above = 0
-    for shift, width in selection.LEVELS:
-        counts = _histogram(layers, cut >> (shift + width), shift, width)
-        if shift == selection.LEVELS[0][0] and counts[selection.INFINITE >> shift :].any():
-            raise NonFiniteError("NaN or infinity in the accumulated gradient")
-        if total == 0:
-            return np.zeros_like(k)
-        reach = above + counts[::-1].cumsum()[::-1]
-        bucket = int(np.flatnonzero(reach >= total)[-1])
-        cut, above = cut | bucket << shift, int(reach[bucket] - counts[bucket])
-        if reach[bucket] <= selection.ROOM * total + selection.SMALL:
-            layers = [_reduce(layer, cut, layer.size) for layer in layers]
-    return _divide(layers, cut, total)
-
-
 def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) -> Counts:
-    """The sum of the layers' histograms, see `gpu.numba_selection`."""
+    """The sum of the layers' histograms, see `gpu.numba.search`."""
     counts = np.zeros(1 << width, dtype=np.int64)
     for layer in layers:
-        selection.add_histogram(layer, prefix, shift, width, counts)
+        add_histogram(layer, prefix, shift, width, counts)
     return counts
 
 

@@ -114,6 +114,18 @@ def use(device: Device) -> None:
     _chosen[:] = [device]
 
 
+def from_host(array: NDArray[Any]) -> NDArray[Any]:
+    """A host array on the device, contiguous; what lies there stays where it is."""
+    moved: NDArray[Any] = current().xp.asarray(array, order="C")
+    return moved
+
+
+def to_host(array: Any) -> NDArray[Any]:
+    """The device's array as numpy's."""
+    host: NDArray[Any] = array.get() if hasattr(array, "get") else array
+    return host
+
+
 class Chunks(NamedTuple):
     """So many layers cut into chunks, each of them work for one block."""
 

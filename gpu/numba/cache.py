@@ -37,7 +37,9 @@ from numba.core.serialize import dumps
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
 """Those of numba's settings that change machine code."""
 PREFIX, SUFFIX = "dls-", ".code"
-LAST = "gpu.numba_ops._sgd"
+PACKAGES = ("gpu.numba", "gpu", "reference")
+"""The code that is compiled lies in the first; constants may come from the others."""
+LAST = "gpu.numba.ops._sgd"
 """The function that a training step calls last: where its code is, the others' is."""
 KEPT, DAY = 8, 86400.0
 """So many folders stay, those that were used last; and every one that was used within a day, in seconds."""
@@ -51,8 +53,9 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit`, with its options, for a function whose machine code is kept."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        compiled = numba.njit(**options)(function)  # noqa: TID251
-        if isinstance(compiled, Dispatcher):  # it is the function itself under NUMBA_DISABLE_JIT
+        compiled: Any = numba.njit(**options)(function)  # noqa: TID251
+        dispatches = isinstance(compiled, Dispatcher)
+        if dispatches:  # it is the function itself under NUMBA_DISABLE_JIT
             compiled._cache = _Kept(function)
         return compiled
 
@@ -131,11 +134,11 @@ def _bases() -> Iterator[Path]:
 def _key() -> str:
     """A hash of all that the machine code depends on."""
     digest = hashlib.sha256()
-    for package in ("gpu", "reference"):
+    for package in PACKAGES:
         for source in sorted(files(package).iterdir(), key=lambda file: file.name):
             if source.name.endswith(".py"):
                 digest.update(f"{package}/{source.name}\n".encode() + source.read_bytes())
-    versions = (platform.python_implementation(), platform.python_version())
+    versions: tuple[str, ...] = (platform.python_implementation(), platform.python_version())
     versions += (numba.__version__, llvmlite.__version__, np.__version__)
     settings = [(name, str(getattr(numba.config, name, None))) for name in SETTINGS]
     digest.update(repr((versions, settings, target())).encode())
@@ -150,7 +153,7 @@ def target() -> tuple[str, str, str]:
 
 @lru_cache(maxsize=1)
 def is_compiled() -> bool:
-    """See `reference.ops.is_compiled`: whether a training step has been compiled here, as it was when first asked."""
+    """Whether a training step has been compiled here, as it was when first asked."""
     for folder in folders():
         with contextlib.suppress(OSError):
             if any(name.startswith(LAST) and name.endswith(SUFFIX) for name in os.listdir(folder)):
@@ -168,7 +171,7 @@ def _mark_as_used(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def notes() -> tuple[str, ...]:
-    """See `reference.ops.notes`: why machine code cannot be kept, if so. Makes room where it has to be compiled."""
+    """Why machine code cannot be kept, if so. Makes room where it has to be compiled."""
     if is_compiled():
         return ()
     reasons = []

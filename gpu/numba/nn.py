@@ -13,80 +13,128 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from reference.nn import (  # not sped up: small, or a matrix product already
-    Array,
-    Shape,
-    add_backward,
-    asarray,
-    flatten_backward,
-    flatten_forward,
-    global_avg_pool_backward,
-    global_avg_pool_forward,
-    he_normal,
-    linear_forward,
-    linear_input_gradient,
-    linear_weight_gradients,
-    shortcut_backward,
-    shortcut_forward,
-    softmax_cross_entropy,
-)
 
-from gpu.numba_conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradients
-from gpu.numba_work import channels_first, compiled, flat, share_out, unflat
+from gpu import base
+from gpu.numba import conv
+from gpu.numba.work import channels_first, compiled, flat, share_out, unflat
+from reference.nn import Array, Shape
 
-__all__ = [
-    "add_backward",
-    "add_forward",
-    "asarray",
-    "batch_norm_backward",
-    "batch_norm_forward",
-    "batch_norm_inference",
-    "conv2d_forward",
-    "conv2d_input_gradient",
-    "conv2d_weight_gradients",
-    "flatten_backward",
-    "flatten_forward",
-    "global_avg_pool_backward",
-    "global_avg_pool_forward",
-    "he_normal",
-    "linear_forward",
-    "linear_input_gradient",
-    "linear_weight_gradients",
-    "max_pool2d_backward",
-    "max_pool2d_forward",
-    "relu_backward",
-    "relu_forward",
-    "shortcut_backward",
-    "shortcut_forward",
-    "softmax_cross_entropy",
-]
+
+class PoolCache(NamedTuple):
+    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH, OW], and the input's shape."""
+
+    places: np.ndarray[Any, Any]
+    shape: Shape
+    size: int
+
+
+class NormCache(NamedTuple):
+    """What batch_norm_backward needs: the input as rows [C, M], the mean [C] and 1 / deviation [C]."""
+
+    rows: Array
+    mean: Array
+    inverse: Array
+
+
+class Nn(base.Nn):
+    """The layers that numba speeds up; others are small, or a matrix product already."""
+
+    def conv2d_forward(
+        self, x: Array, w: Array, b: Array | None, stride: int, padding: int
+    ) -> tuple[Array, Any]:
+        """See `reference.nn.conv2d_forward`."""
+        return conv.forward(x, w, b, stride, padding)
+
+    def conv2d_weight_gradients(self, dy: Array, cache: Any, dw: Array, db: Array | None) -> None:
+        """See `reference.nn.conv2d_weight_gradients`."""
+        conv.weight_gradients(dy, cache, dw, db)
+
+    def conv2d_input_gradient(self, dy: Array, cache: Any, w: Array) -> Array:
+        """See `reference.nn.conv2d_input_gradient`."""
+        return conv.input_gradient(dy, cache, w)
+
+    def relu_forward(self, x: Array) -> Array:
+        """Return max(x, 0), any shape. NaN stays NaN."""
+        values = flat(x)
+        y = np.empty_like(values)
+        share_out(lambda some: _rectify(values[some], y[some]), values.size, values.size)
+        return unflat(y, x.shape)
+
+    def relu_backward(self, dy: Array, y: Array) -> Array:
+        """Return dx for the output y of relu_forward; the slope at zero is 0."""
+        slopes, values = flat(dy), flat(y)
+        dx = np.empty_like(slopes)
+        share_out(lambda some: _mask(slopes[some], values[some], dx[some]), values.size, values.size)
+        return unflat(dx, dy.shape)
+
+    def add_forward(self, x: Array, shortcut: Array) -> Array:
+        """Return x + shortcut, the end of a residual block; equal shapes."""
+        values, others = flat(x), flat(shortcut)
+        y = np.empty_like(values)
+        share_out(lambda some: _add(values[some], others[some], y[some]), values.size, values.size)
+        return unflat(y, x.shape)
+
+    def max_pool2d_forward(self, x: Array, size: int) -> tuple[Array, Any]:
+        """Return (y, cache), y [N, C, H // size, W // size]: the maxima of size x size windows.
+
+        The windows do not overlap; a last incomplete row or column of windows is dropped. NaN wins.
+        """
+        images = channels_first(x)
+        y = np.empty((*images.shape[:2], x.shape[2] // size, x.shape[3] // size), x.dtype)
+        places = np.empty(y.shape, np.min_scalar_type(size * size))
+        share_out(lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size)
+        return y.swapaxes(0, 1), PoolCache(places, x.shape, size)
+
+    def max_pool2d_backward(self, dy: Array, cache: Any) -> Array:
+        """Return dx [N, C, H, W]: each dy goes to the first maximum of its window, row by row."""
+        count, channels, height, width = cache.shape
+        dx = np.empty((channels, count, height, width), dy.dtype)
+        dy = channels_first(dy)
+        share_out(lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]), channels, dx.size)
+        return dx.swapaxes(0, 1)
+
+    def batch_norm_forward(self, x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array, Any]:
+        """Normalise x [N, C, H, W] or [N, C] per channel by the batch; return (y, mean, var, cache).
+
+        mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
+
+        Raises ValueError where M < 2: one value has no variance.
+        """
+        rows = _rows(x)
+        if rows.shape[1] < 2:
+            raise ValueError("batch norm in training needs at least two values per channel")
+        y, mean, var, inverse = np.empty_like(rows), *(np.empty(len(rows), x.dtype) for _ in range(3))
+
+        def work(some: slice) -> None:
+            _normalise(rows[some], gamma[some], beta[some], eps, y[some], mean[some], var[some], inverse[some])
+
+        share_out(work, len(rows), rows.size)
+        return _from_rows(y, x.shape), mean, var, NormCache(rows, mean, inverse)
+
+    def batch_norm_inference(self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> Array:
+        """Normalise x [N, C, H, W] or [N, C] by the given mean [C] and var [C]."""
+        rows = _rows(x)
+        y = np.empty_like(rows)
+        scale = gamma / np.sqrt(var + eps)
+        shift = beta - mean * scale
+        share_out(lambda some: _scale_rows(rows[some], scale[some], shift[some], y[some]), len(rows), rows.size)
+        return _from_rows(y, x.shape)
+
+    def batch_norm_backward(self, dy: Array, cache: Any, gamma: Array) -> tuple[Array, Array, Array]:
+        """Return (dx, dgamma [C], dbeta [C]) for dy of the input's shape."""
+        rows = _rows(dy)
+        dx, dgamma, dbeta = np.empty_like(rows), np.empty_like(cache.mean), np.empty_like(cache.mean)
+        x, mean, inverse = cache
+
+        def work(some: slice) -> None:
+            numbers = mean[some], inverse[some], gamma[some]
+            _normalise_backward(rows[some], x[some], *numbers, dx[some], dgamma[some], dbeta[some])
+
+        share_out(work, len(rows), rows.size)
+        return _from_rows(dx, dy.shape), dgamma, dbeta
 
 
 # Activation, pooling and the residual sum -------------------------------------------------------
-
-def relu_forward(x: Array) -> Array:
-    """Return max(x, 0), any shape. NaN stays NaN."""
-    values = flat(x)
-    y = np.empty_like(values)
-    share_out(lambda some: _rectify(values[some], y[some]), values.size, values.size)
-    return unflat(y, x.shape)
-
-
-def relu_backward(dy: Array, y: Array) -> Array:
-    """Return dx for the output y of relu_forward; the slope at zero is 0."""
-    slopes, values = flat(dy), flat(y)
-    dx = np.empty_like(slopes)
-    share_out(lambda some: _mask(slopes[some], values[some], dx[some]), values.size, values.size)
-    return unflat(dx, dy.shape)
-
-
-def add_forward(x: Array, shortcut: Array) -> Array:
-    """Return x + shortcut, the end of a residual block; equal shapes."""
-    values, others = flat(x), flat(shortcut)
-    y = np.empty_like(values)
-    share_out(lambda some: _add(values[some], others[some], y[some]), values.size, values.size)
-    return unflat(y, x.shape)
-
 
 @compiled
 def _rectify(x, y):
@@ -107,35 +155,6 @@ def _add(x, other, y):
     """Write x + other to y; rows."""
     for i in range(x.size):
         y[i] = x[i] + other[i]
-
-
-class PoolCache(NamedTuple):
-    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH, OW], and the input's shape."""
-
-    places: np.ndarray[Any, Any]
-    shape: Shape
-    size: int
-
-
-def max_pool2d_forward(x: Array, size: int) -> tuple[Array, PoolCache]:
-    """Return (y, cache), y [N, C, H // size, W // size]: the maxima of size x size windows.
-
-    The windows do not overlap; a last incomplete row or column of windows is dropped. NaN wins.
-    """
-    images = channels_first(x)
-    y = np.empty((*images.shape[:2], x.shape[2] // size, x.shape[3] // size), x.dtype)
-    places = np.empty(y.shape, np.min_scalar_type(size * size))
-    share_out(lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size)
-    return y.swapaxes(0, 1), PoolCache(places, x.shape, size)
-
-
-def max_pool2d_backward(dy: Array, cache: PoolCache) -> Array:
-    """Return dx [N, C, H, W]: each dy goes to the first maximum of its window, row by row."""
-    count, channels, height, width = cache.shape
-    dx = np.empty((channels, count, height, width), dy.dtype)
-    dy = channels_first(dy)
-    share_out(lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]), channels, dx.size)
-    return dx.swapaxes(0, 1)
 
 
 @compiled
@@ -198,57 +217,6 @@ def _unpool(dy, places, size, dx):
 
 
 # Batch normalisation --------------------------------------------------------------------------
-
-
-class NormCache(NamedTuple):
-    """What batch_norm_backward needs: the input as rows [C, M], the mean [C] and 1 / deviation [C]."""
-
-    rows: Array
-    mean: Array
-    inverse: Array
-
-
-def batch_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array, NormCache]:
-    """Normalise x [N, C, H, W] or [N, C] per channel by the batch; return (y, mean, var, cache).
-
-    mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
-
-    Raises ValueError where M < 2: one value has no variance.
-    """
-    rows = _rows(x)
-    if rows.shape[1] < 2:
-        raise ValueError("batch norm in training needs at least two values per channel")
-    y, mean, var, inverse = np.empty_like(rows), *(np.empty(len(rows), x.dtype) for _ in range(3))
-
-    def work(some: slice) -> None:
-        _normalise(rows[some], gamma[some], beta[some], eps, y[some], mean[some], var[some], inverse[some])
-
-    share_out(work, len(rows), rows.size)
-    return _from_rows(y, x.shape), mean, var, NormCache(rows, mean, inverse)
-
-
-def batch_norm_inference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> Array:
-    """Normalise x [N, C, H, W] or [N, C] by the given mean [C] and var [C]."""
-    rows = _rows(x)
-    y = np.empty_like(rows)
-    scale = gamma / np.sqrt(var + eps)
-    shift = beta - mean * scale
-    share_out(lambda some: _scale_rows(rows[some], scale[some], shift[some], y[some]), len(rows), rows.size)
-    return _from_rows(y, x.shape)
-
-
-def batch_norm_backward(dy: Array, cache: NormCache, gamma: Array) -> tuple[Array, Array, Array]:
-    """Return (dx, dgamma [C], dbeta [C]) for dy of the input's shape."""
-    rows = _rows(dy)
-    dx, dgamma, dbeta = np.empty_like(rows), np.empty_like(cache.mean), np.empty_like(cache.mean)
-    x, mean, inverse = cache
-
-    def work(some: slice) -> None:
-        numbers = mean[some], inverse[some], gamma[some]
-        _normalise_backward(rows[some], x[some], *numbers, dx[some], dgamma[some], dbeta[some])
-
-    share_out(work, len(rows), rows.size)
-    return _from_rows(dx, dy.shape), dgamma, dbeta
 
 
 def _rows(x: Array) -> Array:

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from gpu.numba_cache import target
+from gpu.numba.cache import target
 
 _FEATURES = target()[2].split(",")  # of the processor that numba compiles for, which need not be this one
 _WIDE = "+avx512f" in _FEATURES

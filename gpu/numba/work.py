@@ -1,4 +1,4 @@
-"""How the layers of `gpu.numba_nn` get their work done: compiled functions, threads, scratch memory.
+"""How the layers of `gpu.numba.nn` get their work done: compiled functions, threads, scratch memory.
 
 Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of compiled functions, each with
 a BLAS of one thread. Numba's own threads and those of BLAS wait for work by spinning, and would take turns at keeping each other
@@ -18,10 +18,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from reference.nn import Array, Shape
 from threadpoolctl import ThreadpoolController
 
-from gpu.numba_cache import njit
+from gpu.numba.cache import njit
+from reference.nn import Array, Shape
 
 compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 

@@ -1,0 +1,149 @@
+"""`reference.ops` on CuPy arrays: all layers of a model in a constant number of launches, the same bits."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu import base
+from gpu.cupy import device
+from gpu.cupy.search import bounds_of, chunks_of, counts_at_least, kth_largest
+from gpu.cupy.selection import choose
+from reference import ops as reference
+from reference.ops import Head, Index, Selection, Vector
+
+
+class Ops(base.Ops):
+    """What needs the device's library, or a kernel."""
+
+    def zeros(self, n: int) -> Vector:
+        """See `reference.ops.zeros`."""
+        vector: Vector = device.current().xp.zeros(n, dtype=np.float32)
+        return vector
+
+    def accumulate(self, residual: Vector, gradient: Vector) -> None:
+        """See `reference.ops.accumulate`."""
+        residual += gradient
+
+    def all_finite(self, v: Vector) -> bool:
+        """See `reference.ops.all_finite`."""
+        return self.count_at_least(v, math.inf) == 0
+
+    def top_k(self, v: Vector, k: int) -> Selection:
+        """See `reference.ops.top_k`."""
+        if not 0 <= k <= v.size:
+            raise ValueError(f"k must lie in 0..{v.size}, not {k}")
+        whole = np.array([0, v.size], dtype=np.int64)
+        index, values, _ = choose(v, None, whole, np.array([k]), np.array([math.nan]))
+        return index, values
+
+    def select(self, residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+        """See `reference.ops.select`."""
+        whole = np.array([0, residual.size], dtype=np.int64)
+        index, values, thresholds, _ = self.select_layers(residual, gradient, whole, np.array([k]), np.array([hint]))
+        return index, values, float(thresholds[0])
+
+    def select_layers(
+        self,
+        residual: Vector,
+        gradient: Vector,
+        offsets: Index,
+        k: Index,
+        hints: NDArray[np.float64],
+        expected: Index | None = None,
+    ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
+        """See `reference.ops.select_layers`."""
+        sizes = np.diff(offsets)
+        if np.any(k < 0) or np.any(k > sizes):
+            raise ValueError("every k must lie in 0..n of its layer")
+        index, values, thresholds = choose(residual, gradient, offsets, k, hints)
+        ends = [0, *np.cumsum(k).tolist()]
+        heads = [
+            Head(index[begin:end] - int(start), values[begin:end], end - begin, float(t), float(t))
+            for (begin, end), start, t in zip(pairwise(ends), offsets, thresholds, strict=False)
+        ]
+        return index, values, thresholds, heads
+
+    def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
+        """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as no zero is chosen."""
+        places = [self._chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)]
+        taken = device.current().xp.concatenate(places)
+        before = v[taken]
+        v[taken] = 0
+        try:
+            index, values = self.top_k(v, k)
+        finally:
+            v[taken] = before
+        if bool(values.all()):
+            return index, values
+        on_host = [Head(device.to_host(head.places), device.to_host(head.values), head.chosen, *head[3:]) for head in heads]
+        index, values = reference.top_k_of_rest(device.to_host(v), offsets, on_host, k)
+        return device.from_host(index), device.from_host(values)
+
+    def _chosen(self, head: Head) -> Index:
+        """The places of a head's chosen entries."""
+        places: Index = head.places.astype(np.int64, copy=False)
+        if head.values.size == head.chosen:
+            return places
+        return places[self.top_k(head.values, head.chosen)[0]]
+
+    kth_largest = staticmethod(kth_largest)
+
+    def count_at_least(self, v: Vector, t: float) -> int:
+        """See `reference.ops.count_at_least`."""
+        return int(counts_at_least([v], np.array([[t]]))[0, 0])
+
+    def scatter_add(self, target: Vector, index: Index, values: Vector) -> None:
+        """See `reference.ops.scatter_add`."""
+        target[device.from_host(index)] += device.from_host(values)
+
+    def scatter_subtract(self, target: Vector, index: Index, values: Vector) -> None:
+        """See `reference.ops.scatter_subtract`."""
+        target[device.from_host(index)] -= device.from_host(values)
+
+    def scale(self, v: Vector, factor: float) -> None:
+        """See `reference.ops.scale`."""
+        v *= np.float32(factor)
+
+    def l2_norm(self, v: Vector) -> float:
+        """See `reference.ops.l2_norm`; the sum's order is the device's, so the last bits may differ."""
+        return float(self.l2_norms(v, np.array([0, v.size]))[0])
+
+    def l2_norms(self, v: Vector, offsets: Index) -> NDArray[np.float64]:
+        """See `reference.ops.l2_norms`: in one launch, always in the same order, which is not the reference's."""
+        chunks = chunks_of(bounds_of(offsets))
+        sums = device.current().xp.empty(chunks.layer.size, dtype=np.float64)
+        device.current().launch("sum_of_squares", chunks.layer.size, [v, chunks.table, sums])
+        return np.sqrt(np.bincount(chunks.layer, weights=device.to_host(sums), minlength=chunks.layers))
+
+    # The device ---------------------------------------------------------------------------------
+
+    def from_host(self, array: NDArray[Any]) -> NDArray[Any]:
+        """See `gpu.cupy.device.from_host`."""
+        return device.from_host(array)
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """See `gpu.cupy.device.to_host`."""
+        return device.to_host(array)
+
+    def set_device(self, rank_on_node: int) -> None:
+        """The GPUs are dealt to the ranks in turn."""
+        device.current().choose(rank_on_node)
+
+    def wait(self) -> None:
+        """A GPU computes while the host goes on."""
+        device.current().wait()
+
+    def describe(self) -> dict[str, str]:
+        """The GPU, its driver and its libraries."""
+        return device.current().describe()
+
+    def library(self) -> str:
+        """CuPy's version."""
+        return str(importlib.import_module("cupy").__version__)
