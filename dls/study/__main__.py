@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report-only", action="store_true", help="run nothing; report on what is complete")
     parser.add_argument("--only", default="*", help="run, and show, those whose name fits this pattern of * ? [letters] (*)")
     parser.add_argument("--any-code", action="store_true", help="keep, and go on with, runs of code that has changed since")
+    parser.add_argument(
+        "--workers", action="store_true", help="each run as workers of one process, without MPI; --jobs runs that many at a time"
+    )
     plugins.add_flag(parser)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     return parser
@@ -83,7 +87,7 @@ def _do(options: argparse.Namespace) -> int:
     report = _reporter()
     if options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
-    planned = experiments.load(options.files)
+    planned = [replace(each, in_one_process=options.workers) for each in experiments.load(options.files)]
     runs = [each for each in planned if fnmatchcase(each.name, options.only)]
     if not runs:
         raise UsageError(f"no run's name fits {options.only!r}; {planned[0].name} is one")

@@ -46,6 +46,7 @@ class Experiment:
     settings: Mapping[str, Any]
     file: Path
     baselines: tuple[str, ...] = BASELINES
+    in_one_process: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +68,8 @@ class Experiment:
         flags = [_flag(name, value) for name, value in self.settings.items()]
         imports = [f"--import={path}" for path in sources.imported()]
         program = [*python(), "-m", "dls.train", *imports, *flags, f"--out={out / self.name}", "--resume=auto"]
+        if self.in_one_process:
+            return [*program, f"--workers={self.ranks}"]
         return [mpirun(), "-n", str(self.ranks), *program]
 
 
