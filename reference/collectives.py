@@ -53,7 +53,7 @@ class Sum(NamedTuple):
 class Swap(NamedTuple):
     """The bytes that rank `source` sent to this one, while these go to rank `to`; None: nobody.
 
-    size: of what comes, 0 of nothing; None, on all ranks that send or receive, where it is not known.
+    size: of what comes, 0 of nothing; None, on all ranks that send or receive, if it is not known.
     """
 
     to: int | None
@@ -153,8 +153,9 @@ def gtopk(
     """
     counts = chosen.counts
     if counts is None:
-        received = yield Gather(_number(chosen.index.size), [COUNT] * net.size)
-        counts = [_counted(payload, chosen.n) for payload in received]
+        size = numpy_wire.CHECKSUM + COUNT
+        received = yield Gather(_told(chosen), [size] * net.size)
+        counts = [_heard(payload, chosen.n) for payload in received]
     merge = _Merge(chosen, max(counts), ops, wire)
     half = 1 << (net.size.bit_length() - 1)
     inside, folded = net.rank < half, net.rank + half < net.size
@@ -245,6 +246,20 @@ def _counted(payload: Bytes, n: int) -> int:
     return count
 
 
+def _told(chosen: Chosen) -> Bytes:
+    """How many entries a rank has chosen, behind a checksum."""
+    return numpy_wire.seal(_number(chosen.index.size), chosen.n, 0, "counts")
+
+
+def _heard(payload: Bytes, n: int) -> int:
+    """The count in a message of `_told`. MessageError where it is damaged."""
+    head, body = np.split(payload, [numpy_wire.CHECKSUM])
+    found = numpy_wire.checksum(np.ascontiguousarray(body), n, 0, "counts")
+    if found != int.from_bytes(head.tobytes(), "little"):
+        raise MessageError(numpy_wire.DAMAGED)
+    return _counted(body, n)
+
+
 def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: ModuleType) -> Entries:
     try:
         return Entries(*wire.decode(payload, chosen.n, k, chosen.value_dtype))
@@ -322,11 +337,12 @@ def _parted(payload: Bytes, count: int) -> list[Bytes]:
 
 
 def mail(
-    ranks: Sequence[Generator[Round, Any, Any]], carry: Callable[[Sequence[Round]], list[Any]] | None = None
+    ranks: Sequence[Generator[Round, Any, Any]],
+    carry: Callable[[Sequence[Round]], list[Any]] | None = None,
 ) -> list[Any]:
-    """Carry the rounds of P ranks' generators in this process; returns what each returns. LockStepError.
+    """Carry the rounds of P ranks' generators in this process; returns what each returns.
 
-    carry: who answers a round of all ranks, in place of `deliver`.
+    carry: who answers a round of all ranks, in place of `deliver`. LockStepError.
     """
     answers: Sequence[Any] = [None] * len(ranks)
     while True:
@@ -391,7 +407,8 @@ def _swapped(asked: Sequence[Swap]) -> list[Any]:
             raise LockStepError(f"message {pair} has {sent[pair].payload.size} bytes, not {each.size}")
     if any(each.size for each in asked if each.source is None):
         raise LockStepError("a rank expects bytes of nobody")
-    return [NOTHING if each.source is None else _kept(sent[each.source, rank].payload) for rank, each in enumerate(asked)]
+    pairs = [(each.source, rank) for rank, each in enumerate(asked)]
+    return [NOTHING if pair[0] is None else _kept(sent[pair].payload) for pair in pairs]  # type: ignore[index]
 
 
 def _kept(payload: Bytes) -> Bytes:

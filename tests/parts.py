@@ -94,7 +94,9 @@ class LayerwiseEF21(LayerwiseTopk):
 # ------------------------------------------------------------------ cases and what to hold them to
 
 
-def choose(vectors: Sequence[Vector], counts: Sequence[int], known: bool, dtype: str) -> list[Chosen]:
+def choose(
+    vectors: Sequence[Vector], counts: Sequence[int], known: bool, dtype: str
+) -> list[Chosen]:
     """What each rank chooses of its own v: the largest, as they arrive."""
     chosen = []
     for v, k in zip(vectors, counts, strict=True):

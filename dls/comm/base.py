@@ -169,7 +169,10 @@ class Comm(ABC):
 
 
 def reduce_bytes(values: int, rank: int, ranks: int) -> int:
-    """Bytes that a Reduce of so many float32 values brings a rank: its own block of all others, then the other blocks' sums."""
+    """Bytes that a Reduce of so many float32 values brings a rank.
+
+    Its own block from all others, then the sums of the other blocks.
+    """
     own = int(np.diff(blocks(values, ranks))[rank])
     return 4 * own * (ranks - 1) + 4 * (values - own)
 

@@ -59,16 +59,17 @@ class _Clocks:
         self.rounds += 1
         first = asked[0]
         if isinstance(first, Gather):
-            self._gather(np.array([each.payload.size for each in asked]), first.sizes is not None)
+            self._gather(asked)  # type: ignore[arg-type]  # all are of one kind
         elif isinstance(first, Swap):
-            self._swap(asked)  # type: ignore[arg-type]  # all are of one kind
+            self._swap(asked)  # type: ignore[arg-type]
         else:
             self._add(first)
         return answers
 
-    def _gather(self, sizes: Sizes, known: bool) -> None:
+    def _gather(self, asked: Sequence[Gather]) -> None:
         """A ring, of the sizes first where they are not known."""
-        if not known:
+        sizes = np.array([each.payload.size for each in asked])
+        if asked[0].sizes is None:
             self._ring(np.full(sizes.size, COUNT), start=0)
         self._ring(sizes, start=0)
 
@@ -83,7 +84,7 @@ class _Clocks:
         self._send(source, to, sizes)
 
     def _add(self, asked: Sum | Reduce) -> None:
-        """Each block is summed, on one rank for all of it or on its way round, then told in a ring."""
+        """Each block is summed, on one rank or on its way round, then told in a ring."""
         sizes = WORD * np.diff(blocks(asked.values.size, self._ranks.size))
         if isinstance(asked, Sum):
             self._ring(sizes, start=0)

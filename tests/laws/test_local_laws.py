@@ -262,7 +262,7 @@ def test_a_lane_carries_one_generator_at_a_time() -> None:
         comm.lanes.open(2)
         post = comm.post
         if comm.rank == 0:
-            comm.post = lambda lane, asked, what: (  # type: ignore[method-assign]
+            comm.post = lambda lane, asked, what: (
                 posted.append((lane, what)) or post(lane, asked, what)
             )
         counts = [3, 1, 2, 0, 4]
@@ -382,7 +382,9 @@ COUNTED: dict[str, tuple[Callable[[int], Round], list[int], list[int]]] = {
 
 
 @pytest.mark.parametrize(("make", "sent", "received"), COUNTED.values(), ids=COUNTED.keys())
-def test_bytes_are_counted(make: Callable[[int], Round], sent: list[int], received: list[int]) -> None:
+def test_bytes_are_counted(
+    make: Callable[[int], Round], sent: list[int], received: list[int]
+) -> None:
     """As World counts them: payloads, and the numbers that tell their sizes."""
 
     def work(comm: Comm) -> tuple[int, int]:

@@ -1,4 +1,6 @@
-"""Collectives on lanes under mpirun: `lanes.py bits SEEDS` or `lanes.py ends`; prints `well` a rank.
+"""Collectives on lanes under mpirun: `lanes.py bits SEEDS` or `lanes.py ends`.
+
+A rank prints `well` where all is well.
 
 bits: ten buckets of every collective in flight at once on three lanes, ranks late at random; each
 has the bits of `mail`, and the bytes that workers in one process count.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import time
 from collections.abc import Generator
 from typing import Any
@@ -133,6 +136,7 @@ def rounds(comm: Comm, count: int, error: Exception | None = None) -> Generator[
     source = (comm.rank - 1) % comm.size
     own = np.full(comm.rank, comm.rank, dtype=np.uint8)
     for number in range(count):
+        assert threading.current_thread() is threading.main_thread()
         if number % 3 == 0:
             yield Gather(own)
         elif number % 3 == 1:
@@ -149,7 +153,7 @@ def check_order(comm: World) -> None:
     """A lane carries one generator at a time, in the order of leaving."""
     posted: list[tuple[int, str]] = []
     post = comm.post
-    comm.post = lambda lane, asked, what: posted.append((lane, what)) or post(lane, asked, what)  # type: ignore[func-returns-value,method-assign]
+    comm.post = lambda lane, asked, what: posted.append((lane, what)) or post(lane, asked, what)
     counts, late = [3, 1, 4, 0, 2, 7, 1, 5], random.Random(comm.rank)
     flights = []
     for number, count in enumerate(counts):
@@ -160,7 +164,7 @@ def check_order(comm: World) -> None:
         found = [what for each, what in posted if each == lane]
         own = range(lane, len(counts), LANES)
         assert found == [f"{number}" for number in own for _ in range(counts[number])]
-    comm.post = post  # type: ignore[method-assign]
+    comm.post = post
 
 
 def check_silent(comm: World) -> None:
@@ -198,6 +202,7 @@ def check_raising(comm: World) -> None:
 def check_missing(comm: World, timeout: float = 0.5) -> None:
     """The last rank never comes: the others say so, in time."""
     here, missing = comm.timeout, comm.size - 1
+    meet(comm)
     if comm.rank != missing:
         started, comm.timeout = time.monotonic(), timeout
         flight = comm.lanes.launch(2, rounds(comm, 2), "layer one")
@@ -215,6 +220,11 @@ def check_missing(comm: World, timeout: float = 0.5) -> None:
         time.sleep(timeout + 3.5)
 
 
+def meet(comm: World) -> None:
+    """Return when all ranks are here."""
+    comm.allgather(np.array(comm.rank), "the others").wait()
+
+
 def main(mode: str, seeds: str = "0") -> None:
     comm = World(timeout=60)
     if mode == "bits":
@@ -225,8 +235,8 @@ def main(mode: str, seeds: str = "0") -> None:
     for check in (check_order, check_silent, check_raising, check_missing):
         check(comm)
     print("well", flush=True)
-    if comm.rank == 0:  # the others wait in the library for a round that has not ended
-        time.sleep(0.5)
+    meet(comm)
+    if comm.rank == 0:  # at a plain end the library would wait for the round that nobody ends
         comm.abort(3)
     time.sleep(30)
 
