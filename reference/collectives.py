@@ -25,6 +25,7 @@ from reference.ops import Index, Vector
 from reference.wire import Bytes, MessageError
 
 NOTHING: Bytes = np.empty(0, dtype=np.uint8)
+NOTHING.flags.writeable = False
 COUNT = 8
 """Bytes of a number that travels beside a message, int64, little-endian."""
 
@@ -51,7 +52,7 @@ class Sum(NamedTuple):
 class Swap(NamedTuple):
     """The bytes that rank `source` sent to this one, while these go to rank `to`; None: nobody.
 
-    size: of every message of this round, where all ranks know it.
+    size: of what comes, 0 of nothing; None, on all ranks that send or receive, if it is not known.
     """
 
     to: int | None
@@ -151,8 +152,9 @@ def gtopk(
     """
     counts = chosen.counts
     if counts is None:
-        received = yield Gather(_number(chosen.index.size), [COUNT] * net.size)
-        counts = [int(payload.view("<i8")[0]) for payload in received]
+        size = numpy_wire.CHECKSUM + COUNT
+        received = yield Gather(_told(chosen), [size] * net.size)
+        counts = [_heard(payload, chosen.n) for payload in received]
     merge = _Merge(chosen, max(counts), ops, wire)
     half = 1 << (net.size.bit_length() - 1)
     inside, folded = net.rank < half, net.rank + half < net.size
@@ -194,11 +196,12 @@ class _Merge:
     def swap(self, to: int | None, source: int | None) -> Swap:
         """Give what this rank holds to one rank, and hear another; messages are as long as k entries take."""
         size = COUNT + self.wire.payload_size(self.chosen.n, self.k, self.chosen.value_dtype)
+        coming = 0 if source is None else size
         if to is None:
-            return Swap(to, source, NOTHING, size)
+            return Swap(to, source, NOTHING, coming)
         assert self.entries.index is not None
         message = pack(replace(self.chosen, index=self.entries.index, values=self.entries.values), self.wire)
-        return Swap(to, source, np.pad(message, (0, size - message.size)), size)
+        return Swap(to, source, np.pad(message, (0, size - message.size)), coming)
 
     def take_over(self, payload: Bytes) -> None:
         """Hold what another rank holds."""
@@ -235,11 +238,31 @@ def pack(chosen: Chosen, wire: Any = numpy_wire) -> Bytes:
 
 def unpack(payload: Bytes, chosen: Chosen, wire: Any = numpy_wire) -> Entries:
     """The entries in a message of `pack`, of as many values as were chosen from. MessageError where it is damaged."""
-    count = int(payload[:COUNT].view("<i8")[0]) if payload.size >= COUNT else -1
-    if not 0 <= count <= chosen.n:
-        raise MessageError(numpy_wire.DAMAGED)
+    count = _counted(payload, chosen.n)
     end = COUNT + wire.payload_size(chosen.n, count, chosen.value_dtype)
     return Entries(*wire.decode(payload[COUNT:end], chosen.n, count, chosen.value_dtype))
+
+
+def _counted(payload: Bytes, n: int) -> int:
+    """The count, of n values at most, at the head of a message. MessageError."""
+    count = int(payload[:COUNT].view("<i8")[0]) if payload.size >= COUNT else -1
+    if not 0 <= count <= n:
+        raise MessageError(numpy_wire.DAMAGED)
+    return count
+
+
+def _told(chosen: Chosen) -> Bytes:
+    """How many entries a rank has chosen, behind a checksum."""
+    return numpy_wire.seal(_number(chosen.index.size), chosen.n, 0, "counts")
+
+
+def _heard(payload: Bytes, n: int) -> int:
+    """The count in a message of `_told`. MessageError where it is damaged."""
+    head, body = np.split(payload, [numpy_wire.CHECKSUM])
+    found = numpy_wire.checksum(np.ascontiguousarray(body), n, 0, "counts")
+    if found != int.from_bytes(head.tobytes(), "little"):
+        raise MessageError(numpy_wire.DAMAGED)
+    return _counted(body, n)
 
 
 def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: Any) -> Entries:
@@ -247,6 +270,11 @@ def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: Any) -> En
         return Entries(*wire.decode(payload, chosen.n, k, chosen.value_dtype))
     except MessageError as error:
         raise MessageError(f"from rank {rank}: {error}") from None
+
+
+def blocks(n: int, ranks: int) -> Index:
+    """Where the block of n values that each rank sums in a Reduce begins and ends (P + 1)."""
+    return np.linspace(0, n, ranks + 1).astype(np.int64)
 
 
 def _number(count: int) -> Bytes:
@@ -263,8 +291,9 @@ def together(exchanges: Sequence[Exchange]) -> Generator[Round, Any, list[Exchan
     answers: Sequence[Any] = [None] * len(exchanges)
     while True:
         asked, ended = _advance(exchanges, answers)
-        if ended:
+        if not asked:
             return ended
+        _check_equal(asked)
         if isinstance(asked[0], Gather) and asked[0].sizes is not None:
             sizes = np.array([each.sizes for each in asked])
             received = yield Gather(np.concatenate([each.payload for each in asked]), sizes.sum(axis=0).tolist())
@@ -290,6 +319,19 @@ def _swapped_together(asked: Sequence[Any]) -> Generator[Round, Any, Sequence[By
     return [NOTHING] * len(asked) if source is None else np.split(payload, np.cumsum(sizes)[:-1])
 
 
+def _check_equal(asked: Sequence[Round]) -> None:
+    """LockStepError where these cannot travel in one message."""
+    if len({_kind(each) for each in asked}) > 1:
+        names = ", ".join(type(each).__name__ for each in asked)
+        raise LockStepError(f"rounds that cannot travel together: {names}")
+
+
+def _kind(asked: Round) -> tuple[Any, ...]:
+    if isinstance(asked, Gather):
+        return Gather, asked.sizes is None
+    return (Swap, asked.to, asked.source) if isinstance(asked, Swap) else (type(asked),)
+
+
 def _joined(asked: Sequence[Any]) -> Bytes:
     """Payloads behind their sizes."""
     return np.concatenate([*(_number(each.payload.size) for each in asked), *(each.payload for each in asked)])
@@ -299,7 +341,7 @@ def _parted(payload: Bytes, count: int) -> list[Bytes]:
     """The payloads in a message of `_joined`. MessageError where it is damaged."""
     head = count * COUNT
     sizes = payload[:head].view("<i8") if payload.size >= head else np.full(1, -1)
-    if (sizes < 0).any() or sizes.sum() != payload.size - head:
+    if (sizes < 0).any() or (sizes > payload.size).any() or sizes.sum() != payload.size - head:
         raise MessageError(numpy_wire.DAMAGED)
     return np.split(payload[head:], np.cumsum(sizes)[:-1])
 
@@ -307,14 +349,20 @@ def _parted(payload: Bytes, count: int) -> list[Bytes]:
 # --- in one process ------------------------------------------------------------------------------
 
 
-def mail(ranks: Sequence[Generator[Round, Any, Any]]) -> list[Any]:
-    """Carry the rounds of P ranks' generators in this process; returns what each returns. LockStepError."""
+def mail(
+    ranks: Sequence[Generator[Round, Any, Any]],
+    carry: Callable[[Sequence[Round]], list[Any]] | None = None,
+) -> list[Any]:
+    """Carry the rounds of P ranks' generators in this process; returns what each returns.
+
+    carry: who answers a round of all ranks, in place of `deliver`. LockStepError.
+    """
     answers: Sequence[Any] = [None] * len(ranks)
     while True:
         asked, ended = _advance(ranks, answers)
-        if ended:
+        if not asked:
             return ended
-        answers = deliver(asked)
+        answers = (carry or deliver)(asked)
 
 
 def _advance(generators: Sequence[Generator[Round, Any, Any]], answers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -348,7 +396,8 @@ def _summed(values: Sequence[Vector]) -> list[Any]:
     total = numpy_ops.zeros(values[0].size)
     for each in values:
         total += each
-    return [_read_only(total)] * len(values)
+    total.flags.writeable = False
+    return [total] * len(values)
 
 
 def _gathered(asked: Sequence[Gather]) -> list[Any]:
@@ -356,7 +405,7 @@ def _gathered(asked: Sequence[Gather]) -> list[Any]:
     sizes = tuple(each.payload.size for each in asked)
     if known not in ({None}, {sizes}):
         raise LockStepError(f"ranks gather messages of {sizes} bytes, and expect {known}")
-    return [[_read_only(each.payload) for each in asked]] * len(asked)
+    return [tuple(_kept(each.payload) for each in asked)] * len(asked)
 
 
 def _swapped(asked: Sequence[Swap]) -> list[Any]:
@@ -364,13 +413,19 @@ def _swapped(asked: Sequence[Swap]) -> list[Any]:
     wanted = {(each.source, rank): each for rank, each in enumerate(asked) if each.source is not None}
     if sent.keys() != wanted.keys():
         raise LockStepError(f"messages (from, to) {sorted(sent)} leave, and {sorted(wanted)} are waited for")
+    if len({each.size is None for each in asked if (each.to, each.source) != (None, None)}) > 1:
+        raise LockStepError("sizes of messages are known on some ranks alone")
     for pair, each in wanted.items():
         if each.size not in (None, sent[pair].payload.size):
             raise LockStepError(f"message {pair} has {sent[pair].payload.size} bytes, not {each.size}")
-    return [NOTHING if each.source is None else _read_only(sent[each.source, rank].payload) for rank, each in enumerate(asked)]
+    if any(each.size for each in asked if each.source is None):
+        raise LockStepError("a rank expects bytes of nobody")
+    pairs = [(each.source, rank) for rank, each in enumerate(asked)]
+    return [NOTHING if pair[0] is None else _kept(sent[pair].payload) for pair in pairs]  # type: ignore[index]
 
 
-def _read_only(array: Any) -> Any:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _kept(payload: Bytes) -> Bytes:
+    """A read-only copy, as whoever sent it may use the buffer again."""
+    copy = payload.copy()
+    copy.flags.writeable = False
+    return copy

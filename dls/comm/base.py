@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.comm.lanes import Lanes
-from reference.collectives import Gather, Net, Reduce, Round, Sum, Swap
+from reference.collectives import Gather, Net, Reduce, Round, Sum, Swap, blocks
 
 T = TypeVar("T")
 PROGRAM = -1
@@ -166,6 +166,15 @@ class Comm(ABC):
     def end(self, status: int) -> int:
         """The exit status of a rank that is done."""
         return status
+
+
+def reduce_bytes(values: int, rank: int, ranks: int) -> int:
+    """Bytes that a Reduce of so many float32 values brings a rank.
+
+    Its own block from all others, then the sums of the other blocks.
+    """
+    own = int(np.diff(blocks(values, ranks))[rank])
+    return 4 * own * (ranks - 1) + 4 * (values - own)
 
 
 def _stacked(parts: Sequence[NDArray[np.uint8]], like: NDArray[Any]) -> NDArray[Any]:

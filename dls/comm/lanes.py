@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from reference.collectives import Round
@@ -70,12 +70,16 @@ class Flight:
 
 
 class Lanes:
-    """The lanes of a communicator, and what is under way on them."""
+    """The lanes of a communicator, and what is under way on them.
+
+    Where one generator or the network has failed, every call raises that error until `close`.
+    """
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
         self._queues: list[deque[Flight]] = []
         self._lock = threading.RLock()
+        self._failed: BaseException | None = None
 
     def open(self, count: int) -> None:
         """Let there be so many. Every rank calls it."""
@@ -92,7 +96,7 @@ class Lanes:
     ) -> Flight:
         """Run a generator up to its first round, and see to it from then on."""
         flight = Flight(generator, what, around)
-        with self._lock:
+        with self._working():
             if not flight.done:
                 queue = self._queues[lane]
                 queue.append(flight)
@@ -102,13 +106,25 @@ class Lanes:
 
     def advance(self) -> None:
         """Resume whatever has its answer, and post what that asks for."""
-        with self._lock:
+        with self._working():
             for lane, queue in enumerate(self._queues):
                 while queue and self._move(lane, queue[0]):
                     if queue[0].done:
                         queue.popleft()
                         if queue:
                             queue[0].post(self._comm, lane)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """One thread at a time; an error stays."""
+        with self._lock:
+            if self._failed is not None:
+                raise self._failed
+            try:
+                yield
+            except BaseException as error:
+                self._failed = error
+                raise
 
     def _move(self, lane: int, flight: Flight) -> bool:
         if flight.pending is None or not flight.pending.done():
@@ -134,3 +150,4 @@ class Lanes:
                 for flight in queue:
                     flight.close()
                 queue.clear()
+            self._failed = None

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from dls import traffic
-from dls.comm.base import Comm
+from dls.comm.base import Comm, reduce_bytes
 from dls.comm.errors import ExchangeError
-from reference.collectives import Gather, Round, Swap, deliver
+from reference.collectives import COUNT, Gather, Round, Sum, Swap, deliver
 
 T = TypeVar("T")
 
@@ -99,7 +99,9 @@ class Room:
     def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
         """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
         carried = Carried()
-        comm.count(asked, _expected(asked, comm))
+        sent, received = _announced(asked, comm)
+        comm.sent_bytes += sent
+        comm.count(asked, received + _expected(asked, comm))
         waiting = self._rounds[place]
         waiting[comm.rank] = asked, comm, carried
         self._idle = 0
@@ -112,18 +114,31 @@ class Room:
         return carried
 
 
+def _announced(asked: Round, comm: Comm) -> tuple[int, int]:
+    """Bytes of the numbers that tell sizes, where these are not known: sent and received."""
+    if isinstance(asked, Gather) and asked.sizes is None:
+        return COUNT, COUNT * (comm.size - 1)
+    if isinstance(asked, Swap) and asked.size is None:
+        return COUNT * (asked.to is not None), COUNT * (asked.source is not None)
+    return 0, 0
+
+
 def _expected(asked: Round, comm: Comm) -> int:
     """Bytes that come of other ranks, as far as they are known when a round is posted."""
     if isinstance(asked, Gather):
         return sum(asked.sizes) - asked.payload.nbytes if asked.sizes is not None else 0
-    return 0 if isinstance(asked, Swap) else traffic.ring_bytes(asked.values.size, comm.size)
+    if isinstance(asked, Swap):
+        return asked.size or 0
+    n = asked.values.size
+    ring = isinstance(asked, Sum)
+    return traffic.ring_bytes(n, comm.size) if ring else reduce_bytes(n, comm.rank, comm.size)
 
 
 def _received_now(asked: Round, answer: Any) -> int:
     """Those that are known when it is answered."""
-    if isinstance(asked, Gather):
-        return int(sum(part.nbytes for part in answer) - asked.payload.nbytes) if asked.sizes is None else 0
-    return int(answer.nbytes) if isinstance(asked, Swap) else 0
+    if isinstance(asked, Gather) and asked.sizes is None:
+        return int(sum(part.nbytes for part in answer) - asked.payload.nbytes)
+    return int(answer.nbytes) if isinstance(asked, Swap) and asked.size is None else 0
 
 
 class Local(Comm):

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls import traffic
-from dls.comm.base import PROGRAM, Comm
+from dls.comm.base import PROGRAM, Comm, reduce_bytes
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
 from dls.comm.mover import Mover, Posted
 from dls.comm.mpi import LOSSES, MISSING, MPI, losses
 from dls.comm.rollcall import NAP, RollCall
 from dls.comm.watch import flush, watch, watched
-from reference.collectives import Gather, Reduce, Round, Sum, Swap
+from reference.collectives import Gather, Reduce, Round, Sum, Swap, blocks
 
 TIMEOUT = 600.0
 """Seconds that a rank waits for the others unless told otherwise."""
@@ -148,10 +148,10 @@ class World(Comm):
     def _reduce(self, comm: MPI.Intracomm, asked: Reduce, what: str) -> Steps:
         """Every rank sums a block of its own, from +0.0 in rank order, and tells the others."""
         values = np.ascontiguousarray(asked.values)
-        cuts = np.linspace(0, values.size, self.size + 1).astype(np.int64)
+        cuts = blocks(values.size, self.size)
         sizes, own = np.diff(cuts), int(np.diff(cuts)[self.rank])
         parts, total = np.empty((self.size, own), dtype=np.float32), np.empty_like(values)
-        self.count(asked, 4 * own * (self.size - 1) + 4 * (values.size - own))
+        self.count(asked, reduce_bytes(values.size, self.rank, self.size))
         block = [values, (sizes, cuts[:-1]), MPI.FLOAT]
         theirs = [parts, ([own] * self.size, [own * rank for rank in range(self.size)]), MPI.FLOAT]
         yield self._begin(lambda: [comm.Ialltoallv(block, theirs)], what)

@@ -1,0 +1,1 @@
+"""What an exchange would cost on a network: collectives under a clock, for any number of ranks."""
