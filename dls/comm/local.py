@@ -48,8 +48,8 @@ class Room:
 
     def __init__(self, size: int) -> None:
         self.size, self.status = size, None
-        self._turn, self._left = 0, set(range(size))
-        self._changed = threading.Condition()
+        self._left = set(range(size))
+        self._turns = [threading.Semaphore(rank == 0) for rank in range(size)]
         self._idle = 0
         self._rounds: dict[tuple[int, int], dict[int, tuple[Round, Comm, Carried]]] = defaultdict(dict)
 
@@ -57,25 +57,22 @@ class Room:
 
     def enter(self, rank: int) -> None:
         """Return when it is this worker's turn."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._turn == rank)
+        self._turns[rank].acquire()
         self._check()
 
     def leave(self, rank: int) -> None:
         """This worker is done."""
-        with self._changed:
-            self._left.discard(rank)
-            self._idle = 0
-            self._pass_on(rank)
+        self._left.discard(rank)
+        self._idle = 0
+        self._pass_on(rank)
 
     def give_way(self, rank: int, what: str) -> None:
         """Let the others go on until the turn comes back. ExchangeError where none of them can."""
         self._idle += 1
         if self._idle > 2 * len(self._left):
             raise ExchangeError(f"{what}: every worker waits, and nothing arrives")
-        with self._changed:
-            self._pass_on(rank)
-            self._changed.wait_for(lambda: self._turn == rank)
+        self._pass_on(rank)
+        self._turns[rank].acquire()
         self._check()
 
     def went_on(self) -> None:
@@ -84,8 +81,7 @@ class Room:
 
     def _pass_on(self, rank: int) -> None:
         if self._left:
-            self._turn = min(self._left, key=lambda other: (other - rank - 1) % self.size)
-            self._changed.notify_all()
+            self._turns[min(self._left, key=lambda other: (other - rank - 1) % self.size)].release()
 
     def _check(self) -> None:
         if self.status is not None:
