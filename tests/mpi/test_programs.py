@@ -70,7 +70,7 @@ ASKED_EARLY = """
 import os, runpy, signal, sys
 class Ask:
     def find_spec(self, name, *rest):
-        if name == "dls.comm": os.kill(os.getpid(), signal.SIGUSR1)
+        if name == "dls.comm.world": os.kill(os.getpid(), signal.SIGUSR1)
 sys.meta_path.insert(0, Ask())
 sys.argv[0] = "dls.train"
 runpy.run_module("dls.train", run_name="__main__", alter_sys=True)
@@ -155,12 +155,12 @@ def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path:
 EXITS = """
 import sys
 from mpi4py import MPI
-from dls import train, worker
-step = worker.Worker.step
-def leaving(self, batches, number, *rest, **named):
+from dls import train
+step = train._step
+def leaving(run, recorder, reporter, number):
     if number == 3 and MPI.COMM_WORLD.rank == 1: sys.exit(0)
-    return step(self, batches, number, *rest, **named)
-worker.Worker.step = leaving
+    step(run, recorder, reporter, number)
+train._step = leaving
 sys.exit(train.main(sys.argv[1:]))
 """
 
