@@ -22,6 +22,7 @@ SOURCES = {
     "dls/step/__init__.py": "",
     "dls/step/part.py": "",
     "dls/step/other.py": "",
+    "dls/exchange/__init__.py": "",
     "dls/exchange/methods/__init__.py": "",
     "dls/exchange/methods/dense.py": "from dls.exchange.methods._base import Method\n",
     "dls/exchange/methods/my_own.py": "from dls.step import part\n",
@@ -99,6 +100,13 @@ def test_a_file_that_is_no_python_is_a_source_without_imports(checkout: Path) ->
     (checkout / "dls/exchange/methods/my_own.py").write_text("def (:\n")
     assert "dls/exchange/methods/my_own.py" in sources.training_files("my-own", checkout)
     assert "dls/step/part.py" not in sources.training_files("my-own", checkout)
+
+
+def test_older_commits_have_their_methods_elsewhere(tmp_path: Path) -> None:
+    """A trace that names such a commit alone is compared by what it holds."""
+    write(tmp_path, {"dls/train.py": "", "dls/sparsifiers/dense.py": "", "dls/sparsifiers/dls.py": ""})
+    files = [name for name in sources.training_files("dense", tmp_path) if name.endswith(".py")]
+    assert files == ["dls/sparsifiers/dense.py", "dls/train.py"]
 
 
 def test_an_own_program_is_a_source(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

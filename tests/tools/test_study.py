@@ -608,7 +608,10 @@ def _wait_until(met: Callable[[], bool]) -> None:
 
 
 def test_all_that_training_loads_counts() -> None:
-    program = "import sys, dls.train, dls.exchange.methods as m; m.load('dls'); print(*(n for n in sys.modules if n[:4] == 'dls.'))"
+    program = (
+        "import sys, dls.train, dls.exchange.methods as m; m.load('dls');"
+        "print(*(n for n in sys.modules if n[:4] == 'dls.'))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
     files = sources.training_files("dls")
     for name in loaded:
