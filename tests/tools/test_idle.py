@@ -13,7 +13,11 @@ from dls.program import config, idle
 from dls.program.config import FIELDS
 from dls.tasks import data, models
 
-OWNED = {owner: {name for name in FIELDS if FIELDS[name].metadata["of"] == owner} for owner in ("method", "model", "dataset")}
+OWNED = {
+    owner: {name for name in FIELDS if FIELDS[name].metadata["of"] == owner}
+    for owner in ("method", "model", "dataset")
+}
+OWNED["method"] |= methods.settings().keys()
 
 
 def remark(**given: Any) -> str | None:
