@@ -90,6 +90,10 @@ class Comm(ABC):
         """Let there be so many lanes, numbers 0 to count − 1. Every rank calls it."""
 
     @abstractmethod
+    def drop_lanes(self) -> None:
+        """Use the present lanes no more; what is under way there may never end."""
+
+    @abstractmethod
     def progress(self) -> None:
         """Let what is under way move, between two pieces of work."""
 

@@ -144,10 +144,11 @@ class Lanes:
         return flight.done
 
     def close(self) -> None:
-        """Drop whatever is under way: after an error nothing of it is of use."""
+        """Drop whatever is under way: after an error nothing of it is of use. Whoever opens lanes next has fresh ones."""
         with self._lock:
             for queue in self._queues:
                 for flight in queue:
                     flight.close()
-                queue.clear()
+            self._queues.clear()
+            self._comm.drop_lanes()
             self._failed = None

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from dls import traffic
-from dls.comm.base import Comm, reduce_bytes
+from dls.comm.base import PROGRAM, Comm, reduce_bytes
 from dls.comm.errors import ExchangeError
+from dls.comm.lanes import MOST
 from reference.collectives import COUNT, Gather, Round, Sum, Swap, deliver
 
 T = TypeVar("T")
@@ -145,13 +146,19 @@ class Local(Comm):
         self._room, self.rank, self.size, self.timeout = room, rank, room.size, timeout
         self.host, self.library = platform.node(), f"one process, {room.size} workers"
         self.node, self.rank_on_node = range(room.size), rank
+        self._first = 0
         self._posted: dict[int, int] = defaultdict(int)
 
     def open_lanes(self, count: int) -> None:
         """There are as many as anybody asks for."""
 
+    def drop_lanes(self) -> None:
+        """Lanes that are opened later have other numbers."""
+        self._first += MOST + 1
+
     def post(self, lane: int, asked: Round, what: str) -> Carried:
         """See Comm."""
+        lane = lane if lane == PROGRAM else lane + self._first
         number = self._posted[lane] = self._posted[lane] + 1
         return self._room.post((lane, number), asked, self)
 

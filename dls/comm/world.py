@@ -80,6 +80,7 @@ class World(Comm):
         self._world, self.timeout = MPI.COMM_WORLD if world is None else world, timeout
         self._before = before  # the library may still write to what was under way there
         self._lane_comms: list[MPI.Intracomm] = []
+        self._dropped: list[MPI.Intracomm] = []
         with watched(timeout, "start") if guarded else nullcontext(), losses("the start"):
             if not MPI.Is_initialized():
                 MPI.Init_thread()
@@ -101,6 +102,11 @@ class World(Comm):
         """Each is a duplicate of the communicator."""
         with losses("the other ranks to get ready"):
             self._lane_comms += [self._world.Dup() for _ in range(count - len(self._lane_comms))]
+
+    def drop_lanes(self) -> None:
+        """They stay open: the library may still write to what was under way there."""
+        self._dropped += self._lane_comms
+        self._lane_comms = []
 
     def post(self, lane: int, asked: Round, what: str) -> Carried:
         """See Comm."""
@@ -236,7 +242,7 @@ class World(Comm):
         the network may have fallen apart, and the others be going on elsewhere. Of two halves the one with rank 0 goes on.
         """
         self._mover.stop()
-        for comm in (*self._lane_comms, self._world):  # a lane does not learn of it through the world
+        for comm in (*self._dropped, *self._lane_comms, self._world):  # a lane does not learn of it through the world
             comm.Revoke()
         with suppress(MPI.Exception):
             self._world.Agree(0)  # for those who are in `part`

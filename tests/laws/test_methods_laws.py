@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from dls.sparsifiers import load
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dls.exchange.methods import load
 from reference import adjustment, methods
 from tests.strategies import (
     F32,

@@ -7,11 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from dls.program.cores import Grant
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dls.comm import cores
+from dls.comm.cores import Grant
 
 
 def granted(*masks: Sequence[int], **quotas: str) -> list[int]:

@@ -93,8 +93,8 @@ class Method(ABC):
 
     def add(self, bucket: Bucket, landed: Landed, update: Vector) -> None:
         """The sums over the ranks of what landed, in the bucket's place of the update."""
-        entries = landed[0][1].update
-        if len(entries) == 1 and entries[0].index is None:
+        entries = [each for _, exchanged in landed for each in exchanged.update]
+        if len(entries) == 1 and entries[0].index is None:  # nothing to be added to
             update[bucket.span] = self.ops.from_host(entries[0].values)
             return
         update[bucket.span] = 0
