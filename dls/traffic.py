@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reference import methods, wire
 
 VALUE_BYTES = 4
@@ -25,6 +28,17 @@ def ring_bytes(values: int, ranks: int) -> int:
     2 · 4n · (P − 1) / P. No Allreduce that is made of messages between ranks moves less (Patarasuk and Yuan 2009).
     """
     return 2 * VALUE_BYTES * values * (ranks - 1) // ranks
+
+
+def blocks(values: int, ranks: int) -> NDArray[np.int64]:
+    """Where each rank's block of so many values begins and ends (P + 1): the one that it sums, and tells the others."""
+    return np.linspace(0, values, ranks + 1).astype(np.int64)
+
+
+def reduce_bytes(values: int, rank: int, ranks: int) -> int:
+    """Bytes that a rank receives where every rank sums a block of so many float32 values: near a ring's."""
+    own = int(np.diff(blocks(values, ranks))[rank])
+    return VALUE_BYTES * (own * (ranks - 1) + values - own)
 
 
 def allgather_bytes(message: int, ranks: int) -> int:

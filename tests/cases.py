@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from dls import backends
 from dls.comm.base import Comm
+from dls.comm.lanes import MOST
 from dls.exchange import methods
 from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
@@ -42,11 +44,15 @@ def values_of(its_field: Field, kind: Any) -> list[Any]:
 
 def settings_of(name: str) -> dict[str, list[Any]]:
     """A method's settings, by name, each with the values that are tried."""
-    return {key: values_of(*of_field) for key, of_field in fields_of(methods.load(name).Settings).items()}
+    fields = fields_of(methods.load(name).Settings)
+    return {key: values_of(*of_field) for key, of_field in fields.items()}
 
 
 def meetings(name: str, *others: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """A method's settings, as `Values`, and a value of each of other factors: every two values of two meet."""
+    """A method's settings, as `Values`, and a value of each of other factors.
+
+    Every two values of two of them meet.
+    """
     settings = settings_of(name)
     for case in pairwise(*settings.values(), *others):
         yield tuple(zip(settings, case, strict=False)), *case[len(settings) :]
@@ -84,22 +90,22 @@ class Case:
     on_nan: str = "stop"
     whole: bool = True
 
-    @property
+    @cached_property
     def kind(self) -> type[methods.Method]:
         """The method's class."""
         return methods.load(self.method)
 
-    @property
+    @cached_property
     def settings(self) -> Any:
         """An instance of its Settings."""
         return build(self.kind.Settings, dict(self.values))
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """A chain of layers, as the theory of gradient variances wants it."""
         return Layout([Layer(f"l{i}", n, channels=(i + 2, 3)) for i, n in enumerate(self.sizes)])
 
-    @property
+    @cached_property
     def buckets(self) -> list[range]:
         """The layers that travel together."""
         return [each.layers for each in self.layout.buckets(self.bucket_size, self.kind.whole)]
@@ -133,14 +139,8 @@ class Case:
         )
 
     def gradient(self, rank: int, step: int) -> np.ndarray:
-        """A rank's gradient (n): layers of different scale, and one of them all zeros where they are whole numbers."""
-        random = np.random.default_rng([rank, step, len(self.sizes)])
-        layers = []
-        for number, size in enumerate(self.sizes):
-            silent = len(self.sizes) > 1 and (number + rank + step) % len(self.sizes) == 0
-            few = random.integers(-3, 4, size) * (1 + number % 3) * (not silent)
-            layers.append(few if self.whole else random.normal(size=size) * 1.7**number)
-        return np.concatenate(layers).astype(np.float32)
+        """A rank's gradient (n)."""
+        return _gradient(self.sizes, self.whole, rank, step).copy()
 
     def __str__(self) -> str:
         values = "-".join(show(value) for _, value in self.values)
@@ -148,7 +148,21 @@ class Case:
         return f"{self.method}-{values}-{way}-{'whole' if self.whole else 'normal'}"
 
 
+@cache
+def _gradient(sizes: Sequence[int], whole: bool, rank: int, step: int) -> np.ndarray:
+    """Layers of different scale; where they are whole numbers, some are all zeros."""
+    random = np.random.default_rng([rank, step, len(sizes)])
+    layers = []
+    for number, size in enumerate(sizes):
+        silent = len(sizes) > 1 and (number + rank + step) % len(sizes) == 0
+        few = random.integers(-3, 4, size) * (1 + number % 3) * (not silent)
+        layers.append(few if whole else random.normal(size=size) * 1.7**number)
+    return np.concatenate(layers).astype(np.float32)
+
+
 SIZES = ((3, 64, 2, 1, 30), (25, 25, 25, 25), (90, 1, 1, 20))
+MANY = (2,) * MOST + (1, 9)
+"""More layers, and so buckets, than there are lanes for them."""
 BUCKET_SIZES = (1, 16, 0, 65_536)
 """0: all at once."""
 BOTH = (True, False)
@@ -165,7 +179,9 @@ def every() -> list[Case]:
     return [case for name in methods.names() for case in of(name)]
 
 
-def small() -> list[Case]:
-    """Those that fit one layer, or one value."""
+def corners() -> list[Case]:
+    """Those that fit one layer, or one value; and each collective on very many layers."""
     cases = [replace(case, sizes=sizes) for case in every() for sizes in ((1,), (7,))]
-    return [case for case in dict.fromkeys(cases) if case.fits]
+    by_name = [(name, values) for name in methods.names() for values in by_collective(name)]
+    many = [Case(name, values, MANY, bucket_size=1) for name, values in by_name]
+    return [case for case in dict.fromkeys([*cases, *many]) if case.fits]

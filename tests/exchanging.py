@@ -72,24 +72,20 @@ Run = Sequence[Sequence[Seen]]
 
 
 def take(
-    comm: Comm,
-    case: Case,
-    first: int = 0,
-    state: dict[str, np.ndarray] | None = None,
-    shuffled: bool = False,
-    last: int = STEPS,
+    comm: Comm, case: Case, first: int = 0, state: dict[str, np.ndarray] | None = None
 ) -> list[Seen]:
-    """One rank's steps; from a state on, if there is one.
-
-    shuffled: layers are ready in random order, and one rank is late at random places.
-    """
+    """One rank's steps; from a state on, if there is one."""
     exchanger = case.exchanger(comm)
     if state is not None:
         exchanger.restore(state)
-    return [_step(exchanger, case, step, shuffled) for step in range(first, last)]
+    return [take_step(exchanger, case, step) for step in range(first, STEPS)]
 
 
-def _step(exchanger: Exchanger, case: Case, step: int, shuffled: bool) -> Seen:
+def take_step(exchanger: Exchanger, case: Case, step: int, shuffled: bool = False) -> Seen:
+    """One rank's step; with all that it asks of the others it is over.
+
+    shuffled: layers are ready in random order, and one rank is late at random places.
+    """
     comm, layout = exchanger.comm, exchanger.layout
     gradient, order = case.gradient(comm.rank, step), list(reversed(range(len(layout))))
     if case.on_nan == "skip" and step == SKIPPED and comm.rank == comm.size - 1:
@@ -122,10 +118,10 @@ def check_arrivals(arrived: Sequence[tuple[slice, Vector]], update: Vector, skip
     assert all(update[span].tobytes() == values.tobytes() for span, values in arrived)
 
 
-def workers(case: Case, ranks: int, first: int = 0, states: Sequence[Any] = (), last: int = STEPS) -> Run:
+def workers(case: Case, ranks: int, first: int = 0, states: Sequence[Any] = ()) -> Run:
     """The ranks as workers of this process; from states on, if there are any."""
     starts = [*states] or [None] * ranks
-    return local.run(ranks, lambda comm: take(comm, case, first, starts[comm.rank], last=last))
+    return local.run(ranks, lambda comm: take(comm, case, first, starts[comm.rank]))
 
 
 def sums_in_any_order(case: Case) -> bool:
@@ -135,7 +131,7 @@ def sums_in_any_order(case: Case) -> bool:
     def spied(comm: Comm) -> None:
         post = comm.post
         comm.post = lambda lane, each, what: (asked.append(each), post(lane, each, what))[1]
-        take(comm, case, last=1)
+        take_step(case.exchanger(comm), case, 0)
 
     local.run(1, spied)
     return any(isinstance(each, Sum) for each in asked)
@@ -235,7 +231,7 @@ def check(case: Case, ranks: int) -> Run:
 
 
 def check_agreement(case: Case, run: Run) -> None:
-    """All ranks have the same update, and skip the same steps, after which everything is as before."""
+    """All ranks have the same update, and skip the same steps, after which all is as before."""
     for step, seen in enumerate(zip(*run, strict=True)):
         met_by = (len(run) - 1,) if case.on_nan == "skip" and step == SKIPPED else ()
         assert {own.update.tobytes() for own in seen} == {seen[0].update.tobytes()}, step

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from dls import traffic
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError
-from reference.collectives import Gather, Round, Swap, deliver
+from reference.collectives import Gather, Reduce, Round, Swap, deliver
 
 T = TypeVar("T")
 
@@ -100,6 +100,8 @@ class Room:
         """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
         carried = Carried()
         comm.count(asked, _expected(asked, comm))
+        if (isinstance(asked, Gather) and asked.sizes is None) or (isinstance(asked, Swap) and asked.size is None):
+            comm.count_sizes(asked)
         waiting = self._rounds[place]
         waiting[comm.rank] = asked, comm, carried
         self._idle = 0
@@ -116,6 +118,8 @@ def _expected(asked: Round, comm: Comm) -> int:
     """Bytes that come of other ranks, as far as they are known when a round is posted."""
     if isinstance(asked, Gather):
         return sum(asked.sizes) - asked.payload.nbytes if asked.sizes is not None else 0
+    if isinstance(asked, Reduce):
+        return traffic.reduce_bytes(asked.values.size, comm.rank, comm.size)
     return 0 if isinstance(asked, Swap) else traffic.ring_bytes(asked.values.size, comm.size)
 
 

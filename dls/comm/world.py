@@ -122,7 +122,7 @@ class World(Comm):
         payload, sizes = asked
         if sizes is None:
             own, every = np.array([payload.size], dtype=np.int64), np.empty(self.size, dtype=np.int64)
-            self.count(Gather(own.view(np.uint8)), 8 * (self.size - 1))
+            self.count_sizes(asked)
             yield self._begin(lambda: [comm.Iallgather(own, every)], what)
             sizes = every.tolist()
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
@@ -148,10 +148,10 @@ class World(Comm):
     def _reduce(self, comm: MPI.Intracomm, asked: Reduce, what: str) -> Steps:
         """Every rank sums a block of its own, from +0.0 in rank order, and tells the others."""
         values = np.ascontiguousarray(asked.values)
-        cuts = np.linspace(0, values.size, self.size + 1).astype(np.int64)
+        cuts = traffic.blocks(values.size, self.size)
         sizes, own = np.diff(cuts), int(np.diff(cuts)[self.rank])
         parts, total = np.empty((self.size, own), dtype=np.float32), np.empty_like(values)
-        self.count(asked, 4 * own * (self.size - 1) + 4 * (values.size - own))
+        self.count(asked, traffic.reduce_bytes(values.size, self.rank, self.size))
         block = [values, (sizes, cuts[:-1]), MPI.FLOAT]
         theirs = [parts, ([own] * self.size, [own * rank for rank in range(self.size)]), MPI.FLOAT]
         yield self._begin(lambda: [comm.Ialltoallv(block, theirs)], what)
@@ -167,8 +167,7 @@ class World(Comm):
         to, source, payload, size = asked
         if size is None:
             own, theirs = np.array([payload.size], dtype=np.int64), np.zeros(1, dtype=np.int64)
-            sent = 0 if to is None else own.nbytes
-            self.sent_bytes, self.received_bytes = self.sent_bytes + sent, self.received_bytes + 8 * (source is not None)
+            self.count_sizes(asked)
             yield self._begin(lambda: self._pair(comm, own, to, theirs, source, 0), what)
             size = int(theirs[0])
         received = np.empty(size, dtype=np.uint8)
