@@ -1,7 +1,7 @@
 """Global Top-k, Layer-wise Top-k and DLS in their plainest form: all layers at once, on one rank.
 
 Shapes: v is a list of L vectors (n_l), k int64 (L). The method classes at the end are what `reference.cluster` runs; the
-program's own methods (`dls.sparsifiers`) mean the same, layer by layer as gradients arrive, and are tested against these.
+program's own methods (`dls.exchange.methods`) mean the same, layer by layer as gradients arrive, and are tested against these.
 """
 
 from __future__ import annotations

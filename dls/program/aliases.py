@@ -57,7 +57,6 @@ ELSEWHERE = {
     "world_size": RANKS,
     "optimizer": OPTIMIZER,
     "opt": OPTIMIZER,
-    "resume": "--resume is a flag of the command line alone",
-    "config": "--config is a flag of the command line alone",
+    **{name: f"--{name} is a flag of the command line alone" for name in ("config", "import", "resume", "workers")},
 }
 """What people look for among the settings, and where it is."""

@@ -33,7 +33,7 @@ def load(argv: Sequence[str]) -> list[Path]:
 
 
 def _named(argv: Sequence[str]) -> Iterator[str]:
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):  # none where there are none
         if flag == "--import":
             yield value
         elif flag.startswith("--import="):

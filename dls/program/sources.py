@@ -27,6 +27,8 @@ ROOT = Path(dls.__file__).parent.parent
 PACKAGES = ("dls", "reference", "gpu")
 BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
 """What training loads by name, or reads: all of it counts. The last is where older commits have the digits."""
+METHODS = ("exchange.methods", "sparsifiers")
+"""The packages of the methods; the last is where older commits have them."""
 DIGITS = 12
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """A trace is anybody's file, and git takes a word that begins with - for an option."""
@@ -141,7 +143,7 @@ def commit(method: str = "", root: Path = ROOT) -> str:
 def training_files(method: str, root: Path = ROOT) -> list[str]:
     """The modules of dls that `dls.train` and the method import, directly or by others, and the folders of what has no import."""
     found: set[str] = set()
-    waiting = {"", "train", f"exchange.methods.{method.replace('-', '_')}"}
+    waiting = {"", "train", *(f"{package}.{method.replace('-', '_')}" for package in METHODS)}
     while waiting:
         name = waiting.pop()
         place = "/".join(["dls", *filter(None, name.split("."))])

@@ -62,15 +62,16 @@ METHOD_STEPS = """
 import ctypes, os, re, sys
 from pathlib import Path
 import numpy as np
-from dls import backends, sparsifiers
+from dls import backends
+from dls.comm import local
+from dls.exchange import methods
+from dls.exchange.exchanger import Exchanger
+from dls.exchange.layout import Layer, Layout
 from dls.program import config
-from dls.comm.base import Comm
-from dls.tasks.models import LayerInfo
-from dls.sparsifiers import Setup
 from gpu import numba_adjustment, numba_nn, numba_ops, numba_wire  # loaded once, for all below
 
 SIZES = [6_000_000, 1_990_000, 10_000]
-LAYERS = [LayerInfo(str(size), "linear", size, 1, 1, 1, 1, 1) for size in SIZES]
+LAYOUT = Layout([Layer(str(size), size) for size in SIZES])
 GRADIENT = np.random.default_rng(0).standard_t(3, sum(SIZES)).astype(np.float32)
 
 def memory(name):
@@ -79,15 +80,18 @@ def memory(name):
 def measure(source):
     backend, settings = backends.load("numba"), config.build({"method": "dls", "density": 0.01, "dls_from": source})
     backend.ops.set_threads(1)
-    method = sparsifiers.load("dls")(Setup(settings, LAYERS, False, GRADIENT, backend, Comm()))
+    rank = local.alone()
+    exchanger = Exchanger(
+        LAYOUT, methods.load("dls"), settings.of_method(), rank, backend, gradients=GRADIENT, bucket_size=1
+    )
 
     def step(number):
-        method.begin(number - 1)
-        for part in reversed(method.parts):
-            method.select([part])
-        method.adjust(number)
-        assert method.sent.sum() == 80_000
-        method.finish()
+        exchanger.clock.restart()
+        exchanger.begin(number - 1)
+        for layer in reversed(range(len(SIZES))):
+            exchanger.ready(layer)
+        exchanger.end()
+        assert exchanger.method.sent.sum() == 80_000
 
     for number in range(1, 4):
         step(number)

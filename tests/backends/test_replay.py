@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cupy.cuda import nvrtc
 
-from dls import backends, sparsifiers
+from dls import backends
 from dls.backends import Backend
-from dls.comm.base import Comm
+from dls.comm import local
+from dls.exchange import methods as all_methods
+from dls.exchange.exchanger import Exchanger
+from dls.exchange.layout import Layer, Layout
 from dls.program import config, startup
+from dls.program.config import Config
 from dls.record import checkpoint
-from dls.sparsifiers import Setup
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
-from dls.tasks.models import LayerInfo, Model
+from dls.tasks.models import Model
 from dls.train import main
 from gpu import device
 from reference import methods, nn
@@ -55,30 +60,45 @@ def recorded() -> tuple[Model, list[np.ndarray]]:
     return model, gradients
 
 
+def exchanger(
+    settings: Config, layers: Sequence[Layer], gradients: Any, backend: Backend, bucket_size: int = 1
+) -> Exchanger:
+    """That of a rank alone; every layer is a bucket, unless told otherwise."""
+    return Exchanger(
+        Layout(layers),
+        all_methods.load(settings.method),
+        settings.of_method(),
+        local.alone(),
+        backend,
+        gradients=gradients,
+        bucket_size=bucket_size,
+    )
+
+
+def layers_of(model: Model) -> list[Layer]:
+    return [Layer(layer.name, layer.size) for layer in model.layers]
+
+
 def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarray]) -> list[bytes]:
     """What each step selects, sends, adds up and keeps."""
-    settings = config.build(config.parse_command_line(["--density", "0.01", "--method", *method.split()]).flags)
+    flags = ["--density", "0.01", "--method", *method.split()]
+    settings = config.build(config.parse_command_line(flags).flags)
     buffer = backend.ops.zeros(model.parameters.size)
-    method_class = sparsifiers.load(settings.method)
-    sparsifier = method_class(Setup(settings, model.layers, model.chain, buffer, backend, Comm()))
+    exchange = exchanger(settings, layers_of(model), buffer, backend)
+    layers = range(len(exchange.layout))
+    assert len(exchange.buckets) == (1 if method == "global-topk" else len(layers))
     seen = []
     for step, gradient in enumerate(gradients):
         buffer[...] = backend.ops.from_host(gradient)
-        update = backend.ops.zeros(buffer.size)
-        sparsifier.begin(step)
-        messages = []
-        for part in reversed(sparsifier.parts):
-            sparsifier.select([part])
-            messages.append(sparsifier.send([part]))
-        sparsifier.adjust(step + 1)
-        for message in messages:
-            message.pending.wait()
-            sparsifier.receive(message, update)
-        seen += [sparsifier.layer_k().tobytes(), sparsifier.layer_thresholds().tobytes()]
-        seen += [np.float64(sparsifier.global_share()).tobytes()]
-        sparsifier.finish()
-        seen += [backend.ops.to_host(update).tobytes()]
-        seen += [state.tobytes() for state in sparsifier.state().values()]
+        exchange.clock.restart(timeline_of=len(layers))
+        exchange.begin(step)
+        for layer in reversed(layers):
+            exchange.ready(layer)
+        row = exchange.end(record=True)
+        seen += [row.k.tobytes(), row.threshold.tobytes()]
+        seen += [np.float64(row.diagnosis.global_share).tobytes()]
+        seen += [backend.ops.to_host(exchange.update).tobytes()]
+        seen += [state.tobytes() for state in exchange.state().values()]
     return seen
 
 
@@ -93,16 +113,17 @@ def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorde
 def test_a_guess_may_go_beyond_float32(name: str) -> None:
     """The gradient once more, where v is finite: no error, and the reference's k."""
     backend = backends.load(name)
-    layers = [LayerInfo(str(layer), "linear", 4, 1, 1, 1, 1, 1) for layer in range(2)]
+    layers = [Layer(str(layer), 4) for layer in range(2)]
     gradient = np.array([3, 2, 2, 2, 3, 2, 2, 1], dtype=np.float32) * np.float32(1e38)
     settings = config.build({"method": "dls", "density": 0.25, "dls_from": "ahead"})
     buffer = backend.ops.from_host(gradient.copy())
-    sparsifier = sparsifiers.load("dls")(Setup(settings, layers, False, buffer, backend, Comm()))
-    for part in reversed(sparsifier.parts):
-        sparsifier.select([part])
+    exchange = exchanger(settings, layers, buffer, backend)
+    exchange.begin(0)
+    for layer in (1, 0):
+        exchange.ready(layer)
     v, k = np.split(gradient, 2), np.array([1, 1])
     method = methods.Dls(1, source="ahead")
-    assert sparsifier.next_k().tolist() == method.next_k(v, k, 1, method.select(v, k), v).tolist()
+    assert exchange.method.next_k().tolist() == method.next_k(v, k, 1, method.select(v, k), v).tolist()
 
 
 def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
@@ -126,7 +147,7 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     launch = device.current().launch
     monkeypatch.setattr(device.current(), "choose", told.append)
     monkeypatch.setattr(device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args)))
-    settings, comm = config.build(config.parse_command_line(["--backend", "cupy"]).flags), Comm()
+    settings, comm = config.build(config.parse_command_line(["--backend", "cupy"]).flags), local.alone()
     comm.rank_on_node = 5
     startup.build(settings, comm, 1)
     assert told[0] == 5
@@ -137,15 +158,16 @@ def test_one_question_finds_a_whole_gradient_finite(monkeypatch: pytest.MonkeyPa
     model, gradients = recorded
     backend, settings = backends.load("cupy"), config.build(config.parse_command_line(["--method", "dense"]).flags)
     buffer = backend.ops.from_host(gradients[0].copy())
-    sparsifier = sparsifiers.load("dense")(Setup(settings, model.layers, model.chain, buffer, backend, Comm()))
+    exchange = exchanger(settings, layers_of(model), buffer, backend, bucket_size=0)
+    (bucket,) = exchange.buckets
     launched: list[str] = []
     launch = device.current().launch
     monkeypatch.setattr(device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args)))
-    sparsifier.select(sparsifier.parts)
+    next(exchange.method.exchange(bucket, buffer))
     assert len(launched) == 1
     buffer[-1] = np.nan
     with pytest.raises(NonFiniteError, match=model.layers[-1].name):
-        sparsifier.select(sparsifier.parts)
+        next(exchange.method.exchange(bucket, buffer))
 
 
 def test_cuda_compiles_for_the_cards_of_today() -> None:

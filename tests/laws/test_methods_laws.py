@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dls.sparsifiers import load
+from dls.exchange.methods import load
 from reference import adjustment, methods
 from tests.strategies import (
     F32,

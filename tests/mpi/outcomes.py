@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from dls.comm.base import Comm
+from dls.comm.world import World
 
 
 def run(main: Callable[[list[str]], int], line: str) -> tuple[int, str, str]:
@@ -27,7 +27,7 @@ def run(main: Callable[[list[str]], int], line: str) -> tuple[int, str, str]:
 
 
 def outcomes(module: str, lines: list[str]) -> None:
-    main, comm, happened = importlib.import_module(module).main, Comm(), []
+    main, comm, happened = importlib.import_module(module).main, World(), []
     for line in lines:
         ranks = comm.allgather_objects(run(main, line))
         happened.append({"ranks": ranks, "left": sorted(os.listdir())})

@@ -8,15 +8,17 @@ import sys
 
 import numpy as np
 
-from dls.comm.base import Comm
+from dls.comm.world import World
 from dls.program import config, startup
 from dls.train import main
 
-comm = Comm()
+comm = World()
 for line in sys.argv[1:]:
     run = startup.prepare(config.parse_command_line(shlex.split(line)), comm)
+    model = run.task.model
     place = {"first": run.first, "total": run.total, "batch": run.config.batch_size, "place": run.batches.place(run.first)}
-    arrays = run.sparsifier.state() | {"statistics": run.model.statistics, "weights": run.model.parameters}
+    arrays = run.exchanger.state()
+    arrays |= {"statistics": model.statistics, "weights": model.parameters}
     np.savez(run.out / f"rank-{comm.rank}.npz", momentum=run.optimizer.momentum, **arrays, **place)
     run.lock.release()
     status = main(shlex.split(line))

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 
-from dls import backends, sparsifiers
+from dls import backends
 from dls.comm.base import Comm
-from dls.program import config
-from dls.sparsifiers import Setup
+from dls.comm.world import World
+from dls.program import config, startup
 from dls.tasks import data, models
 from reference import nn
 from tests.mpi import many
@@ -22,7 +22,7 @@ STEPS = 4
 
 
 def main() -> None:
-    comm = Comm()
+    comm = World()
     for backend in ("numpy", "numba"):
         for number, method in enumerate(METHODS):
             check(comm, backend, method, np.random.default_rng([number, comm.rank]))
@@ -30,34 +30,33 @@ def main() -> None:
 
 
 def check(comm: Comm, name: str, method: str, random: np.random.Generator) -> None:
-    """All parts in two messages, as with --overlap."""
-    settings = config.build(config.parse_command_line(["--density", "0.05", "--method", *method.split()]).flags)
+    """All layers in two messages, as with --overlap."""
+    flags = ["--density", "0.05", "--bucket-size", "95", "--method", *method.split()]
+    settings = config.build(config.parse_command_line(flags).flags)
     dataset, backend = data.load("digits"), backends.load(name)
     model = models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, (6, 5))
-    gradients = backend.ops.zeros(model.parameters.size)
-    sparsifier = sparsifiers.load(settings.method)(Setup(settings, model.layers, model.chain, gradients, backend, comm))
-    v = np.zeros(gradients.size, dtype=np.float32)  # what the method sends is taken out of it below
+    exchanger = startup.make_exchanger(settings, model, comm, backend)
+    whole, layers = settings.method == "global-topk", range(len(model.layers))
+    buckets = [list(bucket.layers) for bucket in exchanger.buckets]
+    assert buckets == ([[0, 1, 2]] if whole else [[1, 2], [0]])
+    v = np.zeros(model.gradients.size, dtype=np.float32)  # what is sent is taken out of it below
     for step in range(STEPS):
-        few = random.integers(-3, 4, gradients.size) * np.repeat([1, 2, 1], [layer.size for layer in model.layers])
-        v += few.astype(np.float32)
-        gradients[...] = backend.ops.from_host(few.astype(np.float32))
-        sparsifier.begin(step)
-        half, messages = len(sparsifier.parts) // 2, []
-        for parts in (sparsifier.parts[half:], sparsifier.parts[:half]):
-            if parts:
-                sparsifier.select(parts)
-                messages.append(sparsifier.send(parts))
-        sparsifier.adjust(step + 1)
-        for message in messages:
-            message.pending.wait()
-        k, share = sparsifier.layer_k(), sparsifier.global_share()
-        sent = largest(v, k, sparsifier.offsets, settings.method == "global-topk")
+        scale = np.repeat([1, 2, 1], [layer.size for layer in model.layers])
+        few = (random.integers(-3, 4, v.size) * scale).astype(np.float32)
+        v += few
+        model.gradients[...] = few
+        exchanger.clock.restart(timeline_of=len(layers))
+        exchanger.begin(step)
+        for layer in reversed(layers):
+            exchanger.ready(layer)
+        row = exchanger.end(record=True)
+        k, share = row.k, row.diagnosis.global_share
+        sent = largest(v, k, exchanger.layout.offsets, whole)
         assert sum(k) == len(sent)
         best = sorted(range(v.size), key=lambda i: (-abs(v[i]), i))[: len(sent)]
         assert share == len(sent & set(best)) / len(best), (name, method, step, share)
-        sparsifier.finish()
         v[sorted(sent)] = 0
-        residual = sparsifier.state().get("residual", v)
+        residual = exchanger.state().get("residual", v)
         assert np.array_equal(residual, v), (name, method, step)
 
 

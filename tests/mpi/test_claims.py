@@ -15,9 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dls.comm.base import Comm
-from dls.program import environment, heartbeat, lock, startup
-from dls.program.config import Config
+from dls.comm.world import World
+from dls.program import config, environment, heartbeat, lock, startup
 from dls.program.lock import Lock, State
 from dls.record import checkpoint, files, reader
 from tests.conftest import lines
@@ -125,7 +124,7 @@ def test_a_checkpoint_that_does_not_say_so_loads_without_a_word(ended: Path, tmp
 def save(out: Path, step: int) -> list[str]:
     """A checkpoint of one rank; the newest alone is kept."""
     about = checkpoint.Checkpoint(checkpoint.place(out, step), 1, checkpoint.Position(step), "", ())
-    return checkpoint.save(about, {"w": np.zeros(3)}, {}, 1, Comm())
+    return checkpoint.save(about, {"w": np.zeros(3)}, {}, 1, World())
 
 
 def test_an_old_checkpoint_that_cannot_go_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +167,7 @@ def test_signs_of_life_that_cannot_be_given_end_nothing(tmp_path: Path) -> None:
     _, report, folder = heartbeat.last_words(tmp_path)
     assert "failure.txt cannot be removed (Is a directory)" in report
     assert "heartbeats cannot be made anew (Not a directory)" in folder
-    beat = heartbeat.Heartbeat(tmp_path, Comm(), 0)
+    beat = heartbeat.Heartbeat(tmp_path, World(), 0)
     beat.beat(1)
     beat.end(1)
 
@@ -180,7 +179,7 @@ def test_a_configuration_that_cannot_be_replaced_ends_no_resume(ended: Path, mon
     monkeypatch.setattr(files, "write_text", refuse)
     own, found = Lock(), checkpoint.describe(checkpoint.place(ended, 2))
     own.take(ended)
-    out, (note,) = startup._make_folder(Config(out=str(ended)), found, own)
+    out, (note,) = startup._make_folder(config.build({"out": str(ended)}), found, own)
     own.release()
     assert out == ended
     assert note.startswith(f"{ended / 'config.toml'} cannot be replaced (Operation not permitted)")

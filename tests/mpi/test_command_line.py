@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dls import sparsifiers
+from dls.exchange import methods
 from dls.record import checkpoint, reader
 from dls.tasks import models
 from tests.conftest import lines
@@ -25,7 +25,7 @@ ADVICE = "; a lower --lr, --clip-norm or --on-nan skip may help"
 """What the line of a loss or gradient that is not finite ends with."""
 
 REFUSED = {
-    "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(sparsifiers.names())}"),
+    "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(methods.names())}"),
     "unknown model": (["--model", "alexnet"], f"unknown model 'alexnet': choose one of {', '.join(models.names())}"),
     "unknown dataset": (["--dataset", "imagenet"], "unknown dataset 'imagenet': choose one of"),
     "unknown backend": (["--backend", "tpu"], "unknown backend 'tpu': choose one of"),

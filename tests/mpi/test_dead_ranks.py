@@ -20,14 +20,14 @@ COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backen
 
 STRUCK = """
 import os, signal, sys
-from dls import train, worker
+from dls import train
 from mpi4py import MPI
 name, rank, number = sys.argv[1].split(",")
-step = worker.Worker.step
-def struck(self, batches, this, *rest, **named):
+step = train._step
+def struck(run, recorder, reporter, this):
     if this == int(number) and MPI.COMM_WORLD.rank == int(rank): os.kill(os.getpid(), signal.Signals[name])
-    return step(self, batches, this, *rest, **named)
-worker.Worker.step = struck
+    step(run, recorder, reporter, this)
+train._step = struck
 sys.exit(train.main(sys.argv[2:]))
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls.comm.base import Comm
+from dls.comm.world import World
 from dls.record import checkpoint, reader
 from dls.record.repair import go_on
 from dls.record.writer import Writer
@@ -25,12 +25,12 @@ CUT = "--method layerwise-topk --mlp-widths 200"
 STEPWISE = """
 import os, shutil, subprocess, sys
 from mpi4py import MPI
-from dls import train, worker
-step = worker.Worker.step
-def stepwise(self, batches, number, *rest, **named):
+from dls import train
+step = train._step
+def stepwise(run, recorder, reporter, number):
     if number == 5 and MPI.COMM_WORLD.rank == 0: {act}
-    return step(self, batches, number, *rest, **named)
-worker.Worker.step = stepwise
+    step(run, recorder, reporter, number)
+train._step = stepwise
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -61,7 +61,7 @@ def fails(folder: Path, program: list[str | Path], *args: str) -> str:
 
 def is_whole(out: Path, step: int) -> None:
     """The newest checkpoint is that of the step, and verifies."""
-    found, passed = checkpoint.find(out, Comm())
+    found, passed = checkpoint.find(out, World())
     assert found is not None
     assert (found.step, passed) == (step, [])
     for rank in range(2):
@@ -131,7 +131,7 @@ def test_a_folder_that_is_removed(every: str, words: str, tmp_path: Path) -> Non
 def test_a_checkpoint_folder_is_not_made_up(tmp_path: Path) -> None:
     about = checkpoint.Checkpoint(checkpoint.place(tmp_path / "gone", 3), 1, checkpoint.Position(3), "", ())
     with pytest.raises(checkpoint.CheckpointError, match=r"gone.*No such file or directory"):
-        checkpoint.save(about, {"w": np.zeros(3)}, {}, 0, Comm())
+        checkpoint.save(about, {"w": np.zeros(3)}, {}, 0, World())
     assert not (tmp_path / "gone").exists()
 
 

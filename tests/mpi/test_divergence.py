@@ -16,13 +16,14 @@ COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backen
 FLIPPED = """
 import sys
 import numpy as np
-from dls import train, worker
+from dls import train
 from mpi4py import MPI
-step = worker.Worker.step
-def flipped(self, batches, number, *rest, **named):
-    if number == 7 and str(MPI.COMM_WORLD.rank) in sys.argv[1]: self.model.parameters.view(np.uint32)[100] ^= 1 << 20
-    return step(self, batches, number, *rest, **named)
-worker.Worker.step = flipped
+step = train._step
+def flipped(run, recorder, reporter, number):
+    if number == 7 and str(MPI.COMM_WORLD.rank) in sys.argv[1]:
+        run.task.model.parameters.view(np.uint32)[100] ^= 1 << 20
+    step(run, recorder, reporter, number)
+train._step = flipped
 sys.exit(train.main(sys.argv[2:]))
 """
 

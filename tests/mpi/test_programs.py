@@ -155,12 +155,12 @@ def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path:
 EXITS = """
 import sys
 from mpi4py import MPI
-from dls import train, worker
-step = worker.Worker.step
-def leaving(self, batches, number, *rest, **named):
+from dls import train
+step = train._step
+def leaving(run, recorder, reporter, number):
     if number == 3 and MPI.COMM_WORLD.rank == 1: sys.exit(0)
-    return step(self, batches, number, *rest, **named)
-worker.Worker.step = leaving
+    step(run, recorder, reporter, number)
+train._step = leaving
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -73,12 +73,12 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
     program = tmp_path / "die.py"
     program.write_text(
         "import os, signal, sys\n"
-        "from dls import train, worker\n"
-        "step = worker.Worker.step\n"
-        "def dying(self, batches, number, *rest, **named):\n"
+        "from dls import train\n"
+        "step = train._step\n"
+        "def dying(run, recorder, reporter, number):\n"
         "    if number == 75: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, batches, number, *rest, **named)\n"
-        "worker.Worker.step = dying\n"
+        "    step(run, recorder, reporter, number)\n"
+        "train._step = dying\n"
         "train.main(sys.argv[1:])\n"
     )
     common = f"{COMMON} --steps 80 --checkpoint-every 20 --eval-every 13"

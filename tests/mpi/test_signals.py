@@ -20,14 +20,14 @@ COMMON = ["--density", "0.02", "--mlp-widths", "16", "--batch-size", "4", "--thr
 
 ASKED = """
 import os, signal, sys
-from dls import train, worker
+from dls import train
 from mpi4py import MPI
-step = worker.Worker.step
-def asked(self, batches, number, *rest, **named):
+step = train._step
+def asked(run, recorder, reporter, number):
     for place, name in enumerate(sys.argv[1].split(",")):
         if number == 7 + place and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1: os.kill(os.getpid(), signal.Signals[name])
-    return step(self, batches, number, *rest, **named)
-worker.Worker.step = asked
+    step(run, recorder, reporter, number)
+train._step = asked
 sys.exit(train.main(sys.argv[2:]))
 """
 

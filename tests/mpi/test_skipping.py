@@ -18,14 +18,14 @@ SPOILT = """
 import shlex, sys
 import numpy as np
 from mpi4py import MPI
-from dls import train, worker
+from dls import train
 from dls.tasks import batches, models
-step, batch, backward = worker.Worker.step, batches.Batches.batch, models.Model.backward
+step, batch, backward = train._step, batches.Batches.batch, models.Model.backward
 now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
-def counted(self, batches, number, *rest, **named):
+def counted(run, recorder, reporter, number):
     global now
     now = number
-    return step(self, batches, number, *rest, **named)
+    step(run, recorder, reporter, number)
 def spoilt_batch(self, number):
     images, labels = batch(self, number)
     return (images * np.float32("nan") if number == 2 and last else images), labels
@@ -34,7 +34,7 @@ def spoilt_backward(self, dlogits, on_gradient):
         if now == 5 and layer == 0 and last: self.gradients[3] = np.inf
         on_gradient(layer)
     backward(self, dlogits, spoil)
-worker.Worker.step, batches.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
+train._step, batches.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
 for line in sys.argv[1:]:
     assert train.main(shlex.split(line)) == 0
 """

@@ -135,9 +135,9 @@ def test_the_thread_count_reaches_blas(tmp_path: Path) -> None:
         "import sys\n"
         "from threadpoolctl import threadpool_info\n"
         "from dls.program import config, startup\n"
-        "from dls.comm import Comm\n"
+        "from dls.comm.world import World\n"
         "command = config.parse_command_line(['--threads', '1', '--steps', '1', '--out', 'run'])\n"
-        "startup.prepare(command, Comm())\n"
+        "startup.prepare(command, World())\n"
         "sys.exit(max(pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas'))\n"
     )
     assert launch([(1, [program])], tmp_path, threads="2").status == 1

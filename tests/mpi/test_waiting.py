@@ -16,8 +16,9 @@ SETTINGS = "--mlp-widths 16,8 --batch-size 8 --steps 4 --threads 1 --backend num
 STUCK = """
 import sys, time
 from mpi4py import MPI
-from dls import train, worker
-original = worker.Worker._gradient_complete
+from dls import train
+from dls.exchange.exchanger import Exchanger
+original = Exchanger.ready
 calls = 0
 
 def held_up(self, layer):
@@ -28,7 +29,7 @@ def held_up(self, layer):
         time.sleep(float(sys.argv[2]) if MPI.COMM_WORLD.rank == int(sys.argv[1]) else 0)
     original(self, layer)
 
-worker.Worker._gradient_complete = held_up
+Exchanger.ready = held_up
 sys.exit(train.main(sys.argv[3:]))
 """
 
@@ -78,19 +79,21 @@ def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
 PAYLOADS = """
 import sys
 import numpy as np
-from dls.comm.base import Comm
-comm = Comm()
+from dls.comm.world import World
+from reference.collectives import Gather
+comm = World()
+comm.open_lanes(1)
 for words in sys.argv[1:]:
     sizes = [int(size) for size in words.split()]
     marks = slice(None, None, 1 + max(sizes) // 10**4)
     payload = np.zeros(sizes[comm.rank], dtype=np.uint8)
     payload[marks] = payload[-1:] = comm.rank + 1
-    pending, received = comm.allgatherv(payload, sizes, "test")
+    pending = comm.post(0, Gather(payload, sizes), "test")
     del payload
     few = min(sizes[comm.rank], 10**7)
     rubbish = np.full(few, 255, dtype=np.uint8)  # lies where the payload lay, if nobody kept it
-    pending.wait()
-    for rank, message in enumerate(received):
+    comm.wait_until(pending.done, "test")
+    for rank, message in enumerate(pending.answer):
         assert message.size == sizes[rank], (sizes, rank)
         assert (message[marks] == rank + 1).all(), (sizes, rank)
         assert (message[-1:] == rank + 1).all(), (sizes, rank)
@@ -120,18 +123,16 @@ def test_a_message_that_is_damaged_on_its_way_ends_the_run(tmp_path: Path) -> No
     program.write_text(
         "import sys\n"
         "from mpi4py import MPI\n"
-        "from dls import comm, train\n"
-        "original = comm._Exchange.wait\n"
+        "from dls import train\n"
+        "from dls.comm.lanes import Flight\n"
+        "original = Flight.resume\n"
         "def damaged(self):\n"
+        "    if MPI.COMM_WORLD.rank == 2 and 'layer linear2' in self.what:\n"
+        "        first, *others = self.pending.answer\n"
+        "        self.pending.answer = [first.copy(), *others]\n"
+        "        self.pending.answer[0][9] ^= 4\n"
         "    original(self)\n"
-        "    if MPI.COMM_WORLD.rank == 2 and 'layer linear2' in self.what: RECEIVED[-1][9] ^= 4\n"
-        "RECEIVED = []\n"
-        "allgatherv = comm.Comm.allgatherv\n"
-        "def watched(self, payload, sizes, what):\n"
-        "    pending, received = allgatherv(self, payload, sizes, what)\n"
-        "    if 'layer linear2' in what: RECEIVED.append(received[0])\n"
-        "    return pending, received\n"
-        "comm.Comm.allgatherv, comm._Exchange.wait = watched, damaged\n"
+        "Flight.resume = damaged\n"
         "sys.exit(train.main(sys.argv[1:]))\n"
     )
     done = launch([(3, [program, *SETTINGS.split(), "--density", "0.1", "--out", "run"])], tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from dls.cli import UsageError
 from dls.program import aliases, config
-from dls.program.config import Config
 from tests.launch import ROOT
 
 
@@ -25,7 +23,8 @@ def test_every_default_passes_its_own_check() -> None:
 
 
 def test_toml_round_trip() -> None:
-    c = Config(dls_steps="optimal", mlp_widths=(7,), density=0.125, overlap=False, out="a 'b' \"c\"\n")
+    given = {"dls_steps": "optimal", "mlp_widths": (7,), "density": 0.125, "overlap": False}
+    c = config.build(given | {"out": "a 'b' \"c\"\n"})
     assert config.build(config.from_toml(c.to_toml(), "text")) == c
 
 
@@ -54,8 +53,8 @@ def test_committed_runs_are_valid(path: Path) -> None:
 
 def test_a_flag_exists_for_every_setting() -> None:
     text = config.build_parser().format_help()
-    for field in dataclasses.fields(Config):
-        assert "--" + field.name.replace("_", "-") in text
+    for name in config.FIELDS:
+        assert "--" + name.replace("_", "-") in text
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_a_flag_exists_for_every_setting() -> None:
         ("learning-rate", "; did you mean lr?"),
         ("batch", "; did you mean batch_size?"),
         ("gpu", "; did you mean backend?"),
-        ("workers", "; mpirun -n says how many ranks there are"),
+        ("num_workers", "; mpirun -n says how many ranks there are, or --workers"),
         ("optimizer", "; SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"),
         ("frobnicate", ""),
         ("xyz", ""),
@@ -83,6 +82,14 @@ def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hin
         config.parse_command_line([typed, "1"])
     flags = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
     assert str(refused.value) == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
+
+
+@pytest.mark.parametrize("key", ["config", "import", "resume", "workers"])
+def test_what_is_a_flag_alone_is_no_setting_of_a_file(key: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.from_toml(f"{key} = 1", "file")
+    hint = f"--{key} is a flag of the command line alone"
+    assert str(refused.value) == f"file: there is no setting '{key}'; {hint}"
 
 
 @pytest.mark.parametrize("typed", ["-lr", "--lr_=0.1", "lr=0.1", "---lr"])

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dls.cli import UsageError
-from dls.comm.base import Comm
+from dls.comm.world import World
 from dls.program import config
 from dls.record import checkpoint, files
 from dls.tasks.batches import Position
@@ -81,7 +81,7 @@ def test_one_line_is_one_line(text: str) -> None:
 def saved(tmp_path: Path) -> Path:
     """The folder of a small checkpoint of one rank."""
     about = checkpoint.Checkpoint(checkpoint.place(tmp_path, 3), 1, Position(3, 0, 24), 'method = "dls"', (("linear1", 7),))
-    checkpoint.save(about, {"weights": np.arange(7, dtype=np.float32)}, {"k": np.arange(3)}, 0, Comm())
+    checkpoint.save(about, {"weights": np.arange(7, dtype=np.float32)}, {"k": np.arange(3)}, 0, World())
     return about.folder
 
 
@@ -133,9 +133,9 @@ def test_every_flipped_byte_of_a_checkpoint_is_noticed(saved: Path) -> None:
         for place in rng.sample(range(len(content)), min(len(content), 150)):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
             with pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"):
-                checkpoint.find(saved.parent.parent, Comm())
+                checkpoint.find(saved.parent.parent, World())
         path.write_bytes(content)
-    assert checkpoint.find(saved.parent.parent, Comm())[0] is not None
+    assert checkpoint.find(saved.parent.parent, World())[0] is not None
 
 
 def _virtual(file: h5py.File) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from dls import sparsifiers
+from dls.exchange import methods
 from dls.program import config, idle
 from dls.program.config import FIELDS
 from dls.tasks import data, models
 
-OWNED = {owner: {name for name in FIELDS if FIELDS[name].metadata["of"] == owner} for owner in ("method", "model", "dataset")}
+OWNED = {
+    owner: {name for name in FIELDS if FIELDS[name].metadata["of"] == owner}
+    for owner in ("method", "model", "dataset")
+}
+OWNED["method"] |= methods.settings().keys()
 
 
 def remark(**given: Any) -> str | None:
@@ -64,7 +68,7 @@ def test_what_has_an_effect_is_not(given: dict[str, Any]) -> None:
 
 def test_every_setting_of_an_owner_is_read_by_one_and_no_other_is() -> None:
     read = {
-        "method": frozenset().union(*(sparsifiers.load(name).reads for name in sparsifiers.names())),
+        "method": frozenset().union(*(methods.reads(name) for name in methods.names())),
         "model": {setting for name in models.names() for setting in models._READS[name]},
         "dataset": {setting for name in data.names() for setting in data._READS[name]},
     }

@@ -13,8 +13,8 @@ from tests.checkout import commit_all, write
 
 SOURCES = {
     "dls/__init__.py": "",
-    "dls/train.py": "from dls import worker\n",
-    "dls/worker.py": "def f():\n    import dls.step\n    from dls.kit.small.tool import g\n",
+    "dls/train.py": "from dls.tasks import task\n",
+    "dls/tasks/task.py": "def f():\n    import dls.step\n    from dls.kit.small.tool import g\n",
     "dls/kit/__init__.py": "",
     "dls/kit/small/__init__.py": "",
     "dls/kit/small/tool.py": "",
@@ -22,10 +22,11 @@ SOURCES = {
     "dls/step/__init__.py": "",
     "dls/step/part.py": "",
     "dls/step/other.py": "",
-    "dls/sparsifiers/__init__.py": "",
-    "dls/sparsifiers/dense.py": "from dls.sparsifiers._base import Sparsifier\n",
-    "dls/sparsifiers/my_own.py": "from dls.step import part\n",
-    "dls/sparsifiers/_base.py": "",
+    "dls/exchange/__init__.py": "",
+    "dls/exchange/methods/__init__.py": "",
+    "dls/exchange/methods/dense.py": "from dls.exchange.methods._base import Method\n",
+    "dls/exchange/methods/my_own.py": "from dls.step import part\n",
+    "dls/exchange/methods/_base.py": "",
     "dls/inspect/page.py": "",
     "dls/tasks/assets/digits.npz": "",
     "reference/ops.py": "",
@@ -35,7 +36,7 @@ SOURCES = {
 a tool beside them."""
 READ = (
     "dls/train.py",
-    "dls/worker.py",
+    "dls/tasks/task.py",
     "dls/step/__init__.py",
     "dls/kit/__init__.py",
     "dls/kit/small/__init__.py",
@@ -63,9 +64,9 @@ def checkout(root: Path) -> Path:
     ("name", "methods"),
     [
         *((name, {"dense", "my-own"}) for name in READ),
-        ("dls/sparsifiers/dense.py", {"dense"}),
-        ("dls/sparsifiers/_base.py", {"dense"}),
-        ("dls/sparsifiers/my_own.py", {"my-own"}),
+        ("dls/exchange/methods/dense.py", {"dense"}),
+        ("dls/exchange/methods/_base.py", {"dense"}),
+        ("dls/exchange/methods/my_own.py", {"my-own"}),
         ("dls/step/part.py", {"my-own"}),
         ("dls/step/other.py", set()),
         ("dls/kit/small/other.py", set()),
@@ -78,7 +79,7 @@ def test_what_a_run_reads_makes_its_hash(name: str, methods: set[str], checkout:
     assert {method for method in before if sources.training_hash(method, checkout) != before[method]} == methods
 
 
-@pytest.mark.parametrize("name", [*READ, "dls/inspect/page.py", "dls/sparsifiers/new.py"])
+@pytest.mark.parametrize("name", [*READ, "dls/inspect/page.py", "dls/exchange/methods/new.py"])
 def test_a_commit_is_no_name_for_files_that_differ_from_it(name: str, checkout: Path) -> None:
     head = sources.commit("dense", checkout)
     assert re.fullmatch(r"[0-9a-f]{40}", head)
@@ -86,7 +87,7 @@ def test_a_commit_is_no_name_for_files_that_differ_from_it(name: str, checkout: 
     assert sources.commit("dense", checkout) == f"{head}+{sources.training_hash('dense', checkout)}"
 
 
-@pytest.mark.parametrize("name", ["dls/worker.py", "dls/sparsifiers/dense.py", "dls/inspect/page.py", *READ])
+@pytest.mark.parametrize("name", ["dls/tasks/task.py", "dls/exchange/methods/dense.py", "dls/inspect/page.py", *READ])
 def test_the_version_moves_with_every_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks with different kernels must not train together."""
     monkeypatch.setattr(sources, "ROOT", root)
@@ -96,9 +97,16 @@ def test_the_version_moves_with_every_source(name: str, root: Path, monkeypatch:
 
 
 def test_a_file_that_is_no_python_is_a_source_without_imports(checkout: Path) -> None:
-    (checkout / "dls/sparsifiers/my_own.py").write_text("def (:\n")
-    assert "dls/sparsifiers/my_own.py" in sources.training_files("my-own", checkout)
+    (checkout / "dls/exchange/methods/my_own.py").write_text("def (:\n")
+    assert "dls/exchange/methods/my_own.py" in sources.training_files("my-own", checkout)
     assert "dls/step/part.py" not in sources.training_files("my-own", checkout)
+
+
+def test_older_commits_have_their_methods_elsewhere(tmp_path: Path) -> None:
+    """A trace that names such a commit alone is compared by what it holds."""
+    write(tmp_path, {"dls/train.py": "", "dls/sparsifiers/dense.py": "", "dls/sparsifiers/dls.py": ""})
+    files = [name for name in sources.training_files("dense", tmp_path) if name.endswith(".py")]
+    assert files == ["dls/sparsifiers/dense.py", "dls/train.py"]
 
 
 def test_an_own_program_is_a_source(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

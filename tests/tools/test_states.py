@@ -20,10 +20,10 @@ from tests.tools.test_inspect import write as write_trace
 
 FILES = {
     "dls/__init__.py": "",
-    "dls/train.py": "from dls import worker\n",
-    "dls/worker.py": "",
-    "dls/sparsifiers/__init__.py": "",
-    "dls/sparsifiers/dls.py": "",
+    "dls/train.py": "from dls.tasks import task\n",
+    "dls/tasks/task.py": "",
+    "dls/exchange/methods/__init__.py": "",
+    "dls/exchange/methods/dls.py": "",
     "reference/ops.py": "",
     "gpu/kernels.cu": "",
 }
@@ -77,7 +77,7 @@ def test_another_methods_new_file_splits_no_seeds(
 ) -> None:
     """The first run is of a commit, the second of none: the tree has a file more."""
     one = run(tmp_path / "run-0", 0, **about(checkout, old))
-    (checkout / "dls/sparsifiers/new.py").write_text("# another method\n")
+    (checkout / "dls/exchange/methods/new.py").write_text("# another method\n")
     two = run(tmp_path / "run-1", 1, **about(checkout, old))
     assert one.run["commit"] != two.run["commit"]
     assert labels(one, two) == ["run (2 seeds)"]
@@ -99,11 +99,11 @@ def test_the_file_that_differs_is_named(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "a", 0, **about(checkout))
-    (checkout / "dls/worker.py").write_text("# other\n")
+    (checkout / "dls/tasks/task.py").write_text("# other\n")
     run(tmp_path / "b", 1, **about(checkout))
     assert inspect.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert (
-        capsys.readouterr().err == "dls.inspect: b does not group with a: another dls/worker.py\n"
+        capsys.readouterr().err == "dls.inspect: b does not group with a: another dls/tasks/task.py\n"
     )
 
 
@@ -141,7 +141,7 @@ def test_a_state_passes_through_a_trace(checkout: Path, tmp_path: Path) -> None:
 
 def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -> None:
     run(tmp_path / "a", 0, **about(checkout))
-    (checkout / "dls/worker.py").write_text("# other\n")
+    (checkout / "dls/tasks/task.py").write_text("# other\n")
     for step, (attributes, states) in enumerate(
         [(about(checkout), 2), (about(checkout), 2)], start=1
     ):

@@ -608,7 +608,10 @@ def _wait_until(met: Callable[[], bool]) -> None:
 
 
 def test_all_that_training_loads_counts() -> None:
-    program = "import sys, dls.train, dls.sparsifiers as s; s.load('dls'); print(*(n for n in sys.modules if n[:4] == 'dls.'))"
+    program = (
+        "import sys, dls.train, dls.exchange.methods as m; m.load('dls');"
+        "print(*(n for n in sys.modules if n[:4] == 'dls.'))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
     files = sources.training_files("dls")
     for name in loaded:
@@ -621,7 +624,7 @@ def test_all_that_training_loads_counts() -> None:
 def checkout(tmp_path: Path) -> Path:
     """Sources of a training, with two methods, a tool and a page beside them."""
     root = tmp_path / "checkout"
-    names = ("dls/train.py", "dls/sparsifiers/own.py", "dls/sparsifiers/dense.py", "gpu/own.py", "reference/README.md")
+    names = ("dls/train.py", "dls/exchange/methods/own.py", "dls/exchange/methods/dense.py", "gpu/own.py", "reference/README.md")
     write(root, dict.fromkeys((*names, "dls/inspect/page.py"), ""))
     commit_all(root)
     return root
@@ -632,7 +635,7 @@ def _head(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["dls/train.py", "gpu/own.py", "gpu/new.py", "dls/sparsifiers/own.py"])
+@pytest.mark.parametrize("name", ["dls/train.py", "gpu/own.py", "gpu/new.py", "dls/exchange/methods/own.py"])
 def test_what_a_run_reads_counts_as_changed(name: str, checkout: Path) -> None:
     assert provenance.changed(State("", _head(checkout)), "own", checkout) == []
     with (checkout / name).open("a") as file:
@@ -640,7 +643,7 @@ def test_what_a_run_reads_counts_as_changed(name: str, checkout: Path) -> None:
     assert provenance.changed(State("", _head(checkout)), "own", checkout) == [name]
 
 
-NOT_READ = ("dls/sparsifiers/dense.py", "dls/sparsifiers/new.py", "dls/inspect/page.py", "reference/README.md")
+NOT_READ = ("dls/exchange/methods/dense.py", "dls/exchange/methods/new.py", "dls/inspect/page.py", "reference/README.md")
 
 
 @pytest.mark.parametrize("name", NOT_READ)
@@ -655,13 +658,13 @@ def test_code_of_which_nothing_is_known(checkout: Path) -> None:
 
 
 def test_code_that_is_no_commits_is_known_by_its_hash(checkout: Path) -> None:
-    (checkout / "dls/sparsifiers/new.py").write_text("one")
+    (checkout / "dls/exchange/methods/new.py").write_text("one")
     (old,) = sources.states({"commit": f"{_head(checkout)}+{sources.training_hash('new', checkout)}"})
     state = sources.state("new", checkout)
     assert provenance.changed(old, "new", checkout) == provenance.changed(state, "new", checkout) == []
-    (checkout / "dls/sparsifiers/new.py").write_text("two")
+    (checkout / "dls/exchange/methods/new.py").write_text("two")
     assert provenance.changed(old, "new", checkout) == ["files that were of no commit"]
-    assert provenance.changed(state, "new", checkout) == ["dls/sparsifiers/new.py"]
+    assert provenance.changed(state, "new", checkout) == ["dls/exchange/methods/new.py"]
 
 
 def test_every_commit_of_a_run_that_was_gone_on_with_counts(
@@ -691,13 +694,13 @@ def test_changed_code_is_named_before_anything_runs_unless_any_will_do(
 ) -> None:
     out = ["--out", str(tmp_path / "out"), "--only=*seed0"]
     assert study.main([str(tiny), *out]) == 0
-    monkeypatch.setattr(provenance, "changed", lambda state, method, root: ["dls/worker.py", "a", "b", "c", "d"])
+    monkeypatch.setattr(provenance, "changed", lambda state, method, root: ["dls/tasks/task.py", "a", "b", "c", "d"])
     capsys.readouterr()
     assert study.main([str(tiny), *out]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dls.study: code has changed since runs were made (tiny/dense-seed0: since ")
-    assert "dls/worker.py, a, b and 2 more; tiny/layerwise-topk-0.1-seed0: since " in line
-    assert line.endswith("dls/worker.py, a, b and 2 more); move those runs away, or keep them with --any-code")
+    assert "dls/tasks/task.py, a, b and 2 more; tiny/layerwise-topk-0.1-seed0: since " in line
+    assert line.endswith("dls/tasks/task.py, a, b and 2 more); move those runs away, or keep them with --any-code")
     for flag in ("--any-code", "--report-only"):
         assert study.main([str(tiny), *out, flag]) == 0
         assert capsys.readouterr().out.startswith("kept, though code has changed: tiny/dense-seed0: since ")

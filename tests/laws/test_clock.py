@@ -1,4 +1,4 @@
-"""The stopwatch of a training step."""
+"""The clock of a training step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dls.worker import Stopwatch
+from dls.exchange.clock import Clock
 
 
 def test_work_of_a_device_counts_for_the_phase_that_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,10 +18,10 @@ def test_work_of_a_device_counts_for_the_phase_that_asked_for_it(monkeypatch: py
         now, asked = now + asked, 0.0
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    watch = Stopwatch(wait)
-    with watch.phase("backward"):
+    clock = Clock(wait)
+    with clock.phase("backward"):
         asked = 1.0
-        with watch.phase("select"):
+        with clock.phase("select"):
             asked = 2.0
         asked = 4.0
-    assert [watch.seconds[name] for name in ("backward", "select", "update")] == [5.0, 2.0, 0.0]
+    assert [clock.seconds[name] for name in ("backward", "select", "update")] == [5.0, 2.0, 0.0]
