@@ -44,10 +44,11 @@ def test_nor_does_it_matter_who_is_late(tmp_path: Path) -> None:
 
 
 def compare(ranks: int, jobs: Sequence[tuple[Case, bool]], folder: Path) -> None:
-    """Ranks see what workers see, and both what the reference means."""
-    for (case, _), run in zip(jobs, on_ranks(ranks, jobs, folder), strict=True):
+    """Ranks see what workers see; of these tests/laws/test_exchange_laws.py knows the rest."""
+    for (case, shuffled), run in zip(jobs, on_ranks(ranks, jobs, folder), strict=True):
         exchanging.check_agreement(case, run)
-        exchanging.check_reference(case, run)
+        if shuffled:
+            exchanging.check_reference(case, run)
         for own, theirs in zip(run, exchanging.workers(case, ranks), strict=True):
             for one, other in zip(own, theirs, strict=True):
                 check_same(case, one, other)
