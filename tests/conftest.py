@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dls import traffic
+from dls.exchange import methods
 from gpu.cupy import device
-from tests import compiled
+from reference import collectives
+from tests import compiled, newcomers
 from tests.gpu_on_host import Host
 from tests.launch import ROOT, Finished, launch
 
@@ -76,6 +79,15 @@ def gpu_or_host(tmp_path_factory: pytest.TempPathFactory) -> device.Device:
             pytest.exit(f"DLS_TEST_GPU is set, but {error}", returncode=1)
         device.use(Host(tmp_path_factory.mktemp("kernels")))
     return device.current()
+
+
+@pytest.fixture
+def newcomers_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods and a collective of tests/newcomers.py, registered for one test."""
+    monkeypatch.setattr(methods, "_registered", dict(methods._registered))
+    for registry in (collectives.COLLECTIVES, traffic.COLLECTIVES):
+        monkeypatch.setitem(registry, newcomers.RING, None)
+    newcomers.register()
 
 
 def lines(text: str) -> Sequence[str]:

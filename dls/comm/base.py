@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dls.comm.lanes import Lanes
-from reference.collectives import Gather, Net, Reduce, Round, Sum, Swap, blocks
+from reference.collectives import COUNT, Gather, Net, Reduce, Round, Sum, Swap, blocks
 
 T = TypeVar("T")
 PROGRAM = -1
@@ -112,6 +112,12 @@ class Comm(ABC):
         elif isinstance(asked, Sum | Reduce):
             self.sent_bytes += asked.values.nbytes
         self.received_bytes += received
+
+    def count_sizes(self, asked: Gather | Swap) -> None:
+        """Add the bytes of a message's size, which travels ahead of it where it is not known."""
+        to, source = (asked.to is not None, asked.source is not None) if isinstance(asked, Swap) else (True, self.size - 1)
+        self.sent_bytes += COUNT * to
+        self.received_bytes += COUNT * source
 
     def ask(self, asked: Round, what: str) -> Any:
         """A round's answer, on the program's lane: post it, and wait."""

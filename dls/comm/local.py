@@ -19,7 +19,7 @@ from dls import traffic
 from dls.comm.base import PROGRAM, Comm, reduce_bytes
 from dls.comm.errors import ExchangeError
 from dls.comm.lanes import MOST
-from reference.collectives import COUNT, Gather, Round, Sum, Swap, deliver
+from reference.collectives import Gather, Round, Sum, Swap, deliver
 
 T = TypeVar("T")
 
@@ -96,9 +96,9 @@ class Room:
     def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
         """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
         carried = Carried()
-        sent, received = _announced(asked, comm)
-        comm.sent_bytes += sent
-        comm.count(asked, received + _expected(asked, comm))
+        comm.count(asked, _expected(asked, comm))
+        if (isinstance(asked, Gather) and asked.sizes is None) or (isinstance(asked, Swap) and asked.size is None):
+            comm.count_sizes(asked)
         waiting = self._rounds[place]
         waiting[comm.rank] = asked, comm, carried
         self._idle = 0
@@ -109,15 +109,6 @@ class Room:
                 whose.received_bytes += _received_now(own, answer)
                 theirs.answer, theirs.finished = answer, time.perf_counter()
         return carried
-
-
-def _announced(asked: Round, comm: Comm) -> tuple[int, int]:
-    """Bytes of the numbers that tell sizes, where these are not known: sent and received."""
-    if isinstance(asked, Gather) and asked.sizes is None:
-        return COUNT, COUNT * (comm.size - 1)
-    if isinstance(asked, Swap) and asked.size is None:
-        return COUNT * (asked.to is not None), COUNT * (asked.source is not None)
-    return 0, 0
 
 
 def _expected(asked: Round, comm: Comm) -> int:

@@ -128,7 +128,7 @@ class World(Comm):
         payload, sizes = asked
         if sizes is None:
             own, every = np.array([payload.size], dtype=np.int64), np.empty(self.size, dtype=np.int64)
-            self.count(Gather(own.view(np.uint8)), 8 * (self.size - 1))
+            self.count_sizes(asked)
             yield self._begin(lambda: [comm.Iallgather(own, every)], what)
             sizes = every.tolist()
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
@@ -173,8 +173,7 @@ class World(Comm):
         to, source, payload, size = asked
         if size is None:
             own, theirs = np.array([payload.size], dtype=np.int64), np.zeros(1, dtype=np.int64)
-            sent = 0 if to is None else own.nbytes
-            self.sent_bytes, self.received_bytes = self.sent_bytes + sent, self.received_bytes + 8 * (source is not None)
+            self.count_sizes(asked)
             yield self._begin(lambda: self._pair(comm, own, to, theirs, source, 0), what)
             size = int(theirs[0])
         received = np.empty(0 if source is None else size, dtype=np.uint8)

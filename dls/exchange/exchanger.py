@@ -160,11 +160,12 @@ class Exchanger:
             pass  # what nobody has asked for
         with self._closing():
             met_by = self._met_by()
-            row = Row(self.comm.sent_bytes, self.comm.received_bytes, self.clock.seconds, met_by)
+            row = Row(0, 0, self.clock.seconds, met_by)
             with self.clock.phase("diagnostics"):
                 self._describe(row, record)
             with self.clock.phase("select"):
                 self._release(skip=bool(met_by))
+            row.payload_bytes, row.received_bytes = self.comm.sent_bytes, self.comm.received_bytes
             self.clock.stop()
             if record:
                 row.residual_norm = self.method.residual_norms()
