@@ -35,7 +35,7 @@ def allgather_bytes(message: int, ranks: int) -> int:
 def gtopk_bytes(message: int, ranks: int) -> int:
     """Bytes that a rank receives at most in gTop-k, where messages have that size: one in each of its rounds."""
     inside = ranks.bit_length() - 1
-    return message * (inside + (2 if ranks > 1 << inside else 0))
+    return message * (inside + (ranks > 1 << inside))
 
 
 COLLECTIVES = {"allgather": allgather_bytes, "gtopk": gtopk_bytes}
