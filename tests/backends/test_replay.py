@@ -26,23 +26,17 @@ from dls.train import main
 from gpu.cupy import device
 from reference import methods, nn
 from reference.ops import NonFiniteError
+from tests import cases
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
-STEPS = 12
-METHODS = (
-    "dense",
-    "global-topk",
-    "layerwise-topk",
-    "dls",
-    "dls --dls-steps 3",
-    "dls --dls-steps optimal",
-    "dls --density-warmup 8",
-    "dls --dls-reserve 0",
-    "dls --dls-reserve 0 --dls-from left --dls-steps optimal",
-    "dls --dls-reserve 1 --dls-from left",
-    "dls --dls-reserve 0.3 --dls-from ahead --dls-steps 2",
-)
+STEPS = 6
+FASTER = [name for name in backends.names() if name != "numpy"]
+CASES = [
+    (backend, cases.flags(name, values))
+    for name in all_methods.names()
+    for values, backend in cases.meetings(name, FASTER)
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +70,19 @@ def exchanger(
 
 
 def layers_of(model: Model) -> list[Layer]:
-    return [Layer(layer.name, layer.size) for layer in model.layers]
+    return [
+        Layer(layer.name, layer.size, channels=(layer.channels_in, layer.outputs))
+        for layer in model.layers
+    ]
 
 
 def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarray]) -> list[bytes]:
     """What each step selects, sends, adds up and keeps."""
-    flags = ["--density", "0.01", "--method", *method.split()]
-    settings = config.build(config.parse_command_line(flags).flags)
+    settings = config.build(config.parse_command_line(method.split()).flags)
     buffer = backend.ops.zeros(model.parameters.size)
     exchange = exchanger(settings, layers_of(model), buffer, backend)
     layers = range(len(exchange.layout))
-    assert len(exchange.buckets) == (1 if method == "global-topk" else len(layers))
+    assert len(exchange.buckets) == (1 if exchange.method.whole else len(layers))
     seen = []
     for step, gradient in enumerate(gradients):
         buffer[...] = backend.ops.from_host(gradient)
@@ -102,8 +98,7 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
     return seen
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [name for name in backends.names() if name != "numpy"])
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorded: tuple[Model, list[np.ndarray]]) -> None:
     expected = replay(backends.load("numpy"), method, *recorded)
     assert replay(backends.load(name), method, *recorded) == expected
