@@ -99,9 +99,17 @@ class World(Comm):
             atexit.register(lambda: watch(self.timeout, "end"))
 
     def open_lanes(self, count: int) -> None:
-        """Each is a duplicate of the communicator."""
-        with losses("the other ranks to get ready"):
-            self._lane_comms += [self._world.Dup() for _ in range(count - len(self._lane_comms))]
+        """Each is a duplicate of the communicator, made as all else is: in turn, and awaited with a limit."""
+        opened: list[MPI.Intracomm] = []
+
+        def duplicate() -> Sequence[MPI.Request]:
+            pairs = [self._world.Idup() for _ in range(count - len(self._lane_comms))]
+            opened.extend(comm for comm, _ in pairs)
+            return [request for _, request in pairs]
+
+        what = "the other ranks to get ready"
+        self.wait_until(self._begin(duplicate, what).done, what)
+        self._lane_comms += opened
 
     def drop_lanes(self) -> None:
         """They stay open: the library may still write to what was under way there."""

@@ -57,6 +57,9 @@ ELSEWHERE = {
     "world_size": RANKS,
     "optimizer": OPTIMIZER,
     "opt": OPTIMIZER,
-    **{name: f"--{name} is a flag of the command line alone" for name in ("config", "import", "resume", "workers")},
+    **{
+        name: f"--{name} is a flag of the command line alone"
+        for name in ("config", "import", "resume", "workers")
+    },
 }
 """What people look for among the settings, and where it is."""

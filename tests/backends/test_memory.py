@@ -82,7 +82,13 @@ def measure(source):
     backend.ops.set_threads(1)
     rank = local.alone()
     exchanger = Exchanger(
-        LAYOUT, methods.load("dls"), settings.of_method(), rank, backend, gradients=GRADIENT, bucket_size=1
+        LAYOUT,
+        methods.load("dls"),
+        settings.of_method(),
+        rank,
+        backend,
+        gradients=GRADIENT,
+        bucket_size=1,
     )
 
     def step(number):

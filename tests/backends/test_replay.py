@@ -55,7 +55,11 @@ def recorded() -> tuple[Model, list[np.ndarray]]:
 
 
 def exchanger(
-    settings: Config, layers: Sequence[Layer], gradients: Any, backend: Backend, bucket_size: int = 1
+    settings: Config,
+    layers: Sequence[Layer],
+    gradients: Any,
+    backend: Backend,
+    bucket_size: int = 1,
 ) -> Exchanger:
     """That of a rank alone; every layer is a bucket, unless told otherwise."""
     return Exchanger(
@@ -118,7 +122,8 @@ def test_a_guess_may_go_beyond_float32(name: str) -> None:
         exchange.ready(layer)
     v, k = np.split(gradient, 2), np.array([1, 1])
     method = methods.Dls(1, source="ahead")
-    assert exchange.method.next_k().tolist() == method.next_k(v, k, 1, method.select(v, k), v).tolist()
+    expected = method.next_k(v, k, 1, method.select(v, k), v)
+    assert exchange.method.next_k().tolist() == expected.tolist()
 
 
 def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
@@ -142,7 +147,8 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     launch = device.current().launch
     monkeypatch.setattr(device.current(), "choose", told.append)
     monkeypatch.setattr(device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args)))
-    settings, comm = config.build(config.parse_command_line(["--backend", "cupy"]).flags), local.alone()
+    settings = config.build(config.parse_command_line(["--backend", "cupy"]).flags)
+    comm = local.alone()
     comm.rank_on_node = 5
     startup.build(settings, comm, 1)
     assert told[0] == 5

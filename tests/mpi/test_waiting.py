@@ -139,3 +139,29 @@ def test_a_message_that_is_damaged_on_its_way_ends_the_run(tmp_path: Path) -> No
     assert done.status == 1
     (line,) = lines(done.err)
     assert line.startswith("dls.train: rank 2, step 1: layer linear2, from rank 0: a damaged message")
+
+
+LANES = """
+import sys, time
+import numpy as np
+from dls.comm.errors import ExchangeError
+from dls.comm.world import World
+comm = World(3)
+word = comm.allgather(np.array(comm.rank), "test")  # all that is asked of the library keeps its turn
+if comm.rank == 2 and sys.argv[1] == "late": time.sleep(100)
+try:
+    comm.open_lanes(3)
+except ExchangeError as error:
+    print(error, file=sys.stderr, flush=True)
+    comm.abort(1)
+assert word.wait().tolist() == [0, 1, 2]
+"""
+
+
+def test_nobody_waits_without_a_limit_for_lanes(tmp_path: Path) -> None:
+    done = launch([(3, ["-c", LANES, "in time"])], tmp_path)
+    assert (done.status, done.err) == (0, "")
+    done = launch([(3, ["-c", LANES, "late"])], tmp_path)
+    assert done.status == 1
+    words = "the other ranks to get ready: no word from rank 2 after 3 s of waiting (--timeout)"
+    assert set(lines(done.err)) == {words}
