@@ -1,0 +1,176 @@
+"""dls.Exchange, the exchange for arrays of any program: forms, errors, state, and what it leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dls
+from dls.comm import local
+from dls.comm.base import Comm
+from dls.exchange.settings import SettingError
+from reference.ops import NonFiniteError
+from tests.launch import ROOT
+
+SHAPES = {"w": (6, 5), "b": 5, "scale": ()}
+N = 36
+
+
+def make(comm: Comm | None = None, **options: Any) -> dls.Exchange:
+    chosen = {"method": "dls", "density": 0.2, "backend": "numpy", "threads": 1} | options
+    return dls.Exchange(SHAPES, comm=comm, **chosen)
+
+
+def gradients(rank: int, step: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng([rank, step])
+    shapes = {"w": (6, 5), "b": (5,), "scale": ()}
+    return {name: random.standard_normal(shape) for name, shape in shapes.items()}
+
+
+def flat(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(array) for array in arrays.values()]).astype(np.float32)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("collective", ["allgather", "gtopk"])
+def test_all_forms_give_the_same_mean(ranks: int, collective: str) -> None:
+    def work(comm: Comm) -> list[bytes]:
+        whole, mapped, pieces = (make(comm, collective=collective) for _ in range(3))
+        seen = []
+        for step in range(3):
+            own = gradients(comm.rank, step)
+            mean = whole(flat(own))
+            assert mean.dtype == np.float32
+            assert mean.shape == (N,)
+            named = mapped({name: own[name] for name in reversed(own)})
+            assert [(a.shape, a.dtype) for a in named.values()] == [(a.shape, a.dtype) for a in own.values()]
+            assert np.array_equal(flat(named), mean)
+            pieces.begin()
+            for name in ("b", "scale", "w"):
+                pieces.ready(name, own[name])
+            arrived = {name: array.copy() for name, array in pieces.arrivals()}
+            assert np.array_equal(flat({name: arrived[name] for name in own}), mean)
+            assert (whole.steps, mapped.steps, pieces.steps) == (step + 1,) * 3
+            seen.append(mean.tobytes())
+        return seen
+
+    first, *others = local.run(ranks, work)
+    assert all(other == first for other in others)
+
+
+def test_density_one_is_the_mean() -> None:
+    def work(comm: Comm) -> np.ndarray:
+        return make(comm, density=1.0)(flat(gradients(comm.rank, 0)))
+
+    mean = local.run(2, work)[0]
+    expected = np.mean([flat(gradients(rank, 0)) for rank in range(2)], axis=0)
+    assert np.allclose(mean, expected, rtol=0, atol=1e-6)
+
+
+def test_what_is_not_sent_stays_and_is_sent_later() -> None:
+    exchange = make(density=1 / N, method="global-topk")
+    first = np.arange(N, dtype=np.float32)
+    sums = exchange(first)
+    for _ in range(N):
+        sums = sums + exchange(np.zeros(N, dtype=np.float32))
+    assert np.array_equal(sums, first)
+    assert not exchange.state()["residual"].any()
+
+
+@pytest.mark.parametrize("method", ["dls", "dense"])
+def test_a_state_goes_on_with_the_same_bits(method: str) -> None:
+    options = {"density": 0.1, "density_warmup": 6} if method == "dls" else {}
+    options |= {"method": method}
+    one, two = (
+        dls.Exchange(SHAPES, backend="numpy", threads=1, **options) for _ in range(2)
+    )
+    for step in range(3):
+        one(flat(gradients(0, step)))
+    state = one.state()
+    assert (method == "dense") or any("residual" in name for name in state)
+    one_later = one(flat(gradients(0, 3)))
+    two.restore(state)
+    assert two.steps == 3
+    assert two(flat(gradients(0, 3))).tobytes() == one_later.tobytes()
+
+
+WRONG = {
+    "no such method": (lambda: make(method="topk"), "there is no method 'topk'"),
+    "no such setting": (lambda: make(densty=0.1), "there is no setting 'densty'"),
+    "a value out of range": (lambda: make(density=2.0), "2.0 is outside"),
+    "a value of another type": (lambda: make(density="much"), "expected a number"),
+    "no layers": (lambda: dls.Exchange({}, backend="numpy"), "there is no layer"),
+    "an empty layer": (lambda: dls.Exchange({"a": 0}, backend="numpy"), "at least 1"),
+    "no shape": (lambda: dls.Exchange({"a": "big"}, backend="numpy"), "needs a size or a shape"),
+    "on_nan": (lambda: make(on_nan="ignore"), "not 'stop' or 'skip'"),
+    "a density of nothing": (lambda: make(density=0.001), "rounds to no value"),
+    "another length": (lambda: make()(np.zeros(7, np.float32)), r"the shape \(7,\)"),
+    "a missing layer": (lambda: make()({"w": np.zeros((6, 5))}), "no gradient of layer b"),
+    "an unknown layer": (lambda: make()(gradients(0, 0) | {"c": np.zeros(3)}), "no layer 'c'"),
+    "another shape": (lambda: make()(gradients(0, 0) | {"b": np.zeros(6)}), "the gradient of b"),
+    "a foreign state": (lambda: make().restore({"k": np.zeros(3)}), "the state has no"),
+    "nothing begun": (lambda: make().end(), "no step has begun"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
+def test_bad_input_is_one_clear_exception(case: tuple[Any, str]) -> None:
+    act, words = case
+    with pytest.raises(ValueError, match=words) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_call_changes_nothing() -> None:
+    exchange, other = make(), make()
+    with pytest.raises(ValueError, match="shape"):
+        exchange(np.zeros(3, np.float32))
+    own = flat(gradients(0, 0))
+    assert exchange(own).tobytes() == other(own).tobytes()
+
+
+def test_settings_errors_are_value_errors() -> None:
+    assert issubclass(SettingError, ValueError)
+
+
+def test_what_is_not_finite_ends_the_exchange_or_the_step_alone() -> None:
+    bad = flat(gradients(0, 0))
+    bad[3] = np.nan
+    stops, skips = make(), make(on_nan="skip")
+    with pytest.raises(NonFiniteError, match="layer w"):
+        stops(bad)
+    with pytest.raises(RuntimeError, match="closed"):
+        stops(flat(gradients(0, 1)))
+    before = skips.state()
+    assert not skips(bad).any()
+    assert skips.row is not None
+    assert list(skips.row.met_by) == [0]
+    after = skips.state()
+    assert all(np.array_equal(before[name], after[name]) for name in ("residual", "k"))
+
+
+def test_float64_beyond_float32_is_not_finite() -> None:
+    with pytest.raises(NonFiniteError, match="layer b"):
+        make()(gradients(0, 0) | {"b": np.full(5, 1e300)})
+
+
+IMPORT = """
+import signal, sys, threading
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+import dls
+assert not {"mpi4py", "h5py", "numba", "numpy"} & sys.modules.keys(), sys.modules.keys()
+exchange = dls.Exchange({"a": 4}, density=0.5, backend="numpy")
+exchange([1, 2, 3, 4])
+assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+assert threading.active_count() == 1
+assert "mpi4py" not in sys.modules and "h5py" not in sys.modules
+"""
+
+
+def test_nothing_happens_at_import_and_a_program_that_is_alone_needs_no_mpi() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
