@@ -1,4 +1,4 @@
-"""Exchanges run step by step, on workers, on ranks and in the reference cluster, and the laws that they obey.
+"""Exchanges, step by step, on workers, on ranks and in the reference cluster, and their laws.
 
 What a method must give its own `meaning` says, in terms of the reference; one without a meaning
 obeys the other laws.
@@ -200,7 +200,7 @@ def check_reference(case: Case, run: Run) -> None:
 
 
 def _first_k(case: Case) -> np.ndarray:
-    """As the method splits its first budget over the layers, where they are what it chooses among."""
+    """As the method splits its first budget over the layers, where it chooses among these."""
     k = local.run(1, lambda comm: case.exchanger(comm).state()["k"])[0]
     whole = k.size != len(case.sizes)
     return methods.split_budget(int(k.sum()), case.sizes) if whole else k.copy()
@@ -213,7 +213,8 @@ def _check_step(step: int, cluster: Cluster, sent: Sequence[Any], seen: Sequence
         assert own.residual.tobytes() == cluster.residuals[rank].tobytes(), where
         assert own.sent.tolist() == sent[rank].tolist(), where
         k, theirs = own.state["k"], cluster.k[rank]
-        assert k.tolist() == (theirs if k.size == theirs.size else theirs.sum(keepdims=True)).tolist()
+        theirs = theirs if k.size == theirs.size else theirs.sum(keepdims=True)
+        assert k.tolist() == theirs.tolist(), where
 
 
 # --- laws ----------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def check_budget(case: Case, run: Run) -> None:
 
 
 def check_resume(case: Case, run: Run) -> None:
-    """What goes on from a state has the bits of what was never interrupted; the step depends on P."""
+    """What goes on from a state has the bits of a run never interrupted; the step depends on P."""
     first = len(run)
     again = workers(case, len(run), first, [own[first - 1].state for own in run])
     for own, whole in zip(again, run, strict=True):

@@ -14,7 +14,7 @@ Pair = tuple[Choice, Choice]
 def pairwise(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Cases, each with a value of every factor, in which every two values of two factors meet.
 
-    Each begins with a pair that is still missing; factor by factor the value comes to it that brings
+    Each begins with a pair still missing; factor by factor the value comes to it that brings
     most of the others. The work grows with the pairs, not with the product of all factors.
     """
     choices = [[(number, i) for i in range(len(values))] for number, values in enumerate(factors)]

@@ -27,7 +27,7 @@ def test_so_do_one_value_and_one_layer_and_very_many(case: Case) -> None:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_the_cases_are_all_that_a_method_knows(name: str) -> None:
-    """Every value of every setting is there, every collective among them, and the corners are met."""
+    """Every value of every setting is there, every collective too, and the corners are met."""
     own = cases.of(name)
     for key, values in cases.settings_of(name).items():
         assert {dict(case.values)[key] for case in own} == set(values)

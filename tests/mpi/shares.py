@@ -26,7 +26,9 @@ STEPS = 3
 def main() -> None:
     comm = World()
     backend_names = ("numpy", "numba")
-    listed = [(name, *met) for name in methods.names() for met in cases.meetings(name, backend_names)]
+    listed = [
+        (name, *met) for name in methods.names() for met in cases.meetings(name, backend_names)
+    ]
     for number, (name, values, backend) in enumerate(listed):
         random = np.random.default_rng([number, comm.rank])
         check(comm, backend, cases.flags(name, values), random)

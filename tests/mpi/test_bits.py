@@ -81,7 +81,7 @@ def reference_run(
 
 
 def buckets(c: config.Config, sizes: Sequence[int]) -> list[range]:
-    """The layers that travel together: without overlap all, where the cut into buckets means nothing."""
+    """The layers that travel together: without overlap all, where the cut means nothing."""
     cut = c.bucket_size if c.overlap or c.collective in BY_BUCKET else 0
     layout = Layout([Layer(str(number), size) for number, size in enumerate(sizes)])
     return [each.layers for each in layout.buckets(cut, all_methods.load(c.method).whole)]

@@ -45,7 +45,7 @@ def work(workers: int, line: str) -> None:
 
 
 def compare(one: Path, other: Path, ranks: int, tolerance: float) -> None:
-    """What is kept and recorded is the same; within a tolerance, if there is one, what is computed."""
+    """What is kept and recorded is the same, within a tolerance if there is one."""
     for a, b in zip(loaded(one, ranks), loaded(other, ranks), strict=True):
         assert a.keys() == b.keys()
         for name in set(a) - ({"weights_sha256"} if tolerance else set()):
