@@ -47,7 +47,7 @@ ON_HOST = {
     "nn": set(),
 }
 """Functions of the reference on single numbers and bytes, which no backend has."""
-OF_DEVICES = {"from_host", "to_host", "set_threads", "set_device", "wait", "is_compiled", "notes", "describe", "library"}
+OF_DEVICES = {"set_threads", "set_device", "wait", "is_compiled", "notes", "describe", "library"}
 """What a backend's primitives have beyond the reference's."""
 NEED_GPU = ("cupy",)
 HINTS = (0.0, -1.0, math.inf, -math.inf, math.nan, 1e-300, 1e300, 1e-45, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 1000.0)

@@ -307,6 +307,7 @@ def test_a_generator_that_raises_is_heard_by_whoever_waits_each_time(ranks: int)
         with pytest.raises(Broken):
             comm.lanes.advance()
         comm.lanes.close()
+        comm.lanes.open(2)
         flight = comm.lanes.launch(1, one(Reduce(vector([3]))), "bucket 2")
         assert comm.lanes.wait(flight).tolist() == [3 * comm.size]
 

@@ -195,6 +195,7 @@ def check_raising(comm: World) -> None:
         else:
             raise AssertionError("nobody heard of it")
     comm.lanes.close()
+    comm.lanes.open(3)
     assert comm.lanes.wait(comm.lanes.launch(1, rounds(comm, 3), "bucket 2")) == 3
 
 

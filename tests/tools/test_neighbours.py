@@ -71,7 +71,7 @@ def test_a_program_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
-    checkout.write(tmp_path, {"dls/__init__.py": (ROOT / "dls/__init__.py").read_text()})
+    checkout.write(tmp_path, {name: (ROOT / name).read_text() for name in ("dls/__init__.py", "dls/version.py")})
     done = python(tmp_path, "import dls")
     assert done.stderr.splitlines()[-1] == f"ImportError: dls is not whole: its package reference is not in {tmp_path}"
 
