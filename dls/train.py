@@ -66,31 +66,31 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         opened.enter_context(output.unheard(OSError))
         request = request or opened.enter_context(StopRequest())
         try:
-            plugins.load(argv)
+            refused = plugins.load(argv)
             timeout, workers = config.before_ranks_meet(argv)
             if workers:
-                return _main_of_workers(argv, workers, request)
+                return _main_of_workers(argv, workers, request, refused)
             comm = _join(timeout)
         except SystemExit:  # --help or --version
             return 0
         except (MissingMPI, UsageError) as error:
             return _refuse(error, 0 if launcher.speaks(os.environ) else 1)
-        return _main(argv, comm, request)
+        return _main(argv, comm, request, refused)
 
 
-def _main_of_workers(argv: list[str], workers: int, request: StopRequest) -> int:
+def _main_of_workers(argv: list[str], workers: int, request: StopRequest, refused: UsageError | None) -> int:
     """`_main` on so many workers in this process. UsageError where a launcher has started several."""
     if launcher.several(os.environ):
         raise UsageError("--workers trains with several workers in one process; start it without mpirun, or leave it out")
     try:
-        return local.run(workers, lambda comm: _main(argv, comm, request))[0]
+        return local.run(workers, lambda comm: _main(argv, comm, request, refused))[0]
     except local.Ended as ended:
         return ended.status
 
 
-def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
+def _main(argv: list[str], comm: Comm, request: StopRequest, refused: UsageError | None) -> int:
     try:
-        command = startup.read_command_line(argv, comm, request)
+        command = startup.read_command_line(argv, comm, request, refused)
         run = startup.prepare(command, comm)
     except UsageError as error:
         return _refuse(error, comm.rank)
@@ -104,6 +104,9 @@ def _main(argv: list[str], comm: Comm, request: StopRequest) -> int:
             return comm.end(status)
         except RankLost:
             run, comm = _without_lost(run, comm, command)
+        except local.Ended:
+            run.lock.release()
+            raise
 
 
 def _refuse(error: Exception, rank: int) -> int:

@@ -6,14 +6,15 @@ import os
 import pickle
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.comm.lanes import Lanes
-from reference.collectives import COUNT, Gather, Net, Reduce, Round, Sum, Swap, blocks
+from dls.comm.lanes import Lanes, Tally
+from reference.collectives import COUNT, Gather, Net, Round, Swap, blocks
 
 T = TypeVar("T")
 PROGRAM = -1
@@ -42,14 +43,17 @@ class Waiting:
 
     def wait(self) -> Any:
         """The answer, when it is there. ExchangeError past the timeout."""
-        self._comm.wait_until(self._pending.done, self._what)
+        self._comm.wait_until(self._done, self._what)
         return self._make(self._pending.answer)
+
+    def _done(self) -> bool:
+        self._comm.lanes.advance()
+        return self._pending.done()
 
 
 class Comm(ABC):
-    """A rank's place in the world. `sent_bytes` counts every byte that it gives away in a step, each once.
+    """A rank's place in the world. `tally` counts what it gives away and what comes, as `counting` has it.
 
-    `received_bytes` counts those that the other ranks' messages bring, and of a Sum what a ring would.
     `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
     `timeout`: seconds that a rank waits for the others at most, anywhere. `outlives_ranks`: whether a rank's death is a RankLost
     on the others. `library`: what carries the words, with its version.
@@ -65,7 +69,7 @@ class Comm(ABC):
     outlives_ranks: bool = False
 
     def __init__(self) -> None:
-        self.sent_bytes = self.received_bytes = 0
+        self.tally = Tally()
         self.lanes = Lanes(self)
 
     @property
@@ -105,19 +109,26 @@ class Comm(ABC):
     def abort(self, status: int) -> NoReturn:
         """End every rank at once with this exit status."""
 
+    @contextmanager
+    def counting(self, tally: Tally) -> Iterator[None]:
+        """Count what is posted in this block there."""
+        before, self.tally = self.tally, tally
+        try:
+            yield
+        finally:
+            self.tally = before
+
     def count(self, asked: Round, received: int) -> None:
-        """Add a round's bytes to those of the step: what this rank gives away, and what comes of other ranks."""
-        if isinstance(asked, Swap | Gather):
-            self.sent_bytes += asked.payload.nbytes
-        elif isinstance(asked, Sum | Reduce):
-            self.sent_bytes += asked.values.nbytes
-        self.received_bytes += received
+        """Add a round's bytes: what this rank gives away, and what comes of other ranks."""
+        given = asked.payload if isinstance(asked, Swap | Gather) else asked.values
+        self.tally.sent += given.nbytes
+        self.tally.received += received
 
     def count_sizes(self, asked: Gather | Swap) -> None:
         """Add the bytes of a message's size, which travels ahead of it where it is not known."""
         to, source = (asked.to is not None, asked.source is not None) if isinstance(asked, Swap) else (True, self.size - 1)
-        self.sent_bytes += COUNT * to
-        self.received_bytes += COUNT * source
+        self.tally.sent += COUNT * to
+        self.tally.received += COUNT * source
 
     def ask(self, asked: Round, what: str) -> Any:
         """A round's answer, on the program's lane: post it, and wait."""
@@ -164,6 +175,10 @@ class Comm(ABC):
                 raise failure
         own: T = result
         return own
+
+    def finish(self) -> None:
+        """Give back what it holds; nothing must be under way. Every rank calls it."""
+        return
 
     def part(self) -> None:
         """At the end of a run on ranks that outlive each other: return when all are here. RankLost where one was lost."""

@@ -12,8 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dls.comm.errors import ExchangeError
 from reference.collectives import Round
 from reference.wire import MessageError
 
@@ -24,6 +26,14 @@ MOST = 64
 """Lanes for buckets; with more buckets some share a lane."""
 
 
+@dataclass
+class Tally:
+    """Bytes: every one that a rank has given away, once; and those that came of others, of a Sum what a ring would bring."""
+
+    sent: int = 0
+    received: int = 0
+
+
 class Flight:
     """A generator under way, and the round that it waits for; `value` is what it has returned.
 
@@ -32,19 +42,31 @@ class Flight:
     """
 
     def __init__(
-        self, generator: Generator[Round, Any, Any], what: str, around: Callable[[], AbstractContextManager[Any]]
+        self,
+        generator: Generator[Round, Any, Any],
+        what: str,
+        around: Callable[[], AbstractContextManager[Any]],
+        tally: Tally,
     ) -> None:
-        self._generator, self.what, self._around = generator, what, around
+        self._generator, self.what, self._around, self._tally = generator, what, around, tally
+        self.dropped = False
         self.pending: Pending | None = None
         self.asked: Round | None = None
-        self.done, self.value = False, None
+        self.done = False
+        self.value: Any = None
         self.begun = self.ended = float("nan")
         self._go_on(None)
 
     def post(self, comm: Comm, lane: int) -> None:
         """Post the round that it asks for."""
         assert self.asked is not None
-        self.pending, self.asked = comm.post(lane, self.asked, self.what), None
+        with comm.counting(self._tally):
+            self.pending, self.asked = comm.post(lane, self.asked, self.what), None
+
+    def answered(self, comm: Comm) -> bool:
+        """Whether the answer to its round is there."""
+        with comm.counting(self._tally):
+            return self.pending is not None and self.pending.done()
 
     def resume(self) -> None:
         """Go on with the answer, which is there. MessageError, with words, where it is damaged."""
@@ -66,6 +88,7 @@ class Flight:
 
     def close(self) -> None:
         """Leave it where it is."""
+        self.dropped = not self.done
         self._generator.close()
 
 
@@ -93,9 +116,10 @@ class Lanes:
         generator: Generator[Round, Any, Any],
         what: str,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        tally: Tally | None = None,
     ) -> Flight:
-        """Run a generator up to its first round, and see to it from then on."""
-        flight = Flight(generator, what, around)
+        """Run a generator up to its first round, and see to it from then on; its bytes are counted in `tally`."""
+        flight = Flight(generator, what, around, tally or self._comm.tally)
         with self._working():
             if not flight.done:
                 queue = self._queues[lane]
@@ -127,7 +151,7 @@ class Lanes:
                 raise
 
     def _move(self, lane: int, flight: Flight) -> bool:
-        if flight.pending is None or not flight.pending.done():
+        if not flight.answered(self._comm):
             return False
         flight.resume()
         if not flight.done:
@@ -140,6 +164,8 @@ class Lanes:
         return flight.value
 
     def _landed(self, flight: Flight) -> bool:
+        if flight.dropped:
+            raise ExchangeError(f"{flight.what}: dropped, as another exchange between these ranks has failed")
         self.advance()
         return flight.done
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from dls import traffic
 from dls.comm.base import PROGRAM, Comm, reduce_bytes
 from dls.comm.errors import ExchangeError
-from dls.comm.lanes import MOST
+from dls.comm.lanes import MOST, Tally
 from reference.collectives import Gather, Round, Sum, Swap, deliver
 
 T = TypeVar("T")
@@ -35,8 +35,9 @@ class Ended(BaseException):
 class Carried:
     """A round that waits for the other workers'. See `dls.comm.base.Pending`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
         self.posted, self.finished = time.perf_counter(), math.nan
+        self.tally = tally
         self.answer: Any = None
 
     def done(self) -> bool:
@@ -52,7 +53,7 @@ class Room:
         self._left = set(range(size))
         self._turns = [threading.Semaphore(rank == 0) for rank in range(size)]
         self._idle = 0
-        self._rounds: dict[tuple[int, int], dict[int, tuple[Round, Comm, Carried]]] = defaultdict(dict)
+        self._rounds: dict[tuple[int, int], dict[int, tuple[Round, Carried]]] = defaultdict(dict)
 
     status: int | None
 
@@ -95,18 +96,18 @@ class Room:
 
     def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
         """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
-        carried = Carried()
+        carried = Carried(comm.tally)
         comm.count(asked, _expected(asked, comm))
         if (isinstance(asked, Gather) and asked.sizes is None) or (isinstance(asked, Swap) and asked.size is None):
             comm.count_sizes(asked)
         waiting = self._rounds[place]
-        waiting[comm.rank] = asked, comm, carried
+        waiting[comm.rank] = asked, carried
         self._idle = 0
         if len(waiting) == self.size:
             del self._rounds[place]
             everyone = [waiting[rank] for rank in range(self.size)]
-            for (own, whose, theirs), answer in zip(everyone, deliver([each for each, _, _ in everyone]), strict=True):
-                whose.received_bytes += _received_now(own, answer)
+            for (own, theirs), answer in zip(everyone, deliver([each for each, _ in everyone]), strict=True):
+                theirs.tally.received += _received_now(own, answer)
                 theirs.answer, theirs.finished = answer, time.perf_counter()
         return carried
 

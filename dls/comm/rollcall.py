@@ -21,6 +21,10 @@ class RollCall:
         self._comm = world.Dup()
         self._sent: list[MPI.Request] = []
 
+    def finish(self) -> None:
+        """Ask and answer no more."""
+        self._comm.Free()
+
     def answer(self, what: str) -> None:
         """Tell those who ask that this rank waits for `what`."""
         while self._comm.Iprobe(tag=self.ASK):

@@ -56,10 +56,21 @@ class Carried:
         return not math.isnan(self.finished)
 
 
+_shared: list[World] = []
+
+
+def shared(timeout: float) -> World:
+    """The one World of a program's exchanges, on a duplicate of all ranks' communicator. Every rank calls it."""
+    if not _shared:
+        _shared.append(World(timeout, guarded=False, private=True))
+    return _shared[0]
+
+
 class World(Comm):
     """The ranks that mpirun has started, or those of a communicator of mpi4py. MissingMPI where there is no library.
 
-    guarded: end this process where the library waits for other ranks beyond the timeout, at the start and at the end.
+    private: on a duplicate, so that nothing mixes with what the program says. guarded: end this process where the library waits
+    for other ranks beyond the timeout, at the start and at the end.
 
     `outlives_ranks`: the library goes on without a rank that died (mpirun --with-ft ulfm); elsewhere it ends the others.
     """
@@ -72,6 +83,7 @@ class World(Comm):
         world: MPI.Intracomm | None = None,
         before: World | None = None,
         guarded: bool = True,
+        private: bool = False,
     ) -> None:
         if not MPI:
             words = "pip install 'dls[mpich]', or load the cluster's MPI (module load …)"
@@ -84,6 +96,7 @@ class World(Comm):
         with watched(timeout, "start") if guarded else nullcontext(), losses("the start"):
             if not MPI.Is_initialized():
                 MPI.Init_thread()
+            self._world = self._world.Dup() if private else self._world
             self._roll_call = RollCall(self._world)
             node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
             self.rank_on_node = node.Get_rank()
@@ -232,6 +245,13 @@ class World(Comm):
                     words = self._roll_call.missing(what)
                     raise ExchangeError(f"{words} after {self.timeout:g} s of waiting (--timeout)")
             time.sleep(NAP)
+
+    def finish(self) -> None:
+        """Give back what it holds of MPI; nothing must be under way. Every rank calls it."""
+        self._mover.stop()
+        self._roll_call.finish()
+        for comm in (*self._lane_comms, self._world):
+            comm.Free()
 
     def part(self) -> None:
         """At the end of a run on ranks that outlive each other: return when all are here, so that all know of the same losses.

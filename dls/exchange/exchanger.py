@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dls.backends import Backend, Ops
 from dls.comm.base import Comm, Waiting
-from dls.comm.lanes import MOST, Flight
+from dls.comm.lanes import MOST, Flight, Tally
 from dls.exchange.clock import Clock
 from dls.exchange.layout import Bucket, Layout
 from dls.exchange.memory import State
@@ -94,7 +94,7 @@ class Exchanger:
         self._finished = 0
         self._open: dict[int, set[int]] | None = None
         self._flights: list[tuple[Bucket, Flight]] = []
-        self._arrived = 0
+        self._arrived, self._tally = 0, Tally()
         self._adjustment: Flight | None = None
         self._adjusted = self._closed = False
 
@@ -102,14 +102,14 @@ class Exchanger:
 
     def begin(self, finished: int) -> None:
         """Begin the step that follows so many finished ones. Of what was before, only the other ranks' next k is waited for."""
+        self._expect(self._open is None, "begin comes after end")
         with self._closing():
-            self._expect(self._open is None, "begin comes after end")
             with self.clock.phase("exposed"):
                 self._open_lanes()
                 self._settle()
                 if self._nan:
                     self._nan.keep(self.method.state())
-                self.comm.sent_bytes = self.comm.received_bytes = 0
+                self._tally = Tally()
                 self.method.begin(finished)
             self._finished, self._adjusted = finished, False
             self._open = {bucket.index: set(bucket.layers) for bucket in self.buckets}
@@ -125,14 +125,14 @@ class Exchanger:
         gradient: an array, or the arrays that make it up, of any shape; None: it lies in `gradients`. ValueError for a layer that
         there is not, or that came already. NonFiniteError where the gradient holds NaN or infinity.
         """
+        bucket = self._bucket_of.get(layer)
+        self._expect(self._open is not None, "ready comes after begin")
+        if bucket is None or layer not in self._waiting[bucket.index]:
+            raise ValueError(f"{self._name(layer)} has been ready in this step, or there is no such layer")
+        if gradient is not None:
+            self._take(layer, gradient)
         with self._closing():
-            bucket = self._bucket_of.get(layer)
-            self._expect(self._open is not None, "ready comes after begin")
-            if bucket is None or layer not in self._waiting[bucket.index]:
-                raise ValueError(f"layer {layer} has been ready in this step, or there is no such layer")
             self.clock.layer_done(layer)
-            if gradient is not None:
-                self._take(layer, gradient)
             self.comm.progress()
             self._waiting[bucket.index].discard(layer)
             if self._overlap or not any(self._waiting.values()):
@@ -144,6 +144,7 @@ class Exchanger:
 
         ValueError where layers are missing.
         """
+        self._check_complete()
         with self._closing():
             self._adjust()
             met = self._met_by()
@@ -165,7 +166,7 @@ class Exchanger:
                 self._describe(row, record)
             with self.clock.phase("select"):
                 self._release(skip=bool(met_by))
-            row.payload_bytes, row.received_bytes = self.comm.sent_bytes, self.comm.received_bytes
+            row.payload_bytes, row.received_bytes = self._tally.sent, self._tally.received
             self.clock.stop()
             if record:
                 row.residual_norm = self.method.residual_norms()
@@ -181,6 +182,7 @@ class Exchanger:
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `state` gave, between two steps. Every rank calls it. ValueError where it does not fit."""
+        self._expect(self._open is None, "restore comes between steps")
         self._open_lanes()
         self._settle()
         self._run(self.method.restore(state))
@@ -194,8 +196,7 @@ class Exchanger:
     @contextmanager
     def _closing(self) -> Iterator[None]:
         """Close behind an exception."""
-        if self._closed:
-            raise RuntimeError("this exchange is closed, after an error: build another one from its last state")
+        self._check_open()
         try:
             yield
         except BaseException:
@@ -203,8 +204,25 @@ class Exchanger:
             raise
 
     def _expect(self, right: bool, words: str) -> None:
+        self._check_open()
         if not right:
             raise ValueError(words)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this exchange is closed, after an error: build another one from its last state")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step has begun and not ended."""
+        return self._open is not None
+
+    def finish(self) -> None:
+        """Take part no more, between two steps, when all ranks do: nothing is under way then."""
+        if not self._closed:
+            self._expect(self._open is None, "close comes between steps")
+            self._settle()
+            self._closed = True
 
     def close(self) -> None:
         """Take part no more; what is under way is dropped."""
@@ -236,24 +254,29 @@ class Exchanger:
                     self._nan.clear(gradient)
             generator = self.method.exchange(bucket, gradient)
             around = lambda: self.clock.phase("decode", bucket.layers)  # noqa: E731
-            flight = self.comm.lanes.launch(
-                bucket.index % self._lanes, generator, self.layout.words(bucket.layers), around
-            )
+            lane, words = bucket.index % self._lanes, self.layout.words(bucket.layers)
+            flight = self.comm.lanes.launch(lane, generator, words, around, self._tally)
             self._flights.append((bucket, flight))
             if self._nan and len(self._flights) == len(self.buckets):
-                self._nan.tell()
+                with self.comm.counting(self._tally):
+                    self._nan.tell()
+
+    def _check_complete(self) -> None:
+        self._expect(self._open is not None, "arrivals come after begin")
+        if missing := [layer for layers in self._waiting.values() for layer in layers]:
+            raise ValueError(f"{self._name(missing[0])} is not ready")
+
+    def _name(self, layer: int) -> str:
+        return self.layout.words(range(layer, layer + 1)) if 0 <= layer < len(self.layout) else f"layer {layer}"
 
     def _adjust(self) -> None:
         """Once all has left: let the method move its k, and tell it the other ranks."""
-        self._expect(self._open is not None, "arrivals come after begin")
-        if missing := [layer for layers in self._waiting.values() for layer in layers]:
-            raise ValueError(f"{self.layout.words(range(missing[0], missing[0] + 1))} is not ready")
         if self._adjusted:
             return
         self._adjusted = True
         with self.clock.phase("adjust"):
             generator = self.method.adjust(self._finished + 1)
-            self._adjustment = self.comm.lanes.launch(self._lanes, generator, "the other ranks' next k")
+            self._adjustment = self._tell(generator, "the other ranks' next k")
 
     def _met_by(self) -> Sequence[int]:
         if not self._nan:
@@ -268,7 +291,9 @@ class Exchanger:
         if not complete:
             return slice(0, 0)
         with self.clock.phase("decode", bucket.layers):
-            return self.method.complete(bucket, landed, self.update)
+            span = self.method.complete(bucket, landed, self.update)
+        flight.value = [(place, exchanged._replace(update=())) for place, exchanged in landed]  # the others' entries are in
+        return span
 
     def _describe(self, row: Row, record: bool) -> None:
         if record:
@@ -282,7 +307,7 @@ class Exchanger:
             self._run(self.method.restore(self._nan.kept))
         else:
             for _, flight in self._flights:
-                landed: Landed = flight.value  # type: ignore[assignment]  # it has returned
+                landed: Landed = flight.value
                 self.method.release(landed)
         if self._nan:
             self._nan.forget()
@@ -300,7 +325,11 @@ class Exchanger:
             self._adjustment = None
 
     def _run(self, generator: Generator[Round, Any, None]) -> None:
-        self.comm.lanes.wait(self.comm.lanes.launch(self._lanes, generator, "the other ranks' k"))
+        self.comm.lanes.wait(self._tell(generator, "the other ranks' k"))
+
+    def _tell(self, generator: Generator[Round, Any, None], what: str) -> Flight:
+        """Launch what is of no bucket, on the last lane."""
+        return self.comm.lanes.launch(self._lanes, generator, what, tally=self._tally)
 
 
 class _Nan:

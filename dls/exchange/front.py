@@ -60,11 +60,15 @@ class Exchange:
     ) -> None:
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
+        for name, value, least in (("bucket_size", bucket_size, 1), ("threads", threads, 0), ("timeout", timeout, 0)):
+            if not value >= least or (name != "timeout" and int(value) != value):
+                raise ValueError(f"{name} is {value!r}; it must be a number from {least} on")
         self._shapes = {name: _shape(name, size) for name, size in layers.items()}
         layout = Layout([Layer(name, int(np.prod(shape)), (shape,)) for name, shape in self._shapes.items()])
         chosen = _method(method)
         own = settings.build(chosen.Settings, of_method)
         self.comm = _comm(comm, timeout)
+        self._owns = comm is not None and not isinstance(comm, Comm)
         self._backend = backends.load(backend, self.comm.rank_on_node)
         if threads or self.comm.size > 1:
             self._backend.ops.set_threads(threads or cores.of(self.comm))
@@ -72,46 +76,47 @@ class Exchange:
             layout, chosen, own, self.comm, self._backend, bucket_size=bucket_size, on_nan=on_nan
         )
         self._number = {name: number for number, name in enumerate(self._shapes)}
-        self._begun = False
         self.steps = 0
         """Finished steps."""
         self.row: Row | None = None
-        """Of the last finished step: bytes given and received, seconds of each phase, k and thresholds of each layer."""
+        """Of the last finished step: bytes given and received, seconds of each phase; k and thresholds if `end` recorded them."""
 
     def __call__(self, gradients: Array | Mapping[str, Array]) -> Any:
         """The mean over the ranks, in the form in which the gradients came."""
-        if isinstance(gradients, Mapping):
-            self._check_names(gradients)
-            pieces = {name: np.asarray(gradients[name]) for name in self._shapes}
-        else:
-            pieces = self._pieces(np.asarray(gradients))
+        named = isinstance(gradients, Mapping)
+        pieces = self._named(gradients) if isinstance(gradients, Mapping) else self._cut(gradients)
+        values = {name: self._values(name, piece) for name, piece in pieces.items()}  # all are right before anything leaves
         self.begin()
         for name in reversed(self._shapes):
-            self.ready(name, pieces[name])
+            self._exchanger.ready(self._number[name], values[name])
         self.end()
         mean = self._mean()
-        if not isinstance(gradients, Mapping):
+        if not named:
             return mean
-        return {name: self._layer(mean, name).astype(piece.dtype) for name, piece in pieces.items()}
+        return {name: self._layer(mean, name).astype(np.asarray(piece).dtype) for name, piece in pieces.items()}
 
     def begin(self) -> None:
         """Begin a step; the one before it ends, where it has not."""
-        if self._begun:
+        if self._exchanger.is_open:
             self.end()
         self._exchanger.clock.restart()
         self._exchanger.begin(self.steps)
-        self._begun = True
 
     def ready(self, name: str, gradient: Array) -> None:
         """A layer's gradient is complete. It is copied; layers that are complete leave together. ValueError, NonFiniteError."""
         if name not in self._number:
             raise ValueError(f"there is no layer {name!r}; there are {', '.join(self._shapes)}")
+        self._exchanger.ready(self._number[name], self._values(name, gradient))
+
+    def _values(self, name: str, gradient: Any) -> Array:
+        """A gradient as float32, where the backend computes. ValueError where it is another layer's, or of another kind."""
         array = np.asarray(gradient)
         if array.shape not in (self._shapes[name], (int(np.prod(self._shapes[name])),)):
             raise ValueError(f"the gradient of {name} has the shape {array.shape}, not {self._shapes[name]}")
+        if array.dtype.kind != "f":
+            raise ValueError(f"the gradient of {name} has the type {array.dtype}, not a floating one")
         with np.errstate(over="ignore"):
-            values = self._backend.ops.from_host(np.ascontiguousarray(array, dtype=np.float32))
-        self._exchanger.ready(self._number[name], values)
+            return self._backend.ops.from_host(np.ascontiguousarray(array, dtype=np.float32))
 
     def arrivals(self) -> Iterator[tuple[str, Array]]:
         """Each layer's mean, as it arrives, until the step is over. The arrays are valid until the next step begins."""
@@ -122,13 +127,15 @@ class Exchange:
                 yield name, self._layer(self._backend.ops.to_host(self._exchanger.update), name)
         self.end()
 
-    def end(self) -> Row:
-        """The step is over: what was sent leaves the residual. Returns what it moved, and the seconds of its phases."""
-        if self._begun:
-            self.row = self._exchanger.end(record=True)
+    def end(self, record: bool = False) -> Row:
+        """The step is over: what was sent leaves the residual. Returns what it moved, and the seconds of its phases.
+
+        record: also k, threshold and residual norm of each layer.
+        """
+        if self._exchanger.is_open:
+            self.row = self._exchanger.end(record)
             if self.row.met_by:
                 self._exchanger.update[...] = 0
-            self._begun = False
             self.steps += 1
         if self.row is None:
             raise ValueError("no step has begun")
@@ -149,14 +156,29 @@ class Exchange:
         self._exchanger.restore(state)
         self.steps = int(state[STEPS])
 
-    def _check_names(self, gradients: Mapping[str, Array]) -> None:
+    def close(self) -> None:
+        """Take part no more. Every rank calls it, between two steps; what the exchange held of MPI is free again."""
+        self._exchanger.finish()
+        if self._owns:
+            self.comm.finish()
+            self._owns = False
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+
+    def _named(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
         if missing := [name for name in self._shapes if name not in gradients]:
             raise ValueError(f"there is no gradient of layer {missing[0]}")
         if odd := [name for name in gradients if name not in self._shapes]:
             raise ValueError(f"there is no layer {odd[0]!r}; there are {', '.join(self._shapes)}")
+        return {name: gradients[name] for name in self._shapes}
 
-    def _pieces(self, flat: Array) -> dict[str, Array]:
-        n = self._exchanger.layout.n
+    def _cut(self, gradient: Any) -> dict[str, Array]:
+        n, flat = self._exchanger.layout.n, np.asarray(gradient)
         if flat.shape != (n,):
             raise ValueError(f"the gradient has the shape {flat.shape}, not ({n},); give a mapping for separate arrays")
         cuts = np.split(flat, self._exchanger.layout.offsets[1:-1])
@@ -189,11 +211,16 @@ def _method(name: str) -> type[methods.Method]:
 
 
 def _comm(given: Any, timeout: float) -> Comm:
-    """What carries the exchange. A communicator that is handed in is duplicated, so that nothing mixes with its own messages."""
+    """What carries the exchange: always duplicates of communicators, so that nothing mixes with the program's own messages."""
     if isinstance(given, Comm):
         return given
     if given is None and not launcher.launched(os.environ):
         return local.alone()
-    from dls.comm.world import World  # here, as it loads MPI
+    from dls.comm.world import World, shared  # here, as it loads MPI
 
-    return World(timeout, None if given is None else given.Dup(), guarded=False)
+    if given is not None:
+        return World(timeout, given.Dup(), guarded=False)
+    comm = shared(timeout)
+    if words := launcher.alone(comm.size, comm.library, os.environ):
+        raise ValueError(words)
+    return comm

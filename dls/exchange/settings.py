@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+
 Integers = tuple[int, ...]
 CountOrOptimal = int | Literal["optimal"]
 Field = dataclasses.Field[Any]
@@ -83,7 +85,7 @@ def build(settings: type, values: Mapping[str, Any]) -> Any:
     known = fields_of(settings)
     if odd := [name for name in values if name not in known]:
         raise SettingError(f"there is no setting {odd[0]!r} here; there are {', '.join(known)}")
-    return settings(**{name: parse(name, *known[name], value) for name, value in values.items()})
+    return settings(**{name: parse(name, *known[name], value, shown=str) for name, value in values.items()})
 
 
 def parse(name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[str], str] = flag) -> Any:
@@ -98,6 +100,7 @@ def parse(name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[s
 
 def _convert(kind: Any, value: Any) -> Any:
     """Raises TypeError or ValueError where value is not of that kind."""
+    value = value.item() if isinstance(value, np.generic) else value
     if kind == Integers:
         items = value.replace("x", ",").split(",") if isinstance(value, str) else value
         return tuple(_convert(int, item) for item in items)
@@ -137,7 +140,11 @@ class UnknownChoice(SettingError):
 
     def __init__(self, name: str, value: str, choices: Sequence[str]) -> None:
         super().__init__(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices)}")
-        self.value, self.choices = value, choices
+        self.name, self.value, self.choices = name, value, choices
+
+    def __reduce__(self) -> Any:
+        """It travels between ranks."""
+        return UnknownChoice, (self.name, self.value, self.choices)
 
 
 def show(value: Any) -> str:

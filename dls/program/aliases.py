@@ -46,6 +46,8 @@ ALIASES = {
     "log_every": "trace_every",
 }
 """What people call a setting elsewhere, and what it is called here."""
+FLAGS = frozenset({"config", "help", "import", "imports", "resume", "version", "workers"})
+"""Flags of the command line that are no settings."""
 RANKS = "mpirun -n says how many ranks there are, or --workers"
 OPTIMIZER = "SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"
 ELSEWHERE = {

@@ -161,7 +161,10 @@ class _Fields(Mapping[str, Field]):
     def _all(self) -> dict[str, tuple[Field, Any]]:
         if self._known[0] != (registered := methods.registered()):
             first, *rest = [(name, each) for name, each in fields_of(Config).items() if name != "own"]
-            self._known = registered, dict([first]) | methods.settings() | dict(rest)
+            of_methods = methods.settings()
+            if taken := of_methods.keys() & ({first[0], "own", *dict(rest)} | aliases.FLAGS):
+                raise UsageError(f"the method's setting {min(taken)!r} has the name of another setting or flag; rename it")
+            self._known = registered, dict([first]) | of_methods | dict(rest)
         return self._known[1]
 
     def __getitem__(self, name: str) -> Field:
@@ -309,13 +312,16 @@ def describe_default(name: str) -> str:
 def before_ranks_meet(argv: Sequence[str]) -> tuple[float, int]:
     """The timeout and the workers that a command line sets, itself or in its TOML file; the defaults where they cannot be used.
 
-    The file is read again when the ranks have met: what is no plain file, such as a pipe, is left for then.
+    The file is read again when the ranks have met: what is no plain file, such as a pipe, is left for then. UsageError for what
+    workers, who meet nobody, may hear at once.
     """
     try:
         command = parse_command_line(argv)
         table = read_toml(command.config) if command.config and os.path.isfile(command.config) else {}
         return build(table, command.flags).timeout, command.workers
     except UsageError:
+        if any(each.partition("=")[0] == "--workers" for each in argv):
+            raise
         return Config.timeout, 0
 
 

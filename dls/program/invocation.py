@@ -29,9 +29,20 @@ def _interpreter() -> str:
 
 def go_on(out: Path, ranks: int) -> str:
     """The whole command that goes on with the run in that folder, on as many ranks."""
-    launcher = _launcher() or _plain_launcher(ranks)
-    flags = ["--resume", "--out", str(out)]
+    kept = _kept(sys.argv[1:])
+    launcher = _launcher() or _plain_launcher(1 if "--workers" in kept else ranks)
+    flags = [*kept, "--resume", "--out", str(out)]
     return " ".join([*map(shlex.quote, launcher), python(), *map(shlex.quote, [*_program(), *flags])])
+
+
+def _kept(arguments: Sequence[str]) -> list[str]:
+    """The flags that no checkpoint keeps, and without which the run cannot go on."""
+    kept: list[str] = []
+    for place, text in enumerate(arguments):
+        flag, equals, value = text.partition("=")
+        if flag in ("--import", "--workers"):
+            kept += [flag, value if equals else arguments[place + 1]]
+    return kept
 
 
 def _program() -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,17 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(argv: Sequence[str]) -> None:
+def load(argv: Sequence[str]) -> UsageError | None:
     """Run the files that a command line imports, before the rest of it is read: what they register has flags of its own.
 
-    UsageError where one cannot be run.
+    Returns why one cannot be run, which all ranks must hear of.
     """
-    for name in _named(argv):
-        run(Path(name))
+    try:
+        for name in _named(argv):
+            run(Path(name))
+    except UsageError as error:
+        return error
+    return None
 
 
 def _named(argv: Sequence[str]) -> Iterator[str]:
@@ -45,7 +50,8 @@ def _named(argv: Sequence[str]) -> Iterator[str]:
 
 def run(path: Path) -> None:
     """Run a file as a module, once. UsageError."""
-    name = PREFIX + path.stem
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"{PREFIX}{path.stem}_{digest}"
     there = sys.modules.get(name)
     if there is not None and getattr(there, "__file__", None) == str(path.resolve()):
         return
@@ -57,6 +63,6 @@ def run(path: Path) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--import {path}: {type(error).__name__}: {error}") from error

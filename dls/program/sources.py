@@ -63,7 +63,7 @@ class State:
 
 def version() -> str:
     """The program's version, and a hash of all its sources, the same wherever the same code runs."""
-    return f"{dls.__version__}+{_hash(_below(ROOT, PACKAGES), ROOT)}"
+    return f"{dls.__version__}+{_hash([*_below(ROOT, PACKAGES), *imported()], ROOT)}"
 
 
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
@@ -158,7 +158,7 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
 
 
 def imported() -> list[Path]:
-    """The files that `--import` has run."""
+    """The files that `--import` has run. They count for every run, as each may bring a method, a model or a data set."""
     modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     return [Path(module.__file__) for module in modules if module.__file__]
 

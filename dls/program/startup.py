@@ -76,9 +76,18 @@ class Run:
     lock: Lock = field(default_factory=Lock)
 
 
-def read_command_line(argv: Sequence[str], comm: Comm, request: StopRequest) -> CommandLine:
-    """What the user typed, on every rank, with the settings of a file as rank 0 reads them, once. UsageError, on all ranks."""
-    command = comm.together(lambda: config.parse_command_line(argv))
+def read_command_line(argv: Sequence[str], comm: Comm, request: StopRequest, refused: UsageError | None = None) -> CommandLine:
+    """What the user typed, on every rank, with the settings of a file as rank 0 reads them, once. UsageError, on all ranks.
+
+    refused: what this rank has against it already.
+    """
+
+    def parse() -> CommandLine:
+        if refused is not None:
+            raise refused
+        return config.parse_command_line(argv)
+
+    command = comm.together(parse)
     check_same(comm, {"resume": command.resume})
     return replace(command, file=comm.from_rank_0(lambda: _read_file(command.config, request) if command.config else {}))
 
@@ -208,17 +217,22 @@ def _settings(layers: Sequence[Mapping[str, Any]], found: Checkpoint | None, ran
     stored = config.from_toml(found.config, str(found.folder / "manifest.json"))
     if ranks != found.world_size:
         stored["batch_size"] = given.get("batch_size") or _share_of_batch(config.build(stored).batch_size, found, ranks)
+    kept = config.build(stored)
     for name, value in given.items():
-        if _is_fixed(name, stored) and stored.get(name, value) != value:
-            theirs, ours = show(value), show(stored[name])
+        if _is_fixed(name, kept) and getattr(kept, name) != value:
+            theirs, ours = show(value), show(getattr(kept, name))
             raise UsageError(f"{flag(name)} {theirs} is not that of the run in {given['out']}, which has {ours}")
     return config.build(stored, *layers)
 
 
-def _is_fixed(name: str, stored: Mapping[str, Any]) -> bool:
+def _is_fixed(name: str, kept: Config) -> bool:
     """Whether a run keeps this setting; the cut into buckets too, where what is exchanged depends on it."""
-    by_bucket = stored.get("collective") in BY_BUCKET
-    return bool(config.FIELDS[name].metadata["fixed"]) or (name == "bucket_size" and by_bucket)
+    return bool(config.FIELDS[name].metadata["fixed"]) or (name == "bucket_size" and _by_bucket(kept))
+
+
+def _by_bucket(settings: Config) -> bool:
+    """Whether the method's collective chooses inside buckets."""
+    return "collective" in methods.reads(settings.method) and settings.collective in BY_BUCKET
 
 
 def _share_of_batch(batch_size: int, found: Checkpoint, ranks: int) -> int:
@@ -289,7 +303,6 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
 def make_exchanger(settings: Config, model: Model, comm: Comm, backend: Backend) -> Exchanger:
     """The exchange of a model's gradients. ValueError where method and model do not go together."""
     layers = [Layer(each.name, each.size, channels=_channels(each, model.chain)) for each in model.layers]
-    by_bucket = settings.collective in BY_BUCKET
     return Exchanger(
         Layout(layers),
         methods.load(settings.method),
@@ -297,7 +310,7 @@ def make_exchanger(settings: Config, model: Model, comm: Comm, backend: Backend)
         comm,
         backend,
         gradients=model.gradients,
-        bucket_size=settings.bucket_size if settings.overlap or by_bucket else 0,
+        bucket_size=settings.bucket_size if settings.overlap or _by_bucket(settings) else 0,
         overlap=settings.overlap,
         on_nan=settings.on_nan,
     )
@@ -359,7 +372,7 @@ def _notes(passed: Sequence[str], run: Run, found: Checkpoint, comm: Comm) -> tu
             f"ranks: {comm.size}, before {found.world_size}; each goes on with the mean of those that it follows; "
             f"{run.batches.global_batch} images a step, {run.config.batch_size} a rank"
         )
-    differences = environment.differences(found.environment, run.environment)
+    differences = environment.differences(found.environment, run.environment, run.exchanger.method.library_sums)
     return (*notes, *([differences] if differences else []))
 
 

@@ -44,7 +44,10 @@ class States:
         arrays: dict[str, NDArray[Any]] = {}
         for part in self._parts:
             if part.shared is shared:
-                arrays |= part.save()
+                own = part.save()
+                if twice := arrays.keys() & own.keys():
+                    raise ValueError(f"two parts of the run keep something called {min(twice)!r}: rename that of your method")
+                arrays |= own
         return arrays
 
     def expected(self, shared: bool) -> dict[str, NDArray[Any]]:

@@ -43,8 +43,12 @@ def _blas() -> str:
     return " and ".join(sorted({word.strip() for word in words}))
 
 
-def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """A line that names what differs; empty where nothing does. What an older checkpoint does not say is left out."""
-    names = [name for name in NAMES if name in before and before[name] != now[name]]
+def differences(before: Mapping[str, str], now: Mapping[str, str], library_sums: bool = True) -> str:
+    """A line that names what differs; empty where nothing does. What an older checkpoint does not say is left out.
+
+    library_sums: whether the bits depend on what carries the messages, as it forms sums in an order of its own.
+    """
+    depends = [name for name in NAMES if library_sums or name != "mpi"]
+    names = [name for name in depends if name in before and before[name] != now[name]]
     changes = ", ".join(f"{name.replace('_', ' ')} {before[name]} → {now[name]}" for name in names)
     return f"the bits may differ from those of an uninterrupted run: {changes}" if names else ""

@@ -205,7 +205,7 @@ def test_bytes_are_those_that_a_carrier_counts(name: str, ranks: int, known: boo
         comm.lanes.open(1)
         generator = ALL[name](chosen[comm.rank], vectors[comm.rank], comm.net)
         comm.lanes.wait(comm.lanes.launch(0, generator, "all"))
-        return comm.received_bytes
+        return comm.tally.received
 
     assert timed(name, ranks, known).received == max(local.run(ranks, work))
 

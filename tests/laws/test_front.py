@@ -164,7 +164,7 @@ before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM,
 import dls
 assert not {"mpi4py", "h5py", "numba", "numpy"} & sys.modules.keys(), sys.modules.keys()
 exchange = dls.Exchange({"a": 4}, density=0.5, backend="numpy")
-exchange([1, 2, 3, 4])
+exchange([1.0, 2.0, 3.0, 4.0])
 assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 assert threading.active_count() == 1
 assert "mpi4py" not in sys.modules and "h5py" not in sys.modules

@@ -12,6 +12,7 @@ import pytest
 from dls.comm import local
 from dls.comm.base import PROGRAM, Comm
 from dls.comm.errors import ExchangeError
+from dls.comm.lanes import Tally
 from reference.collectives import (
     COLLECTIVES,
     COUNT,
@@ -389,9 +390,9 @@ def test_bytes_are_counted(
     """As World counts them: payloads, and the numbers that tell their sizes."""
 
     def work(comm: Comm) -> tuple[int, int]:
-        comm.sent_bytes = comm.received_bytes = 0
+        comm.tally = Tally()
         pending = comm.post(PROGRAM, make(comm.rank), "bytes")
         comm.wait_until(pending.done, "bytes")
-        return comm.sent_bytes, comm.received_bytes
+        return comm.tally.sent, comm.tally.received
 
     assert local.run(3, work) == list(zip(sent, received, strict=True))

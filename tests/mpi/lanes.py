@@ -21,6 +21,7 @@ import numpy as np
 from dls.comm import local
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError
+from dls.comm.lanes import Tally
 from dls.comm.world import World
 from reference.collectives import (
     COLLECTIVES,
@@ -104,10 +105,10 @@ def expected(seed: int, ranks: int) -> list[list[Any]]:
 def counted(comm: Comm, seeds: int) -> tuple[int, int]:
     """Bytes sent and received."""
     comm.lanes.open(LANES)
-    comm.sent_bytes = comm.received_bytes = 0
+    comm.tally = Tally()
     for seed in range(seeds):
         fly(comm, seed)
-    return comm.sent_bytes, comm.received_bytes
+    return comm.tally.sent, comm.tally.received
 
 
 def check_bits(comm: World, seeds: int) -> None:

@@ -68,12 +68,19 @@ def _register(name: str, method: AnyMethod) -> AnyMethod:
     there = _registered.get(name)
     if name in _files() or (there is not None and _source(there) != _source(method)):
         raise ValueError(f"there is a method {name!r} already: give yours another name, @dls.register(\"other-name\")")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise ValueError(f"{name!r} cannot be a method's name: small letters, digits and single dashes can")
     known = settings()
-    for setting, (field, _) in fields_of(method.Settings).items():
-        if setting in known and known[setting][0].metadata != field.metadata:
-            raise ValueError(f"there is a setting {setting!r} already, with another meaning: rename that of {name!r}")
+    for setting, own in fields_of(method.Settings).items():
+        if setting in known and _shape(known[setting]) != _shape(own):
+            raise ValueError(f"there is a setting {setting!r} already, of another kind, default or text: rename that of {name!r}")
     _registered[name] = method
     return method
+
+
+def _shape(setting: tuple[Field, Any]) -> tuple[Any, ...]:
+    field, kind = setting
+    return kind, field.default, field.metadata
 
 
 def _source(method: type[Method]) -> tuple[str, str]:

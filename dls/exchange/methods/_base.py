@@ -47,11 +47,12 @@ class Method(ABC):
     and `release`.
 
     Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags and TOML keys. whole: all
-    layers are one bucket and one part.
+    layers are one bucket and one part. library_sums: its sums are in the library's order, so that bits depend on the library.
     """
 
     Settings: ClassVar[type] = NoSettings
     whole: ClassVar[bool] = False
+    library_sums: ClassVar[bool] = False
 
     def __init__(
         self, layout: Layout, settings: Any, net: Net, backend: Backend, buckets: Sequence[Bucket], clock: Clock | None = None

@@ -18,6 +18,8 @@ from reference.ops import Vector
 class Dense(Method):
     """Sends everything: one Allreduce a bucket, whose order of summing is the library's."""
 
+    library_sums = True
+
     def exchange(self, bucket: Bucket, gradient: Vector) -> Generator[Round, Any, Landed]:
         """Nothing to choose; only NaN and infinity are looked for."""
         with self.clock.phase("select", bucket.layers):
