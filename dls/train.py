@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         request = request or opened.enter_context(StopRequest())
         try:
             refused = plugins.load(argv)
+            if refused is not None and not launcher.launched(os.environ):
+                raise refused  # there is nobody else to hear of it
             timeout, workers = config.before_ranks_meet(argv)
             if workers:
                 return _main_of_workers(argv, workers, request, refused)

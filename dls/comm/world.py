@@ -56,14 +56,14 @@ class Carried:
         return not math.isnan(self.finished)
 
 
-_shared: list[World] = []
+_shared: dict[float, World] = {}
 
 
 def shared(timeout: float) -> World:
-    """The one World of a program's exchanges, on a duplicate of all ranks' communicator. Every rank calls it."""
-    if not _shared:
-        _shared.append(World(timeout, guarded=False, private=True))
-    return _shared[0]
+    """The World of a program's exchanges that wait so long, on a duplicate of all ranks' communicator. Every rank calls it."""
+    if timeout not in _shared:
+        _shared[timeout] = World(timeout, guarded=False, private=True)
+    return _shared[timeout]
 
 
 class World(Comm):

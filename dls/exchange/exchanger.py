@@ -210,7 +210,7 @@ class Exchanger:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("this exchange is closed, after an error: build another one from its last state")
+            raise RuntimeError("this exchange is closed, by close or an error: build another one from its last state")
 
     @property
     def is_open(self) -> bool:

@@ -61,7 +61,7 @@ class Exchange:
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
         for name, value, least in (("bucket_size", bucket_size, 1), ("threads", threads, 0), ("timeout", timeout, 0)):
-            if not value >= least or (name != "timeout" and int(value) != value):
+            if not value >= least or (name != "timeout" and value % 1 != 0):
                 raise ValueError(f"{name} is {value!r}; it must be a number from {least} on")
         self._shapes = {name: _shape(name, size) for name, size in layers.items()}
         layout = Layout([Layer(name, int(np.prod(shape)), (shape,)) for name, shape in self._shapes.items()])

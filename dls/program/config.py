@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,7 @@ class _Fields(Mapping[str, Field]):
         if self._known[0] != (registered := methods.registered()):
             first, *rest = [(name, each) for name, each in fields_of(Config).items() if name != "own"]
             of_methods = methods.settings()
-            if taken := of_methods.keys() & ({first[0], "own", *dict(rest)} | aliases.FLAGS):
-                raise UsageError(f"the method's setting {min(taken)!r} has the name of another setting or flag; rename it")
+            _check_names(of_methods, {first[0], "own", *dict(rest)})
             self._known = registered, dict([first]) | of_methods | dict(rest)
         return self._known[1]
 
@@ -179,6 +178,15 @@ class _Fields(Mapping[str, Field]):
     def type_of(self, name: str) -> Any:
         """The setting's type."""
         return self._all()[name][1]
+
+
+def _check_names(of_methods: Mapping[str, tuple[Field, Any]], others: Set[str]) -> None:
+    """UsageError where a method's setting hides something else: a setting, a flag, or what Config has beside settings."""
+    off = {f"no_{name}" for name, (_, kind) in fields_of(Config).items() if kind is bool}
+    off |= {f"no_{name}" for name, (_, kind) in of_methods.items() if kind is bool}
+    for name in sorted(of_methods):
+        if name in others | aliases.FLAGS | off or hasattr(Config, name):
+            raise UsageError(f"the method's setting {name!r} has the name of another setting or flag; rename it")
 
 
 FIELDS = _Fields()

@@ -30,7 +30,7 @@ def _interpreter() -> str:
 def go_on(out: Path, ranks: int) -> str:
     """The whole command that goes on with the run in that folder, on as many ranks."""
     kept = _kept(sys.argv[1:])
-    launcher = _launcher() or _plain_launcher(1 if "--workers" in kept else ranks)
+    launcher = _launcher() or _plain_launcher(1 if "--workers" in kept else ranks)  # workers are ranks of one process
     flags = [*kept, "--resume", "--out", str(out)]
     return " ".join([*map(shlex.quote, launcher), python(), *map(shlex.quote, [*_program(), *flags])])
 
@@ -38,10 +38,11 @@ def go_on(out: Path, ranks: int) -> str:
 def _kept(arguments: Sequence[str]) -> list[str]:
     """The flags that no checkpoint keeps, and without which the run cannot go on."""
     kept: list[str] = []
-    for place, text in enumerate(arguments):
+    for text, after in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = text.partition("=")
-        if flag in ("--import", "--workers"):
-            kept += [flag, value if equals else arguments[place + 1]]
+        typed = value if equals else after
+        if flag == "--import" or (flag == "--workers" and typed.strip("0")):  # 0 workers are ranks
+            kept += [flag, typed]
     return kept
 
 

@@ -69,7 +69,7 @@ def version() -> str:
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
     """What a run of this method would read now, and what else is its own."""
     files = [*_below(root, training_files(method, root)), *own, *imported()]
-    return State(_hash(files, root), "", {_name(path, root): _hash([path], root) for path in sorted(files)})
+    return State(_hash(files, root), "", {name: _hash([path], root) for name, path in _named(sorted(files), root).items()})
 
 
 def state_of_run(method: str, root: Path = ROOT) -> State:
@@ -214,6 +214,17 @@ def _hash(files: Iterable[Path], root: Path) -> str:
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _named(files: Iterable[Path], root: Path) -> dict[str, Path]:
+    """Files by name; one from elsewhere whose name is taken has its folders before it, as many as it needs."""
+    named: dict[str, Path] = {}
+    for path in dict.fromkeys(files):
+        name, above = _name(path, root), iter(path.parents)
+        while name in named:
+            name = f"{next(above).name}/{name}"
+        named[name] = path
+    return named
 
 
 def _content(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +41,11 @@ class States:
 
     def save(self, shared: bool) -> dict[str, NDArray[Any]]:
         """What is the same on all ranks, or what is this rank's own. Every rank calls it: a part may have to ask the others."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for part in self._parts:
-            if part.shared is shared:
-                own = part.save()
-                if twice := arrays.keys() & own.keys():
-                    raise ValueError(f"two parts of the run keep something called {min(twice)!r}: rename that of your method")
-                arrays |= own
-        return arrays
+        return _together(part for part in self._parts if part.shared is shared)
 
     def expected(self, shared: bool) -> dict[str, NDArray[Any]]:
         """What `load` wants to be given, as it is now."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for part in self._loadable(shared):
-            arrays |= part.save()
-        return arrays
+        return _together(self._loadable(shared))
 
     def load(self, arrays: Arrays, shared: bool) -> None:
         """Take over what `expected` has named. ValueError where a part cannot."""
@@ -74,6 +64,17 @@ class States:
                 for array in part.save().values():
                     digest.update(np.ascontiguousarray(array).data)
         return digest.digest()
+
+
+def _together(parts: Iterable[Part]) -> dict[str, NDArray[Any]]:
+    """What these parts keep. ValueError where two of them use one name."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for part in parts:
+        own = part.save()
+        if twice := arrays.keys() & own.keys():
+            raise ValueError(f"two parts of the run keep something called {min(twice)!r}: rename that of your method")
+        arrays |= own
+    return arrays
 
 
 def vector(name: str, values: Any, ops: Ops, *, shared: bool) -> Part:

@@ -70,7 +70,7 @@ def _register(name: str, method: AnyMethod) -> AnyMethod:
         raise ValueError(f"there is a method {name!r} already: give yours another name, @dls.register(\"other-name\")")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ValueError(f"{name!r} cannot be a method's name: small letters, digits and single dashes can")
-    known = settings()
+    known = settings(without=name)
     for setting, own in fields_of(method.Settings).items():
         if setting in known and _shape(known[setting]) != _shape(own):
             raise ValueError(f"there is a setting {setting!r} already, of another kind, default or text: rename that of {name!r}")
@@ -88,10 +88,12 @@ def _source(method: type[Method]) -> tuple[str, str]:
     return method.__qualname__, inspect.getsourcefile(method) or method.__module__
 
 
-def settings() -> dict[str, tuple[Field, Any]]:
-    """The settings of all methods, each with its type, by name."""
+def settings(without: str = "") -> dict[str, tuple[Field, Any]]:
+    """The settings of all methods, or of all but one, each with its type, by name."""
     found: dict[str, tuple[Field, Any]] = {}
     for name in names():
+        if name == without:
+            continue
         found |= {key: value for key, value in fields_of(load(name).Settings).items() if key not in found}
     return found
 
