@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dls.cli import UsageError
+from dls.record.files import one_line
 
 PREFIX = "dls_import_"
 """Before the name of a file, as a module."""
@@ -65,4 +66,4 @@ def run(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"--import {path}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--import {path}: {type(error).__name__}: {one_line(str(error))}") from error

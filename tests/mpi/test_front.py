@@ -1,0 +1,12 @@
+"""dls.Exchange under mpirun: beside other exchanges, the program's own messages, and one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.launch import ROOT, launch
+
+
+def test_exchanges_keep_to_themselves(tmp_path: Path) -> None:
+    done = launch([(2, [ROOT / "tests" / "mpi" / "front.py"])], tmp_path)
+    assert (done.status, done.out) == (0, "done\ndone\n"), done.err
