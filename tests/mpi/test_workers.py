@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dls.exchange import methods
-from dls.record import reader
+from dls.record import checkpoint, lock, reader
 from dls.train import main
 from tests import cases, exchanging
 from tests.cases import Case
@@ -55,3 +56,29 @@ def compare(one: Path, other: Path, ranks: int, tolerance: float) -> None:
     assert mine["step"].tolist() == list(range(1, 7))
     for name in COLUMNS:
         np.testing.assert_allclose(mine[name], theirs[name], rtol=tolerance, atol=tolerance)
+
+
+DIFFERS = "mpi one process, 2 workers → "
+"""In the line that names on what else a run goes on, where its bits depend on that."""
+
+
+def test_other_bits_are_foretold_where_the_library_sums(tmp_path: Path) -> None:
+    """Sparse methods add up in an order of their own, in one process and elsewhere."""
+    names = methods.names()
+    for name in names:
+        work(2, f"{COMMON} --method {name} --steps 1 --out {tmp_path / name}")
+    done = train_all(2, [f"--resume --steps 2 --out {tmp_path / name}" for name in names], tmp_path)
+    said = re.split(r"; writing to (.*)\n", done.out)  # what each says first, and its folder
+    told = {Path(out).name: DIFFERS in words for words, out in zip(said[::2], said[1::2], strict=False)}
+    assert told == {name: name == "dense" for name in names}
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+def test_a_run_that_failed_leaves_its_folder_free(workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*COMMON.split(), "--steps", "20", "--workers", workers, "--out", str(tmp_path / "run")]
+    assert main([*command, "--lr", "1e30"]) == 1
+    assert lock.state(tmp_path / "run") is lock.State.FREE
+    assert main([*command, "--lr", "0.05", "--resume=auto"]) == 0, capsys.readouterr().err
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.step == 20
