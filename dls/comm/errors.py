@@ -9,5 +9,12 @@ class ExchangeError(RuntimeError):
     """An exchange that cannot come to its end, or brought something damaged."""
 
 
+class Dropped(ExchangeError):
+    """What was under way between these ranks was dropped, as another exchange of theirs has failed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: dropped, as another exchange between these ranks has failed")
+
+
 class RankLost(ExchangeError):
     """A rank has died, and the library can go on without it (Open MPI's fault tolerance, ULFM)."""

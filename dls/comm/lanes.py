@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dls.comm.errors import ExchangeError
+from dls.comm.errors import Dropped
 from reference.collectives import Round
 from reference.wire import MessageError
 
@@ -95,7 +95,8 @@ class Flight:
 class Lanes:
     """The lanes of a communicator, and what is under way on them.
 
-    Where one generator or the network has failed, every call raises that error until `close`.
+    Where one generator or the network has failed, every call raises that error until `close`. generation: how often they were
+    closed; what was launched before is dropped.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -103,6 +104,7 @@ class Lanes:
         self._queues: list[deque[Flight]] = []
         self._lock = threading.RLock()
         self._failed: BaseException | None = None
+        self.generation = 0
 
     def open(self, count: int) -> None:
         """Let there be so many. Every rank calls it."""
@@ -165,7 +167,7 @@ class Lanes:
 
     def _landed(self, flight: Flight) -> bool:
         if flight.dropped:
-            raise ExchangeError(f"{flight.what}: dropped, as another exchange between these ranks has failed")
+            raise Dropped(flight.what)
         self.advance()
         return flight.done
 
@@ -176,5 +178,6 @@ class Lanes:
                 for flight in queue:
                     flight.close()
             self._queues.clear()
+            self.generation += 1
             self._comm.drop_lanes()
             self._failed = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dls.backends import Backend, Ops
 from dls.comm.base import Comm, Waiting
+from dls.comm.errors import Dropped
 from dls.comm.lanes import MOST, Flight, Tally
 from dls.exchange.clock import Clock
 from dls.exchange.layout import Bucket, Layout
@@ -97,6 +98,7 @@ class Exchanger:
         self._arrived, self._tally = 0, Tally()
         self._adjustment: Flight | None = None
         self._adjusted = self._closed = False
+        self._generation = 0
 
     # --- a step --------------------------------------------------------------------------------
 
@@ -199,6 +201,9 @@ class Exchanger:
         self._check_open()
         try:
             yield
+        except Dropped:  # others may be under way again
+            self._closed = True
+            raise
         except BaseException:
             self.close()
             raise
@@ -221,7 +226,8 @@ class Exchanger:
         """Take part no more, between two steps, when all ranks do: nothing is under way then."""
         if not self._closed:
             self._expect(self._open is None, "close comes between steps")
-            self._settle()
+            with suppress(Dropped):
+                self._settle()
             self._closed = True
 
     def close(self) -> None:
@@ -255,8 +261,7 @@ class Exchanger:
             generator = self.method.exchange(bucket, gradient)
             around = lambda: self.clock.phase("decode", bucket.layers)  # noqa: E731
             lane, words = bucket.index % self._lanes, self.layout.words(bucket.layers)
-            flight = self.comm.lanes.launch(lane, generator, words, around, self._tally)
-            self._flights.append((bucket, flight))
+            self._flights.append((bucket, self._launch(lane, generator, words, around)))
             if self._nan and len(self._flights) == len(self.buckets):
                 with self.comm.counting(self._tally):
                     self._nan.tell()
@@ -317,6 +322,7 @@ class Exchanger:
     def _open_lanes(self) -> None:
         """One for each bucket, as far as there are any, and one for what `adjust` tells. The first time every rank meets here."""
         self.comm.lanes.open(self._lanes + 1)
+        self._generation = self.comm.lanes.generation
 
     def _settle(self) -> None:
         """Wait for what the last step's adjustment has asked for."""
@@ -329,7 +335,19 @@ class Exchanger:
 
     def _tell(self, generator: Generator[Round, Any, None], what: str) -> Flight:
         """Launch what is of no bucket, on the last lane."""
-        return self.comm.lanes.launch(self._lanes, generator, what, tally=self._tally)
+        return self._launch(self._lanes, generator, what)
+
+    def _launch(
+        self,
+        lane: int,
+        generator: Generator[Round, Any, Any],
+        what: str,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Flight:
+        """On the lanes that were open when the step began. Dropped where they are closed by now."""
+        if self._generation != self.comm.lanes.generation:
+            raise Dropped(what)
+        return self.comm.lanes.launch(lane, generator, what, around, self._tally)
 
 
 class _Nan:

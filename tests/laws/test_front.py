@@ -12,6 +12,7 @@ import pytest
 import dls
 from dls.comm import local
 from dls.comm.base import Comm
+from dls.comm.errors import ExchangeError
 from dls.exchange.settings import SettingError
 from reference.ops import NonFiniteError
 from tests.launch import ROOT
@@ -101,6 +102,7 @@ def test_a_state_goes_on_with_the_same_bits(method: str) -> None:
 WRONG = {
     "no such method": (lambda: make(method="topk"), "there is no method 'topk'"),
     "no such setting": (lambda: make(densty=0.1), "there is no setting 'densty'"),
+    "a method without settings": (lambda: make(method="dense"), "no setting 'density' here; there are none"),
     "a value out of range": (lambda: make(density=2.0), "2.0 is outside"),
     "a value of another type": (lambda: make(density="much"), "expected a number"),
     "no layers": (lambda: dls.Exchange({}, backend="numpy"), "there is no layer"),
@@ -113,6 +115,11 @@ WRONG = {
     "an unknown layer": (lambda: make()(gradients(0, 0) | {"c": np.zeros(3)}), "no layer 'c'"),
     "another shape": (lambda: make()(gradients(0, 0) | {"b": np.zeros(6)}), "the gradient of b"),
     "a foreign state": (lambda: make().restore({"k": np.zeros(3)}), "the state has no"),
+    "a bucket of half a value": (lambda: make(bucket_size=1.5), "bucket_size is 1.5"),
+    "a bucket without an end": (lambda: make(bucket_size=float("inf")), "bucket_size is inf"),
+    "no bucket": (lambda: make(bucket_size=0), "bucket_size is 0"),
+    "threads": (lambda: make(threads=-1), "threads is -1"),
+    "timeout": (lambda: make(timeout=float("nan")), "timeout is nan"),
     "nothing begun": (lambda: make().end(), "no step has begun"),
 }
 
@@ -125,12 +132,140 @@ def test_bad_input_is_one_clear_exception(case: tuple[Any, str]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_call_changes_nothing() -> None:
-    exchange, other = make(), make()
-    with pytest.raises(ValueError, match="shape"):
-        exchange(np.zeros(3, np.float32))
+FULL = {"w": np.ones((6, 5)), "b": np.ones(5), "scale": np.ones(())}
+BAD_GRADIENTS = {
+    "another length": np.zeros(3, np.float32),
+    "another shape": FULL | {"b": np.ones((1, 5))},
+    "integers": FULL | {"b": np.arange(5)},
+    "integers, flat": np.arange(N),
+    "complex numbers": FULL | {"scale": np.array(1j)},
+    "texts": FULL | {"b": np.array(["x"] * 5)},
+    "truth": FULL | {"b": np.ones(5, bool)},
+    "a layer too few": {"w": FULL["w"], "b": FULL["b"]},
+    "a layer too many": FULL | {"c": np.ones(1)},
+    "ragged": FULL | {"b": [[1.0], [1.0, 2.0]]},
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("case", BAD_GRADIENTS)
+@pytest.mark.parametrize("method", ["dls", "global-topk"])
+def test_a_bad_gradient_changes_nothing(case: str, method: str) -> None:
+    exchange, other = make(method=method), make(method=method)
+    for step in range(3):
+        with pytest.raises(ValueError):
+            exchange(BAD_GRADIENTS[case])
+        own = flat(gradients(0, step))
+        assert exchange(own).tobytes() == other(own).tobytes()
+    assert same(exchange, other)
+
+
+def same(one: dls.Exchange, other: dls.Exchange) -> bool:
+    a, b = one.state(), other.state()
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def test_a_wrong_order_of_calls_changes_nothing() -> None:
+    """On two workers, which make the same mistakes."""
+
+    def work(comm: Comm) -> None:
+        exchange, other = make(comm, bucket_size=1), make(comm, bucket_size=1)
+        for step in range(3):
+            own = gradients(comm.rank, step)
+            wrong("ready comes after begin", lambda: exchange.ready("b", own["b"]))  # noqa: B023
+            wrong("arrivals come after begin", lambda: next(exchange.arrivals()))
+            exchange.begin()
+            wrong("scale is not ready", lambda: next(exchange.arrivals()), "not ready")
+            exchange.ready("scale", own["scale"])
+            wrong("has been ready", lambda: exchange.ready("scale", own["scale"]))  # noqa: B023
+            wrong("there is no layer 'c'", lambda: exchange.ready("c", own["b"]))  # noqa: B023
+            wrong("has the shape", lambda: exchange.ready("b", own["w"]))  # noqa: B023
+            wrong("has the type", lambda: exchange.ready("b", np.arange(5)))
+            wrong("is not ready", lambda: next(exchange.arrivals()))
+            wrong("is not ready", exchange.end)
+            wrong("is not ready", exchange.begin)  # it would end this step
+            wrong("is not ready", lambda: exchange(flat(own)))  # noqa: B023
+            wrong("between steps", exchange.state)
+            wrong("between steps", lambda: exchange.restore({}))
+            wrong("between steps", exchange.close)
+            exchange.ready("b", own["b"])
+            exchange.ready("w", own["w"])
+            wrong("has been ready", lambda: exchange.ready("w", own["w"]))  # noqa: B023
+            arrived = {name: mean.copy() for name, mean in exchange.arrivals()}
+            assert flat({name: arrived[name] for name in own}).tobytes() == other(flat(own)).tobytes()
+            assert exchange.steps == other.steps == step + 1
+        assert same(exchange, other)
+
+    local.run(2, work)
+
+
+def wrong(words: str, act: Any, instead: str = "") -> None:
+    with pytest.raises(ValueError, match=instead or words):
+        act()
+
+
+def test_a_row_has_k_where_it_was_asked_for() -> None:
+    exchange = make()
     own = flat(gradients(0, 0))
-    assert exchange(own).tobytes() == other(own).tobytes()
+    exchange(own)
+    assert exchange.row is not None
+    assert (exchange.row.k, exchange.row.threshold, exchange.row.residual_norm) == (None, None, None)
+    for record in (False, True):
+        exchange.begin()
+        for name, gradient in gradients(0, 1).items():
+            exchange.ready(name, gradient)
+        row = exchange.end(record=record)
+        assert row is exchange.row
+        assert (row.k is not None, row.threshold is not None, row.residual_norm is not None) == (record,) * 3
+    assert row.k is not None
+    assert row.k.sum() == round(0.2 * N)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_nan": "skip"}, {"collective": "gtopk"}, {"method": "layerwise-topk"}])
+def test_bytes_of_exchanges_that_take_turns_are_counted_apart(options: dict[str, Any]) -> None:
+    def work(comm: Comm) -> None:
+        alone, small, large, large_alone = (make(comm, density=density, **options) for density in (0.2, 0.2, 0.9, 0.9))
+        for step in range(3):
+            own = gradients(comm.rank, step)
+            rows = []
+            small.begin()
+            large.begin()
+            for name in ("scale", "b", "w"):
+                small.ready(name, own[name])
+                large.ready(name, own[name])
+            rows = [small.end(), large.end()]
+            alone(flat(own))
+            large_alone(flat(own))
+            moved = [(row.payload_bytes, row.received_bytes) for row in (*rows, alone.row, large_alone.row) if row]
+            assert moved[:2] == moved[2:]
+            assert 0 < moved[0][0] < moved[1][0]
+
+    local.run(2, work)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_nan": "skip"}])
+def test_where_one_exchange_fails_another_s_step_ends_at_once(options: dict[str, Any]) -> None:
+    """The other's next step, after a fresh start from its last state, is as if nothing had been."""
+
+    def work(comm: Comm) -> None:
+        fails, goes, alone = make(comm), make(comm, **options), make(comm)
+        own = flat(gradients(comm.rank, 0))
+        goes(own)
+        alone(own)
+        state = goes.state()
+        goes.begin()
+        for name, gradient in gradients(comm.rank, 1).items():
+            goes.ready(name, gradient)
+        with pytest.raises(NonFiniteError):
+            fails(own * np.float32(np.nan))
+        with pytest.raises(ExchangeError, match="dropped, as another exchange between these ranks has failed"):
+            goes.end()
+        again = make(comm, **options)
+        again.restore(state)
+        own = flat(gradients(comm.rank, 1))
+        assert again(own).tobytes() == alone(own).tobytes()
+
+    local.run(2, work)
 
 
 def test_settings_errors_are_value_errors() -> None:
