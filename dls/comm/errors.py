@@ -10,7 +10,7 @@ class ExchangeError(RuntimeError):
 
 
 class Dropped(ExchangeError):
-    """What was under way between these ranks was dropped, as another exchange of theirs has failed."""
+    """What was under way between these ranks is dropped, as another exchange of theirs failed."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}: dropped, as another exchange between these ranks has failed")

@@ -95,8 +95,8 @@ class Flight:
 class Lanes:
     """The lanes of a communicator, and what is under way on them.
 
-    Where one generator or the network has failed, every call raises that error until `close`. generation: how often they were
-    closed; what was launched before is dropped.
+    Where one generator or the network has failed, every call raises that error until `close`.
+    generation: how often they were closed; what was launched before is dropped.
     """
 
     def __init__(self, comm: Comm) -> None:

@@ -60,7 +60,10 @@ _shared: dict[float, World] = {}
 
 
 def shared(timeout: float) -> World:
-    """The World of a program's exchanges that wait so long, on a duplicate of all ranks' communicator. Every rank calls it."""
+    """The World of a program's exchanges that wait so long, on a duplicate of COMM_WORLD.
+
+    Every rank calls it.
+    """
     if timeout not in _shared:
         _shared[timeout] = World(timeout, guarded=False, private=True)
     return _shared[timeout]

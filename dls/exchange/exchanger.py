@@ -215,7 +215,8 @@ class Exchanger:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("this exchange is closed, by close or an error: build another one from its last state")
+            words = "this exchange is closed, after an error or by close: build one from its last state"
+            raise RuntimeError(words)
 
     @property
     def is_open(self) -> bool:

@@ -84,7 +84,8 @@ def build(settings: type, values: Mapping[str, Any]) -> Any:
     """An instance with these values, each converted and checked. SettingError, also for a name that there is not."""
     known = fields_of(settings)
     if odd := [name for name in values if name not in known]:
-        raise SettingError(f"there is no setting {odd[0]!r} here; there are {', '.join(known) or 'none'}")
+        there = ", ".join(known) or "none"
+        raise SettingError(f"there is no setting {odd[0]!r} here; there are {there}")
     return settings(**{name: parse(name, *known[name], value, shown=str) for name, value in values.items()})
 
 

@@ -181,12 +181,16 @@ class _Fields(Mapping[str, Field]):
 
 
 def _check_names(of_methods: Mapping[str, tuple[Field, Any]], others: Set[str]) -> None:
-    """UsageError where a method's setting hides something else: a setting, a flag, or what Config has beside settings."""
+    """UsageError where a method's setting hides something else.
+
+    That is a setting, a flag, or what Config has beside settings.
+    """
     off = {f"no_{name}" for name, (_, kind) in fields_of(Config).items() if kind is bool}
     off |= {f"no_{name}" for name, (_, kind) in of_methods.items() if kind is bool}
     for name in sorted(of_methods):
         if name in others | aliases.FLAGS | off or hasattr(Config, name):
-            raise UsageError(f"the method's setting {name!r} has the name of another setting or flag; rename it")
+            words = "has the name of another setting or flag; rename it"
+            raise UsageError(f"the method's setting {name!r} {words}")
 
 
 FIELDS = _Fields()

@@ -30,7 +30,8 @@ def _interpreter() -> str:
 def go_on(out: Path, ranks: int) -> str:
     """The whole command that goes on with the run in that folder, on as many ranks."""
     kept = _kept(sys.argv[1:])
-    launcher = _launcher() or _plain_launcher(1 if "--workers" in kept else ranks)  # workers are ranks of one process
+    processes = 1 if "--workers" in kept else ranks
+    launcher = _launcher() or _plain_launcher(processes)
     flags = [*kept, "--resume", "--out", str(out)]
     return " ".join([*map(shlex.quote, launcher), python(), *map(shlex.quote, [*_program(), *flags])])
 

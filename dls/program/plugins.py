@@ -66,4 +66,5 @@ def run(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"--import {path}: {type(error).__name__}: {one_line(str(error))}") from error
+        words = f"{type(error).__name__}: {one_line(str(error))}"
+        raise UsageError(f"--import {path}: {words}") from error

@@ -69,7 +69,8 @@ def version() -> str:
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
     """What a run of this method would read now, and what else is its own."""
     files = [*_below(root, training_files(method, root)), *own, *imported()]
-    return State(_hash(files, root), "", {name: _hash([path], root) for name, path in _named(sorted(files), root).items()})
+    named = _named(sorted(files), root)
+    return State(_hash(files, root), "", {name: _hash([named[name]], root) for name in named})
 
 
 def state_of_run(method: str, root: Path = ROOT) -> State:
@@ -217,7 +218,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _named(files: Iterable[Path], root: Path) -> dict[str, Path]:
-    """Files by name; one from elsewhere whose name is taken has its folders before it, as many as it needs."""
+    """Files by name; one from elsewhere whose name is taken has folders before it, as it needs."""
     named: dict[str, Path] = {}
     for path in dict.fromkeys(files):
         name, above = _name(path, root), iter(path.parents)

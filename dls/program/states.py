@@ -72,7 +72,8 @@ def _together(parts: Iterable[Part]) -> dict[str, NDArray[Any]]:
     for part in parts:
         own = part.save()
         if twice := arrays.keys() & own.keys():
-            raise ValueError(f"two parts of the run keep something called {min(twice)!r}: rename that of your method")
+            words = f"two parts of the run keep something called {min(twice)!r}"
+            raise ValueError(f"{words}: rename that of your method")
         arrays |= own
     return arrays
 

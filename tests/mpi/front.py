@@ -1,9 +1,11 @@
-"""What tests/mpi/test_front.py runs on two ranks: exchanges beside each other and beside the program's own messages."""
+"""What tests/mpi/test_front.py runs on two ranks: exchanges, and messages of the program."""
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 from mpi4py import MPI
 
 import dls
+from dls.comm.errors import ExchangeError
+from reference.ops import NonFiniteError
 
 WORLD = MPI.COMM_WORLD
 N, STEPS = 60, 200
@@ -30,7 +34,7 @@ def gradient(step: int, rank: int, bad: bool = False) -> np.ndarray:
 
 
 def two_exchanges() -> None:
-    """One meets NaN in every second step, on one rank, the other never; both have the means of an exchange alone."""
+    """One meets NaN in every second step, on one rank, the other never, as one alone."""
     one, other, alone = make(), make(), make(WORLD)
     for step in range(STEPS):
         bad, own = step % 2 == 0, gradient(step, WORLD.rank)
@@ -39,7 +43,7 @@ def two_exchanges() -> None:
         one.ready("a", gradient(step, WORLD.rank, bad and WORLD.rank == 1))
         other.ready("a", own)
         assert list(one.end().met_by) == [1] * bad, step
-        (name, mean), = other.arrivals()
+        ((name, mean),) = other.arrivals()
         assert name == "a"
         assert other.row is not None
         assert list(other.row.met_by) == []
@@ -49,7 +53,7 @@ def two_exchanges() -> None:
 
 
 def beside_messages_of_the_program() -> None:
-    """Its own non-blocking Iallgather on COMM_WORLD, begun and awaited around those of the exchange."""
+    """Its own non-blocking Iallgather on COMM_WORLD, under way while the exchange is."""
     exchange = make()
     for step in range(STEPS):
         exchange.begin()
@@ -64,7 +68,7 @@ def beside_messages_of_the_program() -> None:
 
 
 def on_a_part_of_the_ranks() -> None:
-    """Each rank alone in a communicator of its own: it gets back what is its own, and its messages stay its own."""
+    """Each rank alone in a communicator of its own, then both in one that turns them round."""
     part = WORLD.Split(WORLD.rank)
     with make(part, density=1.0) as exchange:
         assert exchange.comm.size == 1
@@ -86,7 +90,14 @@ def one_after_the_other(comm: Any) -> None:
     before = threading.active_count()
     for number in range(40):
         with dls.Exchange(
-            MANY, comm=comm, method="layerwise-topk", density=0.1, backend="numpy", threads=1, timeout=20, bucket_size=1
+            MANY,
+            comm=comm,
+            method="layerwise-topk",
+            density=0.1,
+            backend="numpy",
+            threads=1,
+            timeout=20,
+            bucket_size=1,
         ) as exchange:
             mean = exchange(np.full(700, number, np.float32))
             assert set(mean.tolist()) <= {0.0, float(number)}
@@ -105,8 +116,23 @@ def closed_means_closed() -> None:
     refused(RuntimeError, "closed", exchange.state)
 
 
+def where_one_fails_the_other_hears_of_it() -> None:
+    """At once, not when the timeout is over; and the program goes on with others."""
+    fails, hears = make(on_nan="stop"), make()
+    hears.begin()
+    refused(NonFiniteError, "NaN", lambda: fails(np.full(N, np.nan, np.float32)))
+    began = time.monotonic()
+    refused(
+        ExchangeError, "dropped", lambda: (hears.ready("a", gradient(0, WORLD.rank)), hears.end())
+    )
+    assert time.monotonic() - began < 5
+    assert make()(gradient(0, WORLD.rank)).any()
+
+
 def each_waits_as_long_as_it_says() -> None:
-    one, other = (dls.Exchange({"a": 4}, backend="numpy", density=0.5, timeout=timeout) for timeout in (5, 6))
+    one, other = (
+        dls.Exchange({"a": 4}, backend="numpy", density=0.5, timeout=timeout) for timeout in (5, 6)
+    )
     assert (one.comm.timeout, other.comm.timeout) == (5, 6)
 
 
@@ -126,6 +152,7 @@ def main() -> None:
     one_after_the_other(WORLD)
     one_after_the_other(None)
     closed_means_closed()
+    where_one_fails_the_other_hears_of_it()
     each_waits_as_long_as_it_says()
     print("done")
 
@@ -134,8 +161,6 @@ if __name__ == "__main__":
     try:
         main()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
         WORLD.Abort(1)

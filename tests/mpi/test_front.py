@@ -1,4 +1,4 @@
-"""dls.Exchange under mpirun: beside other exchanges, the program's own messages, and one after the other."""
+"""dls.Exchange under mpirun: beside others and the program's messages, and one after the other."""
 
 from __future__ import annotations
 

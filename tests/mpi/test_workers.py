@@ -69,13 +69,17 @@ def test_other_bits_are_foretold_where_the_library_sums(tmp_path: Path) -> None:
         work(2, f"{COMMON} --method {name} --steps 1 --out {tmp_path / name}")
     done = train_all(2, [f"--resume --steps 2 --out {tmp_path / name}" for name in names], tmp_path)
     said = re.split(r"; writing to (.*)\n", done.out)  # what each says first, and its folder
-    told = {Path(out).name: DIFFERS in words for words, out in zip(said[::2], said[1::2], strict=False)}
+    pairs = zip(said[1::2], said[::2], strict=False)
+    told = {Path(out).name: DIFFERS in words for out, words in pairs}
     assert told == {name: name == "dense" for name in names}
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "3"])
-def test_a_run_that_failed_leaves_its_folder_free(workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*COMMON.split(), "--steps", "20", "--workers", workers, "--out", str(tmp_path / "run")]
+def test_a_run_that_failed_leaves_its_folder_free(
+    workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{COMMON} --steps 20 --workers {workers} --out"
+    command = [*line.split(), str(tmp_path / "run")]
     assert main([*command, "--lr", "1e30"]) == 1
     assert lock.state(tmp_path / "run") is lock.State.FREE
     assert main([*command, "--lr", "0.05", "--resume=auto"]) == 0, capsys.readouterr().err

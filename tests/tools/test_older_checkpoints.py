@@ -21,7 +21,9 @@ def run(out: Path, flags: str = "", forgotten: str = "") -> None:
     path = checkpoint.place(out, 2) / checkpoint.MANIFEST
     manifest = json.loads(path.read_text())
     if forgotten:
-        manifest["config"], removed = re.subn(rf"^{forgotten} = .*\n", "", manifest["config"], flags=re.MULTILINE)
+        manifest["config"], removed = re.subn(
+            rf"^{forgotten} = .*\n", "", manifest["config"], flags=re.MULTILINE
+        )
         assert removed == 1
     path.write_text(json.dumps(manifest | {"seal": checkpoint._seal(manifest)}))
 
@@ -58,7 +60,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_setting_that_is_not_there_is_its_default(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_that_is_not_there_is_its_default(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun_with, forgotten, flags, refused = CASES[case]
     out = tmp_path / "run"
     run(out, begun_with, forgotten)

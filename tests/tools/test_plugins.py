@@ -1,4 +1,4 @@
-"""Methods that a program registers, and the files that --import runs: names, settings, what fails, what is kept of them."""
+"""Methods that a program registers, and files that --import runs: names, settings, what fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ from tests.conftest import lines
 from tests.launch import ROOT
 from tests.tools.test_study import TINY as STUDY
 
-TINY = ("--mlp-widths", "4", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--steps", "2")
+TINY = (
+    "--mlp-widths",
+    "4",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--backend",
+    "numpy",
+    "--steps",
+    "2",
+)
 METHOD = """
 import dls
 from dataclasses import dataclass
@@ -52,7 +63,9 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def write(path: Path, method: str = "own", name: str = "knob", kind: str = "int", default: Any = 1) -> Path:
+def write(
+    path: Path, method: str = "own", name: str = "knob", kind: str = "int", default: Any = 1
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(METHOD.format(method=method, name=name, kind=kind, default=default))
     return path
@@ -60,13 +73,17 @@ def write(path: Path, method: str = "own", name: str = "knob", kind: str = "int"
 
 def register(method: str, *settings: tuple[str, type, Any]) -> None:
     chosen = make_dataclass("Settings", settings, bases=(SparseSettings,), frozen=True)
-    dls.register(method)(type("Own", (LayerwiseTopk,), {"Settings": chosen, "__qualname__": method}))
+    dls.register(method)(
+        type("Own", (LayerwiseTopk,), {"Settings": chosen, "__qualname__": method})
+    )
 
 
 # --- registering -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", " x", "a/b", "A", "a b", "a--b", "-a", "a-", "_a", "ä", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", " x", "a/b", "A", "a b", "a--b", "-a", "a-", "_a", "ä", "a\n"]
+)
 def test_a_bad_name_of_a_method_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a method's name"):
         register(name)
@@ -85,7 +102,9 @@ OTHERS = {
 def test_a_setting_of_one_name_is_one_setting(case: str) -> None:
     register("first", ("knob", int, setting(1, "a knob")))
     register("same", ("knob", int, setting(1, "a knob")))
-    with pytest.raises(ValueError, match=r"there is a setting '(knob|dls_steps)' already, of another kind"):
+    with pytest.raises(
+        ValueError, match=r"there is a setting '(knob|dls_steps)' already, of another kind"
+    ):
         register("other", OTHERS[case])
     assert "other" not in methods.names()
 
@@ -98,7 +117,19 @@ def test_a_method_that_is_defined_again_may_have_other_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lr", "seed", "method", "workers", "config", "help", "own", "no_overlap", "no_resume", "values"]
+    "name",
+    [
+        "lr",
+        "seed",
+        "method",
+        "workers",
+        "config",
+        "help",
+        "own",
+        "no_overlap",
+        "no_resume",
+        "values",
+    ],
 )
 def test_a_setting_with_the_name_of_another_flag_is_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,17 +137,23 @@ def test_a_setting_with_the_name_of_another_flag_is_one_line(
     path = write(tmp_path / "own.py", name=name)
     taken = name != "no_resume"
     for argv in (["--workers", "1"], ["--workers", "2"]):
-        status = main([f"--import={path}", *TINY, *argv, "--method", "own", "--out", str(tmp_path / argv[1])])
+        status = main(
+            [f"--import={path}", *TINY, *argv, "--method", "own", "--out", str(tmp_path / argv[1])]
+        )
         said = capsys.readouterr().err
         assert status == (2 if taken else 0), said
-        words = f"dls.train: the method's setting {name!r} has the name of another setting or flag; rename it\n"
-        assert said == (words if taken else "")
+        words = "has the name of another setting or flag; rename it"
+        assert said == (f"dls.train: the method's setting {name!r} {words}\n" if taken else "")
 
 
 def test_a_setting_that_turns_another_off_by_its_name_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    register("mine", ("fine", bool, setting(False, "fine")), ("no_fine", bool, setting(False, "not fine")))
+    register(
+        "mine",
+        ("fine", bool, setting(False, "fine")),
+        ("no_fine", bool, setting(False, "not fine")),
+    )
     assert main([*TINY, "--workers", "1", "--out", str(tmp_path / "run")]) == 2
     assert "'no_fine'" in capsys.readouterr().err
 
@@ -141,7 +178,9 @@ def broken(folder: Path, case: str) -> Path:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_file_that_cannot_be_run_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_run_is_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where flags that it should have brought are not known then."""
     path = broken(tmp_path, case)
     for more in ([], ["--workers", "2"], ["--workers", "2", "--method", "own", "--knob", "3"]):
@@ -150,17 +189,33 @@ def test_a_file_that_cannot_be_run_is_one_line(case: str, tmp_path: Path, capsys
         assert line.startswith(f"dls.train: --import {path}: ")
         assert BROKEN[case][1] in line
     (tmp_path / "tiny.toml").write_text(STUDY)
-    assert study.main([str(tmp_path / "tiny.toml"), f"--import={path}", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        study.main(
+            [str(tmp_path / "tiny.toml"), f"--import={path}", "--out", str(tmp_path / "out")]
+        )
+        == 2
+    )
     (line,) = lines(capsys.readouterr().err)
     assert line.startswith(f"dls.study: --import {path}: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_failed_can_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_failed_can_be_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "own.py")
     whole = path.read_text()
     path.write_text(whole + "\nraise ValueError('not yet')\n")
-    command = [f"--import={path}", *TINY, "--workers", "1", "--method", "own", "--out", str(tmp_path / "run")]
+    command = [
+        f"--import={path}",
+        *TINY,
+        "--workers",
+        "1",
+        "--method",
+        "own",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(command) == 2
     path.write_text(whole)
     assert main(command) == 0, capsys.readouterr().err
@@ -175,10 +230,23 @@ def two_files(folder: Path) -> list[str]:
     return [f"--import={path}" for path in files]
 
 
-def test_two_files_of_one_name_are_both_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_files_of_one_name_are_both_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     imports = two_files(tmp_path)
     for name in ("a", "b"):
-        line = [*imports, *TINY, "--workers", "1", "--method", name, f"--{name}-knob", "3", "--out", str(tmp_path / "out" / name)]
+        line = [
+            *imports,
+            *TINY,
+            "--workers",
+            "1",
+            "--method",
+            name,
+            f"--{name}-knob",
+            "3",
+            "--out",
+            str(tmp_path / "out" / name),
+        ]
         assert main(line) == 0, capsys.readouterr().err
         (state,) = reader.read(tmp_path / "out" / name / "trace.h5").header.attributes["sources"]
         named = {line.partition(" ")[2] for line in str(state).splitlines()}
@@ -186,19 +254,37 @@ def test_two_files_of_one_name_are_both_there(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_files_of_one_name_have_as_many_folders_as_tell_them_apart(tmp_path: Path) -> None:
-    files = [write(tmp_path / place / "c" / "own.py", place.replace("/", "-")) for place in ("a", "b/x", "d/x")]
+    files = [
+        write(tmp_path / place / "c" / "own.py", place.replace("/", "-"))
+        for place in ("a", "b/x", "d/x")
+    ]
     for path in files:
         plugins.run(path)
     named = sources.state("dls").files
-    assert [name for name in named if name.endswith("own.py")] == ["own.py", "c/own.py", "x/c/own.py"]
+    assert [name for name in named if name.endswith("own.py")] == [
+        "own.py",
+        "c/own.py",
+        "x/c/own.py",
+    ]
 
 
 def test_a_study_passes_all_files_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imports = two_files(tmp_path)
     table, _ = STUDY.split("[methods]")
-    rows = ('a = { method = "a" }', 'b = { method = "b", b_knob = 2 }', 'layerwise-topk = { method = "layerwise-topk" }')
+    rows = (
+        'a = { method = "a" }',
+        'b = { method = "b", b_knob = 2 }',
+        'layerwise-topk = { method = "layerwise-topk" }',
+    )
     (tmp_path / "tiny.toml").write_text("\n".join([table, "[methods]", *rows]))
-    command = [str(tmp_path / "tiny.toml"), *imports, "--workers", "--only=*seed0", "--out", str(tmp_path / "out")]
+    command = [
+        str(tmp_path / "tiny.toml"),
+        *imports,
+        "--workers",
+        "--only=*seed0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert study.main(command) == 0, capsys.readouterr()
     for name in ("a", "b"):
         log = (tmp_path / "out" / "tiny" / f"{name}-0.1-seed0.log").read_text()
@@ -237,7 +323,14 @@ def test_a_name_that_another_part_keeps_is_said_at_the_checkpoint(
     out = tmp_path / "run"
     for workers in ("1", "2"):
         shown = out.with_name(workers)
-        command = [f"--import={tmp_path / 'keeps.py'}", *TINY, "--workers", workers, "--method", "keeps"]
+        command = [
+            f"--import={tmp_path / 'keeps.py'}",
+            *TINY,
+            "--workers",
+            workers,
+            "--method",
+            "keeps",
+        ]
         assert main([*command, "--out", str(shown)]) == 1
         (line,) = lines(capsys.readouterr().err)
         assert "step 2: ValueError: two parts of the run keep something called 'statistics'" in line
@@ -266,7 +359,10 @@ class Said:
 @pytest.mark.parametrize(
     "case",
     [
-        Said(["--workers", "2", "--densty", "0.1"], "unrecognized arguments: --densty 0.1; did you mean --density?"),
+        Said(
+            ["--workers", "2", "--densty", "0.1"],
+            "unrecognized arguments: --densty 0.1; did you mean --density?",
+        ),
         Said(["--workers", "65"], "--workers 65: expected a whole number up to 64"),
         Said(["--workers=2", "--density", "2"], "--density 2.0 is outside (0, 1]"),
         Said(["--import", "absent.py"], "--import absent.py: there is no such file"),
@@ -276,7 +372,9 @@ class Said:
 def test_workers_hear_of_a_slip_without_mpi(case: Said, tmp_path: Path) -> None:
     environment = os.environ | {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dls.train", *case.argv]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     (line,) = lines(done.stderr)
     assert case.words in line
