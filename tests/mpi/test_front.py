@@ -9,4 +9,4 @@ from tests.launch import ROOT, launch
 
 def test_exchanges_keep_to_themselves(tmp_path: Path) -> None:
     done = launch([(2, [ROOT / "tests" / "mpi" / "front.py"])], tmp_path)
-    assert (done.status, done.out) == (0, "done\ndone\n"), done.err
+    assert (done.status, done.out.count("done")) == (0, 2), done.err
