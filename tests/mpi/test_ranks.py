@@ -16,7 +16,7 @@ from reference import ranks
 from tests.conftest import lines
 from tests.launch import launch, outcomes, train_all, work_all
 from tests.mpi.resumed import go_on_as_workers
-from tests.mpi.test_bits import loaded
+from tests.mpi.test_bits import RESIDUAL, loaded
 
 METHODS = ("dense", "global-topk", "layerwise-topk", "dls", "dls --dls-steps optimal --density-warmup 9 --nesterov --augment")
 COMMON = "--density 0.02 --batch-size 12 --threads 1 --backend numpy --mlp-widths 20,10"
@@ -112,7 +112,7 @@ def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path:
 
 
 def test_batch_norm_keeps_its_mean_statistics(tmp_path: Path) -> None:
-    common = "--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy"
+    common = f"{RESIDUAL} --threads 1 --backend numpy"
     work_all(3, [f"{common} --steps 1 --out {tmp_path}/run"])
     before = loaded(tmp_path / "run", 3)
     go_on(2, ["--out run --resume --steps 2"], tmp_path)
