@@ -65,9 +65,9 @@ def train_all(ranks: int, commands: Iterable[str], cwd: Path) -> Finished:
 
 
 def work_all(workers: int, commands: Iterable[str]) -> None:
-    """Train as workers of this process, one command line of dls.train after the other; each ends well.
+    """Train as workers of this process, one command line after the other; each ends well.
 
-    Sparse methods have the bits of ranks: tests/mpi/test_workers.py and test_exchanges.py hold that.
+    Sparse methods have the bits of ranks, as tests/mpi/test_workers.py holds.
     """
     many.train_all(f"{command} --workers {workers}" for command in commands)
 

@@ -13,7 +13,7 @@ from dls.train import main
 
 @contextmanager
 def code_is_read_once() -> Iterator[None]:
-    """Every run hashes the program's code and asks git for it; for all in this block it is the same."""
+    """A run hashes the program's code and asks git for it; for all in this block it is the same."""
     with ExitStack() as stack:
         for name in ("version", "commit", "state_of_run"):
             once = cache(getattr(sources, name))

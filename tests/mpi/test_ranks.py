@@ -26,7 +26,7 @@ State = Mapping[str, np.ndarray]
 CHANGES = [(1, 3, 5), (3, 2, 7), (2, 4, 9), (4, 4, 11), (4, 1, 13)]
 """From so many ranks to so many, and until which step these go on."""
 UNDER_MPI = (2, 1)
-"""So many go on as ranks under MPI with what workers of one process left; others the other way round."""
+"""So many go on as ranks under MPI with what workers of one process left; others as workers."""
 
 
 def go_on(new: int, commands: Iterable[str], folder: Path) -> None:
