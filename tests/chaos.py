@@ -298,6 +298,10 @@ def _plainly(args: Sequence[str]) -> list[str]:
     return [mpirun(), "-n", str(RANKS), sys.executable, *args]
 
 
+def _in_one_process(args: Sequence[str]) -> list[str]:
+    return [sys.executable, *args, "--workers", str(RANKS)]
+
+
 @contextmanager
 def _small_disk() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -319,7 +323,7 @@ def disturb(count: int, seed: int, say: Callable[[str], None] = lambda line: Non
             hosts = stack.enter_context(Hosts(RANKS))
             linked = World(folder / "linked", lambda args: hosts.mpirun(RANKS, [sys.executable, *args]), hosts)
             worlds.append((linked, (_cut_a_link,)))
-        quiet = World(folder / "undisturbed", _plainly)
+        quiet = World(folder / "undisturbed", _in_one_process)  # the same bits, sooner
         with chaos._started(quiet) as program:
             chaos._wait(program, "the undisturbed run")
         undisturbed = _final_state(quiet.out)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dls.tools.hosts import mpirun
+from tests.mpi import many
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 500
@@ -61,6 +62,14 @@ def train_all(ranks: int, commands: Iterable[str], cwd: Path) -> Finished:
     done = launch([(ranks, [ROOT / "tests" / "mpi" / "many.py", *commands])], cwd)
     assert done.status == 0, done.err
     return done
+
+
+def work_all(workers: int, commands: Iterable[str]) -> None:
+    """Train as workers of this process, one command line after the other; each ends well.
+
+    Sparse methods have the bits of ranks, as tests/mpi/test_workers.py holds.
+    """
+    many.train_all(f"{command} --workers {workers}" for command in commands)
 
 
 @dataclass(frozen=True)

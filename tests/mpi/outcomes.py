@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 
 from dls.comm.world import World
+from tests.mpi.many import code_is_read_once
 
 
 def run(main: Callable[[list[str]], int], line: str) -> tuple[int, str, str]:
@@ -28,9 +29,10 @@ def run(main: Callable[[list[str]], int], line: str) -> tuple[int, str, str]:
 
 def outcomes(module: str, lines: list[str]) -> None:
     main, comm, happened = importlib.import_module(module).main, World(), []
-    for line in lines:
-        ranks = comm.allgather_objects(run(main, line))
-        happened.append({"ranks": ranks, "left": sorted(os.listdir())})
+    with code_is_read_once():
+        for line in lines:
+            ranks = comm.allgather_objects(run(main, line))
+            happened.append({"ranks": ranks, "left": sorted(os.listdir())})
     if comm.rank == 0:
         print(json.dumps(happened))
 

@@ -14,8 +14,9 @@ from dls.tasks.batches import Batches
 from dls.tasks.data import load
 from reference import ranks
 from tests.conftest import lines
-from tests.launch import launch, outcomes, train_all
-from tests.mpi.test_bits import loaded
+from tests.launch import launch, outcomes, train_all, work_all
+from tests.mpi.resumed import go_on_as_workers
+from tests.mpi.test_bits import RESIDUAL, loaded
 
 METHODS = ("dense", "global-topk", "layerwise-topk", "dls", "dls --dls-steps optimal --density-warmup 9 --nesterov --augment")
 COMMON = "--density 0.02 --batch-size 12 --threads 1 --backend numpy --mlp-widths 20,10"
@@ -24,10 +25,15 @@ COMMON = "--density 0.02 --batch-size 12 --threads 1 --backend numpy --mlp-width
 State = Mapping[str, np.ndarray]
 CHANGES = [(1, 3, 5), (3, 2, 7), (2, 4, 9), (4, 4, 11), (4, 1, 13)]
 """From so many ranks to so many, and until which step these go on."""
+UNDER_MPI = (2, 1)
+"""So many go on as ranks under MPI with what workers of one process left; others as workers."""
 
 
 def go_on(new: int, commands: Iterable[str], folder: Path) -> None:
     """Resume; what each rank starts from is kept beside the run."""
+    if new not in UNDER_MPI:
+        go_on_as_workers(new, commands)
+        return
     done = launch([(new, [Path(__file__).with_name("resumed.py"), *commands])], folder)
     assert done.status == 0, done.err
 
@@ -40,7 +46,7 @@ def test_several_changes_in_a_row(tmp_path: Path) -> None:
     """What the new ranks start from, and each step in the trace once."""
     outs = {method: tmp_path / str(number) for number, method in enumerate(METHODS)}
     first = [f"{COMMON} --method {method} --steps 3 --out {out}" for method, out in outs.items()]
-    train_all(1, first, tmp_path)
+    work_all(1, first)
     begin = 3
     for old, new, steps in CHANGES:
         before = {out: loaded(out, old) for out in outs.values()}
@@ -96,17 +102,18 @@ def check_traces(out: Path, one_budget: bool) -> None:
 
 def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path: Path) -> None:
     """2 ranks until 4, 3 ranks from 4 to 6, of which the checkpoint is lost: 2 ranks go on from 4."""
-    train_all(2, [f"{COMMON} --steps 4 --out run"], tmp_path)
-    train_all(3, ["--out run --resume --steps 6"], tmp_path)
-    (tmp_path / "run/checkpoints/step-00000006/manifest.json").unlink()
+    out = tmp_path / "run"
+    work_all(2, [f"{COMMON} --steps 4 --out {out}"])
+    work_all(3, [f"--out {out} --resume --steps 6"])
+    (out / "checkpoints/step-00000006/manifest.json").unlink()
     train_all(2, ["--out run --resume --steps 7"], tmp_path)
     assert [path.name for path in reader.series(tmp_path / "run")] == ["trace.h5"]
     assert reader.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_batch_norm_keeps_its_mean_statistics(tmp_path: Path) -> None:
-    common = "--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend numpy"
-    train_all(3, [f"{common} --steps 1 --out run"], tmp_path)
+    common = f"{RESIDUAL} --threads 1 --backend numpy"
+    work_all(3, [f"{common} --steps 1 --out {tmp_path}/run"])
     before = loaded(tmp_path / "run", 3)
     go_on(2, ["--out run --resume --steps 2"], tmp_path)
     mean = np.mean([state["statistics"] for state in started_from(tmp_path / "run", 2)], axis=0)
@@ -114,7 +121,7 @@ def test_batch_norm_keeps_its_mean_statistics(tmp_path: Path) -> None:
 
 
 def test_the_images_of_a_step_stay_as_many_or_are_asked_for(tmp_path: Path) -> None:
-    train_all(2, [f"{COMMON} --batch-size 5 --steps 2 --out run"], tmp_path)
+    work_all(2, [f"{COMMON} --batch-size 5 --steps 2 --out {tmp_path}/run"])
     again = "--out run --resume"
     commands = [f"{again} --steps 4{more}" for more in ("", " --batch-size 4", " --batch-size 5")]
     refused, given, other = outcomes(3, "dls.train", commands, tmp_path)

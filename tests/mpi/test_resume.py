@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from dls.record import reader
 from tests.conftest import lines
-from tests.launch import finish, launch, start, train_all, wait_until
-from tests.mpi.test_bits import loaded
+from tests.launch import finish, launch, start, train_all, wait_until, work_all
+from tests.mpi.test_bits import RESIDUAL, loaded
 
 METHODS = (
     "dense",
@@ -30,18 +31,41 @@ METHODS = (
 COMMON = "--density 0.02 --batch-size 40 --threads 1 --backend numpy --mlp-widths 40"
 
 
+UNDER_MPI = (
+    "dense",
+    "global-topk --backend numba",
+    "layerwise-topk",
+    "dls --backend numba --dls-steps 2 --nesterov --augment",
+)
+"""Those that are trained by ranks; the others by workers, whose resume is the same but for MPI."""
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_two_halves_are_a_whole(ranks: int, tmp_path: Path) -> None:
+def test_two_halves_of_workers_are_a_whole(ranks: int, tmp_path: Path) -> None:
     """An epoch, of 17 steps on two ranks and of 11 on three, ends in one half or in both."""
+    work_all(ranks, halves_and_wholes(METHODS, tmp_path))
+    check_halves(METHODS, ranks, tmp_path)
+
+
+def test_two_halves_of_ranks_are_a_whole(tmp_path: Path) -> None:
+    train_all(3, halves_and_wholes(UNDER_MPI, tmp_path), tmp_path)
+    check_halves(UNDER_MPI, 3, tmp_path)
+
+
+def halves_and_wholes(methods: Sequence[str], tmp_path: Path) -> Sequence[str]:
     command = []
-    for number, method in enumerate(METHODS):
+    for number, method in enumerate(methods):
         command += [
             f"{COMMON} --method {method} --steps 24 --out {tmp_path}/whole{number}",
             f"{COMMON} --method {method} --steps 12 --out {tmp_path}/halves{number}",
             f"--out {tmp_path}/halves{number} --resume --steps 24",
         ]
-    train_all(ranks, command, tmp_path)
-    for number, method in enumerate(METHODS):
+    return command
+
+
+def check_halves(methods: Sequence[str], ranks: int, tmp_path: Path) -> None:
+    """Of every method all arrays, the trace, and the evaluations of the second half."""
+    for number, method in enumerate(methods):
         whole, halves = tmp_path / f"whole{number}", tmp_path / f"halves{number}"
         for a, b in zip(loaded(whole, ranks), loaded(halves, ranks), strict=True):
             assert a.keys() == b.keys()
@@ -57,13 +81,13 @@ def test_two_halves_are_a_whole(ranks: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_batch_norm_statistics_survive(backend: str, tmp_path: Path) -> None:
-    common = f"--model resnet20 --density 0.01 --batch-size 2 --threads 1 --backend {backend}"
+    common = f"{RESIDUAL} --threads 1 --backend {backend}"
     command = [
-        f"{common} --steps 4 --checkpoint-every 2 --out {tmp_path}/whole",
-        f"{common} --steps 2 --out {tmp_path}/halves",
-        f"--steps 4 --out {tmp_path}/halves --resume",
+        f"{common} --steps 2 --checkpoint-every 1 --out {tmp_path}/whole",
+        f"{common} --steps 1 --out {tmp_path}/halves",
+        f"--steps 2 --out {tmp_path}/halves --resume",
     ]
-    train_all(2, command, tmp_path)
+    work_all(2, command)
     for a, b in zip(loaded(tmp_path / "whole", 2), loaded(tmp_path / "halves", 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
 

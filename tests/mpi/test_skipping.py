@@ -12,14 +12,15 @@ from dls.record import reader
 from reference import methods
 from tests.conftest import lines
 from tests.launch import launch
-from tests.mpi.test_bits import SETTINGS, STEPS, loaded, reference_run
+from tests.mpi.test_bits import RESIDUAL, SETTINGS, STEPS, loaded, reference_run
 
 SPOILT = """
-import shlex, sys
+import sys
 import numpy as np
 from mpi4py import MPI
 from dls import train
 from dls.tasks import batches, models
+from tests.mpi import many
 step, batch, backward = train._step, batches.Batches.batch, models.Model.backward
 now, last = 0, MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1
 def counted(run, recorder, reporter, number):
@@ -35,8 +36,7 @@ def spoilt_backward(self, dlogits, on_gradient):
         on_gradient(layer)
     backward(self, dlogits, spoil)
 train._step, batches.Batches.batch, models.Model.backward = counted, spoilt_batch, spoilt_backward
-for line in sys.argv[1:]:
-    assert train.main(shlex.split(line)) == 0
+many.train_all(sys.argv[1:])
 """
 SKIPPED = (3, 5)
 """The steps that the last rank spoils: one by NaN in its images, and so in its loss, one by infinity in the last gradient."""
@@ -86,7 +86,7 @@ def test_skipped_steps_leave_nothing_behind(ranks: int, tmp_path: Path) -> None:
 
 
 def test_dense_and_batch_norm_too(tmp_path: Path) -> None:
-    dense, residual = "--density 1 --batch-size 8", "--model resnet20 --density 0.01 --batch-size 2"
+    dense, residual = "--density 1 --batch-size 8", RESIDUAL
     commands = (f"{dense} --method dense --steps {STEPS} --out dense", f"{residual} --steps 5 --out residual")
     done = spoilt(tmp_path, 2, *commands)
     assert done.status == 0, done.err
@@ -110,9 +110,9 @@ def test_without_it_the_run_stops(tmp_path: Path) -> None:
 
 
 LARGE = """
-import shlex, sys
-from dls import train
+import sys
 from dls.tasks import models
+from tests.mpi import many
 backward = models.Model.backward
 def large(self, dlogits, on_gradient):
     def enlarge(layer):
@@ -120,8 +120,7 @@ def large(self, dlogits, on_gradient):
         on_gradient(layer)
     backward(self, dlogits, enlarge)
 models.Model.backward = large
-for line in sys.argv[1:]:
-    assert train.main(shlex.split(line)) == 0
+many.train_all(sys.argv[1:])
 """
 
 

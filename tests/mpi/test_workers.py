@@ -13,7 +13,7 @@ from dls.record import checkpoint, lock, reader
 from dls.train import main
 from tests import cases, exchanging
 from tests.cases import Case
-from tests.launch import train_all
+from tests.launch import train_all, work_all
 from tests.mpi.test_bits import loaded
 
 COMMON = "--density 0.05 --mlp-widths 9,5 --batch-size 4 --threads 1 --backend numpy"
@@ -28,21 +28,17 @@ def test_ranks_and_workers_go_on_with_each_other_s_runs(ranks: int, tmp_path: Pa
     commands = []
     for of_method, out in zip(RUNS, outs, strict=True):
         line = f"{COMMON} {cases.flags(*of_method)}"
-        work(ranks, f"{line} --steps 2 --out {out}")
+        work_all(ranks, [f"{line} --steps 2 --out {out}"])
         commands += [f"{line} --steps 6 --out {alone(out)}", f"--resume --steps 4 --out {out}"]
     train_all(ranks, commands, tmp_path)
     for of_method, out in zip(RUNS, outs, strict=True):
-        work(ranks, f"--resume --steps 6 --out {out}")
+        work_all(ranks, [f"--resume --steps 6 --out {out}"])
         inexact = ranks > 2 and exchanging.sums_in_any_order(Case(*of_method))
         compare(out, alone(out), ranks, 1e-4 if inexact else 0)
 
 
 def alone(out: Path) -> Path:
     return out.with_name(f"{out.name}-alone")
-
-
-def work(workers: int, line: str) -> None:
-    assert main([*line.split(), "--workers", str(workers)]) == 0
 
 
 def compare(one: Path, other: Path, ranks: int, tolerance: float) -> None:

@@ -21,14 +21,14 @@ COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
-    r"dls\.train(?!.*--steps)": "--epochs 1",
-    r"dls\.train.*--resume": "--steps 40",
-    r"(dls\.|my_)train(?!.*--resume)": "--backend numpy",
+    r"(dls\.|my_)train(?!.*--resume)": "--steps 12 --backend numpy",
+    r"(dls\.|my_)train.*--resume": "--steps 16",
+    r"dls\.train.*--dataset synthetic": "--steps 2 --synthetic-size 32",
     r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
     r"dls\.bench exchange": "--sizes 1000 --steps 1 --backend numpy",
     r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
     r"dls\.study runs": "--report-only --out .",
-    r"dls\.study mine": "'--only=*-0.1-seed0'",
+    r"dls\.study mine": "--workers '--only=*-0.1-seed0'",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take long; a later flag beats an earlier one.
