@@ -69,6 +69,8 @@ class Exchange:
         own = settings.build(chosen.Settings, of_method)
         self.comm = _comm(comm, timeout)
         self._owns = comm is not None and not isinstance(comm, Comm)
+        same = {"layers": self._shapes, "method": method, "settings": own}
+        _check_same(self.comm, same | {"bucket_size": bucket_size, "on_nan": on_nan})
         self._backend = backends.load(backend, self.comm.rank_on_node)
         if threads or self.comm.size > 1:
             self._backend.ops.set_threads(threads or cores.of(self.comm))
@@ -202,6 +204,15 @@ def _shape(name: str, size: Any) -> tuple[int, ...]:
     if min(shape, default=1) < 1:
         raise ValueError(f"layer {name} has the shape {shape}; every side must be at least 1")
     return shape
+
+
+def _check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
+    """ValueError, on all ranks, that names the first thing in which a rank differs from rank 0."""
+    everyone = comm.allgather_objects({name: repr(value) for name, value in mine.items()}, "the other ranks' layers")
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if theirs[name] != value:
+                raise ValueError(f"rank {rank} differs from rank 0 in {name}: {theirs[name]:.200} instead of {value:.200}")
 
 
 def _method(name: str) -> type[methods.Method]:

@@ -317,6 +317,15 @@ def test_a_step_that_was_dropped_drops_no_other(layers: tuple[str, ...]) -> None
     local.run(2, work)
 
 
+def test_ranks_that_differ_are_named() -> None:
+    def work(comm: Comm) -> str:
+        with pytest.raises(ValueError, match="rank 1 differs from rank 0 in settings") as caught:
+            make(comm, density=0.2 + 0.1 * comm.rank)
+        return str(caught.value)
+
+    assert len(set(local.run(3, work))) == 1
+
+
 def test_settings_errors_are_value_errors() -> None:
     assert issubclass(SettingError, ValueError)
 
