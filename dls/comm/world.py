@@ -26,6 +26,8 @@ TIMEOUT = 600.0
 """Seconds that a rank waits for the others unless told otherwise."""
 PATIENCE = 0.001
 """Seconds of waiting without pause; from then on with pauses, which leave the core to other ranks."""
+WAITED, LONGEST_NAP = 50, 0.005
+"""A pause lasts this fraction of the wait so far, and so many seconds at most: to look costs time that others may compute in."""
 TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun --with-ft ulfm sets."""
 Steps = Generator[Posted, None, Any]
@@ -247,7 +249,7 @@ class World(Comm):
                 if waited > self.timeout:
                     words = self._roll_call.missing(what)
                     raise ExchangeError(f"{words} after {self.timeout:g} s of waiting (--timeout)")
-            time.sleep(NAP)
+            time.sleep(max(NAP, min(waited / WAITED, LONGEST_NAP)))
 
     def finish(self) -> None:
         """Give back what it holds of MPI; nothing must be under way. Every rank calls it."""
