@@ -64,9 +64,14 @@ class Flight:
             self.pending, self.asked = comm.post(lane, self.asked, self.what), None
 
     def answered(self, comm: Comm) -> bool:
-        """Whether the answer to its round is there."""
-        with comm.counting(self._tally):
-            return self.pending is not None and self.pending.done()
+        """Whether the answer to its round is there. It is asked often, and so does without a context manager."""
+        if self.pending is None:
+            return False
+        before, comm.tally = comm.tally, self._tally
+        try:
+            return self.pending.done()
+        finally:
+            comm.tally = before
 
     def resume(self) -> None:
         """Go on with the answer, which is there. MessageError, with words, where it is damaged."""
@@ -132,6 +137,8 @@ class Lanes:
 
     def advance(self) -> None:
         """Resume whatever has its answer, and post what that asks for."""
+        if self._failed is None and not any(self._queues):
+            return
         with self._working():
             for lane, queue in enumerate(self._queues):
                 while queue and self._move(lane, queue[0]):

@@ -240,6 +240,8 @@ class World(Comm):
         started = time.monotonic()
         while not done():
             self._mover.move(tests=1)
+            if done():  # before the core is left to others
+                return
             waited = time.monotonic() - started
             if waited < PATIENCE:
                 os.sched_yield()

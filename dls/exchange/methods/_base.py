@@ -269,7 +269,8 @@ class Sparse(Method):
     def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
         """v = r + g, then top-k in each part; the last step's thresholds are the hints."""
         here, residual = slice(bucket.parts.start, bucket.parts.stop), self.memory.pair(bucket.span, gradient)
-        own, k = self.own_k(self.k)[here], self.k[here]
+        own_of_ranks, k = self.own_k(self.k_of_ranks)[:, here], self.k[here]
+        own = own_of_ranks[self.net.rank]
         try:
             index, values, self.thresholds[here], self.heads[here] = self.ops.select_layers(
                 *residual, bucket.cuts, own, self.thresholds[here], k
@@ -278,8 +279,7 @@ class Sparse(Method):
             self.guard(bucket.layers, self.memory.v)
             raise
         self.sent[here] = own
-        counts = self.own_k(self.k_of_ranks)[:, here].sum(axis=1)
-        return [self.section(bucket.span, index, values, counts)]
+        return [self.section(bucket.span, index, values, own_of_ranks.sum(axis=1))]
 
     def section(self, place: slice, index: Index, values: Vector, counts: Counts) -> Section:
         """Entries of a place, as they will arrive; counts (P): how many each rank chooses there."""
