@@ -6,7 +6,7 @@ import os
 import pickle
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -179,6 +179,16 @@ class Comm(ABC):
     def finish(self) -> None:
         """Give back what it holds; nothing must be under way. Every rank calls it."""
         return
+
+    def difference(self, mine: Mapping[str, Any]) -> str:
+        """Words for the first thing, by name, in which a rank differs from rank 0; "" where none does. Every rank calls it."""
+        everyone = self.allgather_objects(dict(mine))
+        for rank, other in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if other[name] != value:
+                    what = name.replace("_", " ")
+                    return f"rank {rank} differs from rank 0 in {what}: {other[name]} instead of {value}"
+        return ""
 
     def part(self) -> None:
         """At the end of a run on ranks that outlive each other: return when all are here. RankLost where one was lost."""

@@ -64,7 +64,7 @@ class Exchange:
             if not value >= least or (name != "timeout" and value % 1 != 0):
                 raise ValueError(f"{name} is {value!r}; it must be a number from {least} on")
         self._shapes = {name: _shape(name, size) for name, size in layers.items()}
-        layout = Layout([Layer(name, int(np.prod(shape)), (shape,)) for name, shape in self._shapes.items()])
+        layout = Layout([Layer(name, int(np.prod(shape))) for name, shape in self._shapes.items()])
         chosen = _method(method)
         own = settings.build(chosen.Settings, of_method)
         self.comm = _comm(comm, timeout)
@@ -208,11 +208,8 @@ def _shape(name: str, size: Any) -> tuple[int, ...]:
 
 def _check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
     """ValueError, on all ranks, that names the first thing in which a rank differs from rank 0."""
-    everyone = comm.allgather_objects({name: repr(value) for name, value in mine.items()}, "the other ranks' layers")
-    for rank, theirs in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if theirs[name] != value:
-                raise ValueError(f"rank {rank} differs from rank 0 in {name}: {theirs[name]:.200} instead of {value:.200}")
+    if words := comm.difference({name: repr(value) for name, value in mine.items()}):
+        raise ValueError(words)
 
 
 def _method(name: str) -> type[methods.Method]:

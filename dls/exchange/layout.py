@@ -18,13 +18,12 @@ LAST_BUCKET = 16
 class Layer:
     """A layer: its name and how many values its gradient has.
 
-    shapes: those of its arrays, one after the other in the flat gradient. channels: in and out, of a layer to which the theory
+    channels: in and out, of a layer to which the theory
     of gradient variances applies (`--dls-init variance`); None elsewhere.
     """
 
     name: str
     size: int
-    shapes: Sequence[tuple[int, ...]] = ()
     channels: tuple[int, int] | None = None
 
 

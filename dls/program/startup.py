@@ -340,12 +340,8 @@ def _fingerprint(settings: Config, found: Checkpoint | None) -> dict[str, Any]:
 
 def check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
     """UsageError, on all ranks, that names the first thing in which a rank differs from rank 0."""
-    everyone = comm.allgather_objects(dict(mine))
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if other[name] != value:
-                words = name.replace("_", " ")
-                raise UsageError(f"rank {rank} differs from rank 0 in {words}: {other[name]} instead of {value}")
+    if words := comm.difference(mine):
+        raise UsageError(words)
 
 
 def _stand(run: Run, found: Checkpoint) -> Run:

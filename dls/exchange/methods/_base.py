@@ -24,7 +24,7 @@ from dls.exchange.memory import ErrorFeedback, Memory, State, add
 from dls.exchange.settings import COUNT, Range, setting
 from reference import collectives, methods
 from reference.adjustment import Counts, Thresholds
-from reference.collectives import Chosen, Entries, Exchanged, Gather, Net, Round
+from reference.collectives import Chosen, Exchanged, Gather, Net, Round
 from reference.ops import Head, Index, NonFiniteError, Vector
 from reference.wire import VALUE_BYTES
 
@@ -357,6 +357,3 @@ def gather_counts(own: Counts, net: Net, kind: str = "<i8") -> Generator[Round, 
     received = yield Gather(payload, [payload.size] * net.size)
     counts: Counts = np.stack([each.view(kind) for each in received]).astype(np.int64)
     return counts
-
-
-__all__ = ["Entries", "Landed", "Method", "Section", "Sparse", "SparseSettings", "gather_counts"]
