@@ -60,8 +60,9 @@ study: $(READY)  ## every method, density and seed of runs/study/, some two hour
 chaos: $(TRAIN_READY)  ## kill, freeze, stop, starve and cut off runs a hundred times, and resume them; about ten minutes
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: $(READY)  ## ruff, mypy, and the order of imports
+lint: $(READY)  ## ruff, its format, mypy, and the order of imports
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

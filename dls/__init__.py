@@ -1,6 +1,7 @@
 """DLS: data-parallel training over MPI with sparsified gradients.
 
-`Exchange` is the exchange for arrays of any program, `register` makes a method of one's own known. Nothing happens at import.
+`Exchange` is the exchange for arrays of any program, `register` makes a method of one's own known.
+Nothing happens at import.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ __all__ = ["Exchange", "__version__", "register"]
 
 
 def _take_along(name: str) -> None:
-    """Import the package that lies beside this one, whatever else of its name sys.path may find first.
+    """Import the package that lies beside this one, whatever else of its name sys.path may find
+    first.
 
-    `python -m` puts the user's folder there, where a gpu.py or a reference/ may lie. ImportError where such a one is imported
-    already: a process has one module of a name.
+    `python -m` puts the user's folder there, where a gpu.py or a reference/ may lie. ImportError
+    where such a one is imported already: a process has one module of a name.
     """
     beside = os.path.dirname(os.path.dirname(__file__))
     spec = PathFinder.find_spec(name, [beside])
@@ -36,7 +38,9 @@ def _take_along(name: str) -> None:
         spec.loader.exec_module(module)
     elif not _is_same(file := getattr(there, "__file__", None), spec.origin):
         whose = file or "a folder of that name"
-        raise ImportError(f"{whose} was imported as {name}, the name of a package of dls: rename it", name=name)
+        raise ImportError(
+            f"{whose} was imported as {name}, the name of a package of dls: rename it", name=name
+        )
 
 
 def _is_same(one: str | None, other: str | None) -> bool:

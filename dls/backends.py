@@ -27,7 +27,7 @@ class BackendMissing(ValueError):
     """A backend that was asked for cannot be loaded here."""
 
 
-# What a backend computes ------------------------------------------------------------------------
+# What a backend computes --------------------------------------------------------------------------
 
 
 class Ops(Protocol):
@@ -260,7 +260,7 @@ class Nn(Protocol):
         """See `reference.nn.softmax_cross_entropy`."""
 
 
-# Backends by name -------------------------------------------------------------------------------
+# Backends by name ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,8 @@ class Backend:
     wire: Wire
     nn: Nn
     compiled: bool = True
-    """Whether its code lay ready on this machine when it was loaded; else a compiler comes first."""
+    """Whether its code lay ready on this machine when it was loaded; else a compiler comes first.
+    """
     notes: tuple[str, ...] = ()
     """What the user should know of it on this machine, a line each."""
 
@@ -372,11 +373,15 @@ def _is_missing_package(error: BaseException | None) -> bool:
     """Whether a module was not found, in the error or in one that it comes from."""
     if error is None:
         return False
-    return isinstance(error, ModuleNotFoundError) or _is_missing_package(error.__cause__ or error.__context__)
+    return isinstance(error, ModuleNotFoundError) or _is_missing_package(
+        error.__cause__ or error.__context__
+    )
 
 
 def _try(backend: Backend) -> None:
-    """Compute a little: a device, a compiler or a library for matrices that is missing shows here."""
+    """Compute a little: a device, a compiler or a library for matrices that is missing shows
+    here.
+    """
     one = backend.ops.zeros(1)
     backend.ops.top_k(one, 1)
     backend.nn.linear_input_gradient(one.reshape(1, 1), one.reshape(1, 1))
@@ -384,5 +389,7 @@ def _try(backend: Backend) -> None:
 
 def processor() -> str:
     """The processor's name as Linux gives it."""
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return found[1] if found else platform.processor() or platform.machine()

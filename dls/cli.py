@@ -1,4 +1,6 @@
-"""What all command lines of the program share: how they are read, and what is said of a slip in one."""
+"""What all command lines of the program share: how they are read, and what is said of a slip in
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
         self._aliases = aliases or {}
-        self.add_argument("--version", action="version", version=f"dls {__version__}", help="show the version")
+        self.add_argument(
+            "--version", action="version", version=f"dls {__version__}", help="show the version"
+        )
 
     def parse_args(  # type: ignore[override]  # the other signatures are of no use here
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -41,7 +45,11 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, odd: Sequence[str]) -> str:
         known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
-        flags = [text.lstrip("-").partition("=")[0] for text in odd if text.startswith("-") or "=" in text]
+        flags = [
+            text.lstrip("-").partition("=")[0]
+            for text in odd
+            if text.startswith("-") or "=" in text
+        ]
         found = (near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
         return next(filter(None, found), "")
 
@@ -63,12 +71,18 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def near(typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = "") -> str:
-    """"; did you mean …?" where one of the known names is near; "" elsewhere. dashes: what stands before each name.
+def near(
+    typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = ""
+) -> str:
+    """ "; did you mean …?" where one of the known names is near; "" elsewhere. dashes: what stands
+    before each name.
 
-    aliases: what is typed for a known name, which is then meant, or for something else, of which these are the words.
+    aliases: what is typed for a known name, which is then meant, or for something else, of which
+    these are the words.
     """
     if (meant := (aliases or {}).get(typed)) and meant not in known:
         return f"; {meant}"
-    found = meant or next(iter(difflib.get_close_matches(typed.lower(), known, n=1, cutoff=LIKE)), None)
+    found = meant or next(
+        iter(difflib.get_close_matches(typed.lower(), known, n=1, cutoff=LIKE)), None
+    )
     return f"; did you mean {dashes}{found}?" if found else ""

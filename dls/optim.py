@@ -39,10 +39,12 @@ class Settings(Protocol):
 
 
 def learning_rate(config: Settings, step: int, total: int) -> float:
-    """The learning rate of the training step that follows `step` finished ones, in a run of `total`.
+    """The learning rate of the training step that follows `step` finished ones, in a run of
+    `total`.
 
-    Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017). The rate multiplies the
-    momentum, outside error feedback: what waits in the residual is applied with the rate of the step that sends it.
+    Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017).
+    The rate multiplies the momentum, outside error feedback: what waits in the residual is applied
+    with the rate of the step that sends it.
     """
     warmup = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
     return config.lr * warmup * _schedule(config.lr_schedule, step / total)
@@ -66,6 +68,16 @@ class Sgd:
     ops: Ops
 
     def apply(self, place: slice, update: Vector, lr: float) -> None:
-        """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their update."""
+        """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their
+        update.
+        """
         c = self.config
-        self.ops.sgd_update(self.weights[place], self.momentum[place], update, lr, c.momentum, c.weight_decay, c.nesterov)
+        self.ops.sgd_update(
+            self.weights[place],
+            self.momentum[place],
+            update,
+            lr,
+            c.momentum,
+            c.weight_decay,
+            c.nesterov,
+        )

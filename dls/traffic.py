@@ -1,7 +1,9 @@
-"""How many bytes an exchange moves: the sparse allgather beside the ring Allreduce of the whole gradient.
+"""How many bytes an exchange moves: the sparse allgather beside the ring Allreduce of the whole
+gradient.
 
-In an allgather every rank gets the messages of all others, so what it receives grows with P; what a ring Allreduce moves hardly
-does. Both are what must cross a rank's link, without the headers of packets.
+In an allgather every rank gets the messages of all others, so what it receives grows with P; what a
+ring Allreduce moves hardly does. Both are what must cross a rank's link, without the headers of
+packets.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ VALUES = 25_600_000
 
 
 def ring_bytes(values: int, ranks: int) -> int:
-    """Bytes that a rank sends in a ring Allreduce of so many float32 values, and as many that it receives.
+    """Bytes that a rank sends in a ring Allreduce of so many float32 values, and as many that it
+    receives.
 
-    The gradient travels in P pieces, each to be summed and each to be told, and every rank passes on P − 1 of them both times:
-    2 · 4n · (P − 1) / P. No Allreduce that is made of messages between ranks moves less (Patarasuk and Yuan 2009).
+    The gradient travels in P pieces, each to be summed and each to be told, and every rank passes
+    on P − 1 of them both times: 2 · 4n · (P − 1) / P. No Allreduce that is made of messages between
+    ranks moves less (Patarasuk and Yuan 2009).
     """
     return 2 * VALUE_BYTES * values * (ranks - 1) // ranks
 
@@ -33,7 +37,9 @@ def allgather_bytes(message: int, ranks: int) -> int:
 
 
 def gtopk_bytes(message: int, ranks: int) -> int:
-    """Bytes that a rank receives at most in gTop-k, where messages have that size: one in each of its rounds."""
+    """Bytes that a rank receives at most in gTop-k, where messages have that size: one in each of
+    its rounds.
+    """
     inside = ranks.bit_length() - 1
     return message * (inside + (ranks > 1 << inside))
 
@@ -43,7 +49,8 @@ COLLECTIVES = {"allgather": allgather_bytes, "gtopk": gtopk_bytes}
 
 
 def share_of_ring(values: int, density: float, ranks: int, value_dtype: str = "float32") -> float:
-    """What a rank receives in an allgather of one message a rank, as a multiple of what a ring Allreduce brings it.
+    """What a rank receives in an allgather of one message a rank, as a multiple of what a ring
+    Allreduce brings it.
 
     That is P · m / 8n for a message of m bytes; from 2 ranks on.
     """
@@ -52,7 +59,9 @@ def share_of_ring(values: int, density: float, ranks: int, value_dtype: str = "f
 
 
 def break_even(values: int, density: float, value_dtype: str = "float32") -> int:
-    """The least number of ranks at which a rank receives more than in a ring Allreduce: the first above 8n / m."""
+    """The least number of ranks at which a rank receives more than in a ring Allreduce: the first
+    above 8n / m.
+    """
     message = wire.payload_size(values, methods.budget(values, density), value_dtype)
     return max(2, 2 * VALUE_BYTES * values // message + 1)
 
@@ -67,7 +76,9 @@ def readable(count: float) -> str:
 def table(
     densities: Sequence[float] = DENSITIES, ranks: Sequence[int] = RANKS, values: int = VALUES
 ) -> Iterator[str]:
-    """The lines of a table in Markdown: received bytes as multiples of a ring Allreduce's, those above 1 in bold."""
+    """The lines of a table in Markdown: received bytes as multiples of a ring Allreduce's, those
+    above 1 in bold.
+    """
     heads = ["density", "bytes an entry", *(f"{each:,}" for each in ranks), "more from"]
     yield f"| {' | '.join(heads)} |"
     yield "| --- " * len(heads) + "|"

@@ -1,14 +1,16 @@
 """`python -m dls.train`: data-parallel training with sparsified gradients.
 
-A step is three calls, in `_step`: differentiate, exchange, update. What a method makes of a gradient is its `exchange`, in
-`dls/exchange/methods/`.
+A step is three calls, in `_step`: differentiate, exchange, update. What a method makes of a
+gradient is its `exchange`, in `dls/exchange/methods/`.
 """
 
 from __future__ import annotations
 
 from dls.program.signals import StopRequest
 
-REQUEST = StopRequest() if __name__ == "__main__" else None  # before other imports: signals may come while those go on
+REQUEST = (
+    StopRequest() if __name__ == "__main__" else None
+)  # before other imports: signals may come while those go on
 
 import os
 import sys
@@ -45,19 +47,36 @@ from dls.record.writer import Writer
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
 
-KNOWN = (CheckpointError, DivergenceError, ExchangeError, KeyboardInterrupt, MessageError, NonFiniteError, OSError, TraceError)
-"""Errors whose own words are enough; any other is a mistake in the program, and leaves its traceback."""
-ADVICE: dict[type[BaseException], str] = {NonFiniteError: "; a lower --lr, --clip-norm or --on-nan skip may help"}
+KNOWN = (
+    CheckpointError,
+    DivergenceError,
+    ExchangeError,
+    KeyboardInterrupt,
+    MessageError,
+    NonFiniteError,
+    OSError,
+    TraceError,
+)
+"""Errors whose own words are enough; any other is a mistake in the program, and leaves its
+traceback.
+"""
+ADVICE: dict[type[BaseException], str] = {
+    NonFiniteError: "; a lower --lr, --clip-norm or --on-nan skip may help"
+}
 """What to do about some errors."""
 COMPILING = "compiling, once on this machine, about 30 s"
 FIRST_WORD = 5.0
 """Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
 LATER = 0.1
-"""Seconds by which each rank lets the one before it speak first, where no file can tell which failed first."""
+"""Seconds by which each rank lets the one before it speak first, where no file can tell which
+failed first.
+"""
 
 
 def main(argv: list[str] | None = None, request: StopRequest | None = None) -> int:
-    """Train as the command line says. Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures.
+    """Train as the command line says.
+
+    Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures.
 
     A program that calls it has its signals back afterwards, unless it gives a `request` of its own.
     """
@@ -80,10 +99,18 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         return _main(argv, comm, request, refused)
 
 
-def _main_of_workers(argv: list[str], workers: int, request: StopRequest, refused: UsageError | None) -> int:
-    """`_main` on so many workers in this process. UsageError where a launcher has started several."""
+def _main_of_workers(
+    argv: list[str], workers: int, request: StopRequest, refused: UsageError | None
+) -> int:
+    """`_main` on so many workers in this process.
+
+    UsageError where a launcher has started several.
+    """
     if launcher.several(os.environ):
-        raise UsageError("--workers trains with several workers in one process; start it without mpirun, or leave it out")
+        raise UsageError(
+            "--workers trains with several workers in one process; start it without mpirun, or"
+            " leave it out"
+        )
     try:
         return local.run(workers, lambda comm: _main(argv, comm, request, refused))[0]
     except local.Ended as ended:
@@ -100,7 +127,9 @@ def _main(argv: list[str], comm: Comm, request: StopRequest, refused: UsageError
         return _fail(error, "at the start", None, comm)
     while True:
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinity, and named
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # what overflows is found as infinity, and named
                 status = _attempt(run, comm, request)
             run.lock.release()
             return comm.end(status)
@@ -136,7 +165,10 @@ def _join(timeout: float) -> Comm:
 
 
 def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
-    """Train, and report whatever ends that badly. RankLost, with nothing left open, where the others go on without a rank."""
+    """Train, and report whatever ends that badly.
+
+    RankLost, with nothing left open, where the others go on without a rank.
+    """
     reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
     with ExitStack() as opened:
         opened.callback(reporter.close)
@@ -150,7 +182,10 @@ def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
 
 
 def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened: ExitStack) -> int:
-    """Take the steps that are left; record, evaluate, write checkpoints on the way. Returns the exit status."""
+    """Take the steps that are left; record, evaluate, write checkpoints on the way.
+
+    Returns the exit status.
+    """
     step = run.first
     consensus = Consensus(comm, request, run.states.hash, run.config.check_every)
     before = comm.from_rank_0(lambda: last_words(run.out))
@@ -186,7 +221,10 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
 
 
 def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm]:
-    """The run at its last checkpoint, among the ranks that are left. Those that are not most of the ranks end here."""
+    """The run at its last checkpoint, among the ranks that are left.
+
+    Those that are not most of the ranks end here.
+    """
     while True:
         try:
             left, lost = comm.survivors()
@@ -227,7 +265,11 @@ def _due(step: int, every: int) -> bool:
 
 def _evaluation_due(run: Run, step: int) -> bool:
     """As often as is set, or at the end of each epoch."""
-    return _due(step, run.config.eval_every) if run.config.eval_every else run.batches.place(step)[1] == 0
+    return (
+        _due(step, run.config.eval_every)
+        if run.config.eval_every
+        else run.batches.place(step)[1] == 0
+    )
 
 
 def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, step: int) -> None:
@@ -244,14 +286,19 @@ def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
     layers = tuple((layer.name, layer.size) for layer in run.task.model.layers)
     position, folder = run.batches.position(step), checkpoint.place(run.out, step)
     settings = run.config.to_toml()
-    about = checkpoint.Checkpoint(folder, comm.size, position, settings, layers, run.data, run.environment)
+    about = checkpoint.Checkpoint(
+        folder, comm.size, position, settings, layers, run.data, run.environment
+    )
     for line in checkpoint.save(about, shared, own, run.config.keep_checkpoints, comm):
         reporter.say_once(line)
 
 
 def _open_trace(run: Run, comm: Comm) -> Writer | None:
     """Rank 0's writer."""
-    layers = {name: [getattr(layer, name) for layer in run.task.model.layers] for name in ("name", *LAYER_FIELDS)}
+    layers = {
+        name: [getattr(layer, name) for layer in run.task.model.layers]
+        for name in ("name", *LAYER_FIELDS)
+    }
     attributes = {
         "config": run.config.to_toml(),
         "version": dls.__version__,
@@ -273,25 +320,32 @@ def _opening(run: Run, comm: Comm) -> Sequence[str]:
     c = run.config
     resumed = f" from step {run.first} on" if run.first else ""
     about = (
-        f"{c.method} at density {run.exchanger.method.density:g}: {c.model} "
-        f"({run.exchanger.layout.n:,} parameters) on {c.dataset}, {comm.size} rank{'s' * (comm.size > 1)}, "
-        f"{run.backend.name}, {run.total} steps{resumed}; writing to {run.out}"
+        f"{c.method} at density {run.exchanger.method.density:g}: {c.model}"
+        f" ({run.exchanger.layout.n:,} parameters) on {c.dataset}, {comm.size}"
+        f" rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to"
+        f" {run.out}"
     )
     return [about] if run.backend.compiled or run.backend.notes else [about, COMPILING]
 
 
 def _warnings(run: Run, comm: Comm) -> Iterator[str]:
     """Where the ranks are so many that sparse messages move more than the whole gradient would."""
-    received, ring = run.exchanger.method.bytes_received(), traffic.ring_bytes(run.exchanger.layout.n, comm.size)
+    received, ring = (
+        run.exchanger.method.bytes_received(),
+        traffic.ring_bytes(run.exchanger.layout.n, comm.size),
+    )
     if received > ring:
         yield (
-            f"warning: of {comm.size} ranks each receives about {traffic.readable(received)} a step, and would receive "
-            f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do: docs/cluster.md, \"Many ranks\""
+            f"warning: of {comm.size} ranks each receives about {traffic.readable(received)} a"
+            " step, and would receive "
+            f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do:"
+            ' docs/cluster.md, "Many ranks"'
         )
 
 
 def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
-    """End every rank with status 1 and one clear line, from the first rank that gets here; details go to failure.txt.
+    """End every rank with status 1 and one clear line, from the first rank that gets here; details
+    go to failure.txt.
 
     A rank that is alone returns the status, to whatever program it is part of.
     """
@@ -300,11 +354,27 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
     try:
         known = isinstance(error, KNOWN)
         advice = ADVICE.get(type(error), "")
-        words = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(described(error)) + advice
-        line = f"rank {comm.rank}, {when}: " + (words if known else f"{type(error).__name__}: {error}")
+        words = (
+            "interrupted"
+            if isinstance(error, KeyboardInterrupt)
+            else one_line(described(error)) + advice
+        )
+        line = f"rank {comm.rank}, {when}: " + (
+            words if known else f"{type(error).__name__}: {error}"
+        )
         report = out / "failure.txt" if out else None
-        _claim_first_word(report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank)
-        more = "" if known else f"; see {report}" if report else "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        _claim_first_word(
+            report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank
+        )
+        more = (
+            ""
+            if known
+            else (
+                f"; see {report}"
+                if report
+                else "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            )
+        )
         print(f"dls.train: {line}{more}", file=sys.stderr)
     finally:
         if not comm.alone:
@@ -313,7 +383,9 @@ def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
 
 
 def _claim_first_word(report: Path | None, text: str, rank: int) -> None:
-    """Return at once on the first rank that fails, which writes the report; later ones wait for its abort to end them."""
+    """Return at once on the first rank that fails, which writes the report; later ones wait for its
+    abort to end them.
+    """
     if report is None:
         time.sleep(LATER * rank)
         return

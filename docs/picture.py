@@ -1,6 +1,6 @@
 """The picture of README.md: the threshold of each layer, step by step, a panel for each run.
 
-    python docs/picture.py RUN... FILE
+python docs/picture.py RUN... FILE
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ def main(*arguments: str) -> None:
 
 
 def draw(axes: Any, run: Series) -> None:
-    """A line for each layer: its threshold, the mean over the ranks, and of that the geometric mean over WINDOW steps."""
+    """A line for each layer: its threshold, the mean over the ranks, and of that the geometric mean
+    over WINDOW steps.
+    """
     method, steps = run.run["method"], run.steps["step"]
     window = min(WINDOW, len(steps))
     axes.set(title=TITLES.get(method, method), xlabel="training step", yscale="log")
     for layer, name in enumerate(run.layers["name"]):
         threshold = np.log(run.steps["threshold"][:, layer])
         means = np.convolve(threshold, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], np.exp(means), color=COLOURS[layer % len(COLOURS)], label=name)
+        axes.plot(
+            steps[window - 1 :], np.exp(means), color=COLOURS[layer % len(COLOURS)], label=name
+        )
     axes.grid(alpha=0.3)
 
 

@@ -1,9 +1,9 @@
 """Algorithm 2: sparsity ratios move between layers until all thresholds are one.
 
-The paper proves Property 1 and Property 2 with distribution functions; here the same steps use counts of the actual values,
-so that both hold exactly and no distribution is assumed [ours, after the proof of Property 2].
-Shapes: v is a list of L vectors (n_l), k int64 (L), t float64 (L). A threshold of layer l is any number with
-#{|v_l| > t} <= k_l <= #{|v_l| >= t}.
+The paper proves Property 1 and Property 2 with distribution functions; here the same steps use
+counts of the actual values, so that both hold exactly and no distribution is assumed [ours, after
+the proof of Property 2]. Shapes: v is a list of L vectors (n_l), k int64 (L), t float64 (L). A
+threshold of layer l is any number with #{|v_l| > t} <= k_l <= #{|v_l| >= t}.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class _Pair(NamedTuple):
 
 
 def set_size(t: Thresholds) -> float:
-    """max t_l - min t_l, which every step shrinks and repetition drives to 0 [paper, Property 1]."""
+    """max t_l - min t_l, which every step shrinks and repetition drives to 0 [paper, Property
+    1].
+    """
     return float(t.max() - t.min())
 
 
@@ -41,19 +43,25 @@ def lower_median(values: Sequence[float]) -> float:
 
 
 def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
-    """The thresholds t (L) right after a top-k: t_l = a_{k_l}, the k_l-th largest magnitude, where 0 < k_l < n_l.
+    """The thresholds t (L) right after a top-k: t_l = a_{k_l}, the k_l-th largest magnitude, where
+    0 < k_l < n_l.
 
-    Where k_l is 0 or n_l many numbers are thresholds; the one nearest to the lower median T of the others is taken:
-    max(a_1, T) for k_l = 0, min(a_n, T) for k_l = n_l; a_1 and a_n where there are no others.
+    Where k_l is 0 or n_l many numbers are thresholds; the one nearest to the lower median T of the
+    others is taken: max(a_1, T) for k_l = 0, min(a_n, T) for k_l = n_l; a_1 and a_n where there are
+    no others.
     """
-    inner = [ops.kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
+    inner = [
+        ops.kth_largest(layer, int(kl))
+        for layer, kl in zip(v, k, strict=True)
+        if 0 < kl < layer.size
+    ]
     return complete_thresholds(v, k, inner)
 
 
-def complete_thresholds(
-    v: Sequence[Vector], k: Counts, inner: Sequence[float]
-) -> Thresholds:
-    """`fresh_thresholds` where a_{k_l} of the layers with 0 < k_l < n_l is known already (`inner`, in layer order)."""
+def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
+    """`fresh_thresholds` where a_{k_l} of the layers with 0 < k_l < n_l is known already (`inner`,
+    in layer order).
+    """
     known = iter(inner)
     t = np.empty(len(v), dtype=np.float64)
     for layer, kl in enumerate(k):
@@ -61,31 +69,38 @@ def complete_thresholds(
         if 0 < kl < n:
             t[layer] = next(known)
         elif kl == 0:
-            t[layer] = max([ops.kth_largest(v[layer], 1), *([lower_median(inner)] if inner else [])])
+            t[layer] = max(
+                [ops.kth_largest(v[layer], 1), *([lower_median(inner)] if inner else [])]
+            )
         else:
-            t[layer] = min([ops.kth_largest(v[layer], n), *([lower_median(inner)] if inner else [])])
+            t[layer] = min(
+                [ops.kth_largest(v[layer], n), *([lower_median(inner)] if inner else [])]
+            )
     return t
 
 
 def pair_order(sizes: Sequence[int], k: Counts, t: Thresholds) -> list[int]:
-    """The layers ordered by (t_l, c_l, l): c_l is 0 for a full layer, 2 for an empty one, else 1."""
+    """The layers ordered by (t_l, c_l, l): c_l is 0 for a full layer, 2 for an empty one, else
+    1.
+    """
     rank = [0 if kl == n else 2 if kl == 0 else 1 for n, kl in zip(sizes, k, strict=True)]
     return sorted(range(len(rank)), key=lambda layer: (t[layer], rank[layer], layer))
 
 
-def one_step_adjustment(
-    v: Sequence[Vector], k: Counts, t: Thresholds
-) -> tuple[Counts, Thresholds]:
-    """One step of Algorithm 2 [paper's ONESTEPADJUSTMENT(), in finite-sample form]: new (k, t), the sum of k unchanged.
+def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
+    """One step of Algorithm 2 [paper's ONESTEPADJUSTMENT(), in finite-sample form]: new (k, t), the
+    sum of k unchanged.
 
-    The layer with the lowest threshold is paired with the one with the highest, the second lowest with the second highest,
-    and so on; with an odd number of layers the middle one rests. In each pair the difference of the thresholds shrinks to
-    half or less [paper, Property 2].
+    The layer with the lowest threshold is paired with the one with the highest, the second lowest
+    with the second highest, and so on; with an odd number of layers the middle one rests. In each
+    pair the difference of the thresholds shrinks to half or less [paper, Property 2].
     """
     k, t = k.copy(), t.copy()
     order = pair_order([layer.size for layer in v], k, t)
     for low, high in zip(order[: len(order) // 2], reversed(order), strict=False):
-        step = _adjust_pair(v[low], v[high], int(k[low]), int(k[high]), float(t[low]), float(t[high]))
+        step = _adjust_pair(
+            v[low], v[high], int(k[low]), int(k[high]), float(t[low]), float(t[high])
+        )
         if step is not None:
             k[low], k[high], t[low], t[high] = step
     return k, t
@@ -94,7 +109,9 @@ def one_step_adjustment(
 def _adjust_pair(
     low: Vector, high: Vector, k_low: int, k_high: int, t1: float, t2: float
 ) -> _Pair | None:
-    """Move d entries of the budget from the layer at t1 to the layer at t2; None where no float64 lies between t1 and t2."""
+    """Move d entries of the budget from the layer at t1 to the layer at t2; None where no float64
+    lies between t1 and t2.
+    """
     mid = (t1 + t2) / 2
     if not t1 < mid < t2:
         return None
@@ -108,11 +125,16 @@ def _adjust_pair(
 
 
 def adjust(
-    v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None  # noqa: ARG001
+    v: Sequence[Vector],
+    k: Counts,
+    t: Thresholds,
+    steps: int,
+    heads: Sequence[Head] | None = None,  # noqa: ARG001
 ) -> Counts:
     """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t.
 
-    `heads` (L), those of `ops.select_layers` on the same v, may save work and never change the result.
+    `heads` (L), those of `ops.select_layers` on the same v, may save work and never change the
+    result.
     """
     for _ in range(steps):
         k, t = one_step_adjustment(v, k, t)
@@ -120,10 +142,12 @@ def adjust(
 
 
 def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
-    """The limit of repeated steps [paper's OPTIMALADJUSTMENT()]: how many of the Global Top-k of v, K in all, lie in each layer.
+    """The limit of repeated steps [paper's OPTIMALADJUSTMENT()]: how many of the Global Top-k of v,
+    K in all, lie in each layer.
 
-    Computed directly. One layer's part of the Global Top-k is also part of that layer's own top min(K, n_l), so the choice
-    is made among those alone; the lower flat index comes first among equals.
+    Computed directly. One layer's part of the Global Top-k is also part of that layer's own top
+    min(K, n_l), so the choice is made among those alone; the lower flat index comes first among
+    equals.
     """
     total = int(k.sum())
     candidates = [ops.top_k(layer, min(total, layer.size))[1] for layer in v]

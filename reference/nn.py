@@ -39,7 +39,7 @@ def he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> NDArray[np
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2.0 / fan_in))
 
 
-# Linear ---------------------------------------------------------------------------------------
+# Linear -------------------------------------------------------------------------------------------
 
 
 def linear_forward(x: Array, w: Array, b: Array) -> Array:
@@ -58,7 +58,7 @@ def linear_input_gradient(dy: Array, w: Array) -> Array:
     return dy @ w
 
 
-# Convolution ----------------------------------------------------------------------------------
+# Convolution --------------------------------------------------------------------------------------
 
 
 class ConvCache(NamedTuple):
@@ -176,7 +176,7 @@ def _from_rows(rows: Array, shape: Shape) -> Array:
     return rows.reshape(shape[1], shape[0], *shape[2:]).swapaxes(0, 1)
 
 
-# Activation and pooling -----------------------------------------------------------------------
+# Activation and pooling ---------------------------------------------------------------------------
 
 
 def relu_forward(x: Array) -> Array:
@@ -241,7 +241,7 @@ def global_avg_pool_backward(dy: Array, shape: Shape) -> Array:
     return np.broadcast_to(share, (channels, count, height, width)).copy().swapaxes(0, 1)
 
 
-# Batch normalisation --------------------------------------------------------------------------
+# Batch normalisation ------------------------------------------------------------------------------
 
 
 class NormCache(NamedTuple):
@@ -302,7 +302,7 @@ def batch_norm_backward(dy: Array, cache: NormCache, gamma: Array) -> tuple[Arra
     return _from_rows(dx, dy.shape), dgamma, dbeta
 
 
-# Shape and shortcut ---------------------------------------------------------------------------
+# Shape and shortcut -------------------------------------------------------------------------------
 
 
 def flatten_forward(x: Array) -> Array:
@@ -346,7 +346,7 @@ def shortcut_backward(dy: Array, shape: Shape, stride: int) -> Array:
     return dx.swapaxes(0, 1)
 
 
-# Loss -----------------------------------------------------------------------------------------
+# Loss ---------------------------------------------------------------------------------------------
 
 
 def softmax_cross_entropy(

@@ -1,9 +1,10 @@
 """What the residuals and k of P ranks become on P' ranks [ours].
 
-The old ranks are P equal pieces of a line, the new ones P' equal pieces of the same line. A new rank takes the mean of the old
-ranks whose pieces its own covers, each in the share that it covers. So the mean over the ranks stays what it was, and the update
-u = (1/P) Σ_p … still gets what it was to get. With twice as many ranks each old one is copied to two, with half as many two
-become their mean, and 3 → 2 gives (2 r_0 + r_1) / 3 and (r_1 + 2 r_2) / 3.
+The old ranks are P equal pieces of a line, the new ones P' equal pieces of the same line. A new
+rank takes the mean of the old ranks whose pieces its own covers, each in the share that it covers.
+So the mean over the ranks stays what it was, and the update u = (1/P) Σ_p … still gets what it was
+to get. With twice as many ranks each old one is copied to two, with half as many two become their
+mean, and 3 → 2 gives (2 r_0 + r_1) / 3 and (r_1 + 2 r_2) / 3.
 """
 
 from __future__ import annotations
@@ -18,23 +19,34 @@ from numpy.typing import NDArray
 from reference.methods import largest_remainder
 
 State = Mapping[str, NDArray[Any]]
-"""What one rank holds, by name. Integers are counts whose sum is the same on all ranks, such as k."""
+"""What one rank holds, by name.
+
+Integers are counts whose sum is the same on all ranks, such as k.
+"""
 
 
 def shares(old: int, new: int, rank: int) -> dict[int, int]:
-    """Which of the `old` ranks rank number `rank` of `new` takes over, each with its share; the shares sum to `old`.
+    """Which of the `old` ranks rank number `rank` of `new` takes over, each with its share; the
+    shares sum to `old`.
 
-    Of old·new, old rank p covers p·new … (p + 1)·new and new rank q covers q·old … (q + 1)·old; the share is what both cover.
+    Of old·new, old rank p covers p·new … (p + 1)·new and new rank q covers q·old … (q + 1)·old; the
+    share is what both cover.
     """
     start, stop = rank * old, (rank + 1) * old
-    return {p: min(stop, (p + 1) * new) - max(start, p * new) for p in range(start // new, -(-stop // new))}
+    return {
+        p: min(stop, (p + 1) * new) - max(start, p * new)
+        for p in range(start // new, -(-stop // new))
+    }
 
 
 def merge(parts: Iterable[tuple[int, State]]) -> State:
-    """The mean of states with shares, which are read one after the other. A single one stays as it is, bit by bit.
+    """The mean of states with shares, which are read one after the other.
 
-    Floats are summed in float64 and rounded to their own type: a mean over the ranks of float32 moves by no more than 2⁻²⁴ of the
-    mean of the new magnitudes. Counts are split by largest remainder: their sum stays, and none exceeds the largest it had.
+    A single one stays as it is, bit by bit.
+
+    Floats are summed in float64 and rounded to their own type: a mean over the ranks of float32
+    moves by no more than 2⁻²⁴ of the mean of the new magnitudes. Counts are split by largest
+    remainder: their sum stays, and none exceeds the largest it had.
     """
     parts = iter(parts)
     first, second = next(parts), next(parts, None)
@@ -42,7 +54,8 @@ def merge(parts: Iterable[tuple[int, State]]) -> State:
         return first[1]
     kinds = {name: array.dtype for name, array in first[1].items()}
     sums: dict[str, NDArray[Any]] = {
-        name: np.zeros(array.shape, np.int64 if array.dtype.kind == "i" else np.float64) for name, array in first[1].items()
+        name: np.zeros(array.shape, np.int64 if array.dtype.kind == "i" else np.float64)
+        for name, array in first[1].items()
     }
     whole = 0
     for share, state in chain([first, second], parts):
@@ -57,4 +70,6 @@ def _mean(weighted: NDArray[Any], whole: int, kind: np.dtype[Any]) -> NDArray[An
     if kind.kind != "i":
         return (weighted / whole).astype(kind)
     counts = weighted.tolist()
-    return np.array(largest_remainder(sum(counts) // whole, counts) if any(counts) else counts, dtype=kind)
+    return np.array(
+        largest_remainder(sum(counts) // whole, counts) if any(counts) else counts, dtype=kind
+    )

@@ -1,9 +1,10 @@
 """How gradient variance changes from layer to layer, and sparsity ratios to start from.
 
-Under He initialisation and ReLU the paper predicts Var(∂f/∂W^l) / Var(∂f/∂W^{l-1}) for neighbouring layers, with c inputs,
-d outputs and k×k kernels. Eq. 8 rests on Eq. 13, which gives ∂f/∂W a factor k² though a weight sums over all positions of
-its output map, and on Eq. 14, which counts k²·d paths out of each input value though stride and pooling thin them. With
-both mended, kernels and positions cancel: the corrected ratio [ours].
+Under He initialisation and ReLU the paper predicts Var(∂f/∂W^l) / Var(∂f/∂W^{l-1}) for neighbouring
+layers, with c inputs, d outputs and k×k kernels. Eq. 8 rests on Eq. 13, which gives ∂f/∂W a factor
+k² though a weight sums over all positions of its output map, and on Eq. 14, which counts k²·d paths
+out of each input value though stride and pooling thin them. With both mended, kernels and positions
+cancel: the corrected ratio [ours].
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from reference.adjustment import Counts
 
 LEAST_SIGMA = 1e-100
-"""Deviations below this share of the largest count as this share: such a layer fills up after all others."""
+"""Deviations below this share of the largest count as this share: such a layer fills up after all
+others.
+"""
 
 
 def eq8_ratio(c: int, d: int, kernel: int, kernel_previous: int) -> float:
@@ -31,12 +34,16 @@ def eq9_ratio(c: int, d: int) -> float:
 
 
 def corrected_ratio(c: int, d: int) -> float:
-    """The mended form for any layer [ours]: c_l / d_l, in channels (of a linear layer after a flatten: those before it)."""
+    """The mended form for any layer [ours]: c_l / d_l, in channels (of a linear layer after a
+    flatten: those before it).
+    """
     return c / d
 
 
 def chain_sigmas(ratios: Sequence[float]) -> NDArray[np.float64]:
-    """Relative standard deviations σ (L), σ_1 = 1, of a chain's gradients from its L−1 variance ratios."""
+    """Relative standard deviations σ (L), σ_1 = 1, of a chain's gradients from its L−1 variance
+    ratios.
+    """
     return np.sqrt(np.cumprod([1.0, *ratios], dtype=np.float64))
 
 
@@ -49,16 +56,20 @@ def common_threshold(sizes: Sequence[int], sigmas: Sequence[float], total: int) 
     """The t that solves Σ n_l · 2(1 − Φ(t/σ_l)) = K, by bisection to float64's last bit."""
     low, high = 0.0, 40.0 * max(sigmas)
     while low < (mid := (low + high) / 2) < high:
-        expected = sum(n * two_sided_tail(mid, sigma) for n, sigma in zip(sizes, sigmas, strict=True))
+        expected = sum(
+            n * two_sided_tail(mid, sigma) for n, sigma in zip(sizes, sigmas, strict=True)
+        )
         low, high = (mid, high) if expected > total else (low, mid)
     return low
 
 
 def sparsity_from_variances(sizes: Sequence[int], sigmas: Sequence[float], total: int) -> Counts:
-    """k (L) that Gaussian layers with deviations sigmas (L) would have under one threshold, rounded to the budget K [ours].
+    """k (L) that Gaussian layers with deviations sigmas (L) would have under one threshold, rounded
+    to the budget K [ours].
 
-    k_l is near n_l · 2(1 − Φ(t/σ_l)), the sum is K exactly, 0 <= k_l <= n_l. Rounding is by largest remainder, the lower
-    layer first among equals. ValueError for a budget outside 0..n, a negative or infinite sigma, or none above 0.
+    k_l is near n_l · 2(1 − Φ(t/σ_l)), the sum is K exactly, 0 <= k_l <= n_l. Rounding is by largest
+    remainder, the lower layer first among equals. ValueError for a budget outside 0..n, a negative
+    or infinite sigma, or none above 0.
     """
     limits = [int(n) for n in sizes]
     deviations = [float(s) for s in sigmas]
@@ -68,11 +79,15 @@ def sparsity_from_variances(sizes: Sequence[int], sigmas: Sequence[float], total
         raise ValueError("every sigma must be finite and not negative, and one above 0")
     deviations = [max(s, LEAST_SIGMA * max(deviations)) for s in deviations]
     t = common_threshold(limits, deviations, total)
-    return _round_to_budget([n * two_sided_tail(t, s) for n, s in zip(limits, deviations, strict=True)], limits, total)
+    return _round_to_budget(
+        [n * two_sided_tail(t, s) for n, s in zip(limits, deviations, strict=True)], limits, total
+    )
 
 
 def _round_to_budget(shares: Sequence[float], limits: Sequence[int], total: int) -> Counts:
-    """Whole numbers <= limits next to shares that sum to total: floors first, the rest by largest remainder."""
+    """Whole numbers <= limits next to shares that sum to total: floors first, the rest by largest
+    remainder.
+    """
     k = [min(math.floor(share), n) for share, n in zip(shares, limits, strict=True)]
     by_remainder = sorted(range(len(k)), key=lambda i: (k[i] - shares[i], i))
     while (left := total - sum(k)) > 0:

@@ -1,9 +1,10 @@
 """The message: how the entries a rank sends of n values become bytes, and back.
 
-Layout, all little-endian: a CRC-32 (uint32); the k values in the wire's type; then the k indices, near their
-entropy, in the code of Elias (1974) and Fano (1971): the lowest `low_bits` bits of each index, packed, and a string of bits in
-which number (index >> low_bits) + i is set for entry i. Every piece is padded with zero bits to whole bytes.
-(n, k, value type) fix the size, so that no sizes are ever exchanged. Where k is 0 there is nothing to say, in 0 bytes.
+Layout, all little-endian: a CRC-32 (uint32); the k values in the wire's type; then the k indices,
+near their entropy, in the code of Elias (1974) and Fano (1971): the lowest `low_bits` bits of each
+index, packed, and a string of bits in which number (index >> low_bits) + i is set for entry i.
+Every piece is padded with zero bits to whole bytes. (n, k, value type) fix the size, so that no
+sizes are ever exchanged. Where k is 0 there is nothing to say, in 0 bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def low_bits(n: int, k: int) -> int:
 
 
 def pieces(n: int, k: int, value_dtype: str) -> tuple[int, int, int]:
-    """Bytes of the values, of the packed low bits and of the rest of the indices, for k > 0 of n entries."""
+    """Bytes of the values, of the packed low bits and of the rest of the indices, for k > 0 of n
+    entries.
+    """
     low = low_bits(n, k)
     return VALUE_BYTES[value_dtype] * k, -(-k * low // 8), -(-(k + ((n - 1) >> low)) // 8)
 
@@ -52,10 +55,12 @@ def payload_size(n: int, k: int, value_dtype: str = "float32") -> int:
 
 
 def round_values(values: Vector, value_dtype: str) -> Vector:
-    """values (k), finite, as they will arrive: rounded to the wire's type, to even among equals, and float32 again.
+    """values (k), finite, as they will arrive: rounded to the wire's type, to even among equals,
+    and float32 again.
 
-    What rounding drops is exact in float32, so values − round_values(values) stays in the residual and nothing is lost. That
-    holds for a value beyond the type's finite range as well, of which as much is sent as the range has room for.
+    What rounding drops is exact in float32, so values − round_values(values) stays in the residual
+    and nothing is lost. That holds for a value beyond the type's finite range as well, of which as
+    much is sent as the range has room for.
     """
     if value_dtype == "float32":
         return values
@@ -66,22 +71,28 @@ def round_values(values: Vector, value_dtype: str) -> Vector:
         bits = values.view(np.uint32)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
     fits = np.isfinite(rounded)
-    return rounded if bool(fits.all()) else np.where(fits, rounded, _cut(values, LARGEST[value_dtype]))
+    return (
+        rounded if bool(fits.all()) else np.where(fits, rounded, _cut(values, LARGEST[value_dtype]))
+    )
 
 
 def _cut(values: Vector, largest: float) -> Vector:
-    """Of values (k) beyond `largest` the largest multiple of their own float32 spacing within it, signed: value − that is exact.
+    """Of values (k) beyond `largest` the largest multiple of their own float32 spacing within it,
+    signed: value − that is exact.
 
     From 2**39 on the spacing of float32 is wider than the range of float16, and the multiple is 0.
     """
     power_of_two = (values.view(np.uint32) & 0x7F800000).view(np.float32)
-    spacing = np.maximum(power_of_two, np.float32(largest / 2)) * np.float32(2.0**-23)  # values within are of no interest
+    spacing = np.maximum(power_of_two, np.float32(largest / 2)) * np.float32(
+        2.0**-23
+    )  # values within are of no interest
     cut: Vector = np.copysign(np.floor(np.float32(largest) / spacing) * spacing, values)
     return cut
 
 
 def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:
-    """The message for a selection out of n values: index int64 (k), ascending, values float32 (k), as `round_values` gives them.
+    """The message for a selection out of n values: index int64 (k), ascending, values float32 (k),
+    as `round_values` gives them.
 
     ValueError unless 0 <= k <= n <= 2**32.
     """
@@ -92,12 +103,17 @@ def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -
     lows = (index[:, None] >> np.arange(low)) & 1
     highs = np.zeros(k + ((n - 1) >> low), dtype=np.uint8)
     highs[(index >> low) + np.arange(k)] = 1
-    packed = [np.packbits(bits.astype(np.uint8).ravel(), bitorder="little") for bits in (lows, highs)]
+    packed = [
+        np.packbits(bits.astype(np.uint8).ravel(), bitorder="little") for bits in (lows, highs)
+    ]
     return seal(np.concatenate([values_to_bytes(values, value_dtype), *packed]), n, k, value_dtype)
 
 
 def decode(payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Selection:
-    """The selection in a message of `encode`: index int64 (k), values float32 (k). MessageError where it is damaged or cut."""
+    """The selection in a message of `encode`: index int64 (k), values float32 (k).
+
+    MessageError where it is damaged or cut.
+    """
     body = unseal(payload, n, k, value_dtype)
     if not k:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
@@ -116,21 +132,30 @@ def decode(payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Sele
 
 def seal(body: Bytes, n: int, k: int, value_dtype: str) -> Bytes:
     """The message: checksum and body."""
-    return np.concatenate([np.array([checksum(body, n, k, value_dtype)], dtype="<u4").view(np.uint8), body])
+    return np.concatenate(
+        [np.array([checksum(body, n, k, value_dtype)], dtype="<u4").view(np.uint8), body]
+    )
 
 
 def checksum(body: Bytes, n: int, k: int, value_dtype: str) -> int:
-    """The CRC-32 of what the message is about and its body: whoever expects another n or k notices as well."""
+    """The CRC-32 of what the message is about and its body: whoever expects another n or k notices
+    as well.
+    """
     return zlib.crc32(body.data, zlib.crc32(f"{k} of {n} in {value_dtype}".encode()))
 
 
 def unseal(payload: Bytes, n: int, k: int, value_dtype: str) -> Bytes:
-    """The body of a message of k entries of n, in one piece. MessageError for a wrong length or checksum."""
+    """The body of a message of k entries of n, in one piece.
+
+    MessageError for a wrong length or checksum.
+    """
     size = payload_size(n, k, value_dtype)
     if payload.size != size:
         raise MessageError(f"a message of {k} of {n} entries has {size} bytes, not {payload.size}")
     body = np.ascontiguousarray(payload[CHECKSUM:])
-    if size and checksum(body, n, k, value_dtype) != int.from_bytes(payload[:CHECKSUM].tobytes(), "little"):
+    if size and checksum(body, n, k, value_dtype) != int.from_bytes(
+        payload[:CHECKSUM].tobytes(), "little"
+    ):
         raise MessageError(DAMAGED)
     return body
 

@@ -1,7 +1,9 @@
-"""`python -m tests.card`: every test of the CuPy backend on this machine's GPU, then its times, to runs/results/ as it goes.
+"""`python -m tests.card`: every test of the CuPy backend on this machine's GPU, then its times, to
+runs/results/ as it goes.
 
-Each part is a process of its own with a limit of time, so that a part that hangs leaves the others their turn, and what it has
-written so far. `--host` puts the CPU in the GPU's place, to see that all of this works.
+Each part is a process of its own with a limit of time, so that a part that hangs leaves the others
+their turn, and what it has written so far. `--host` puts the CPU in the GPU's place, to see that
+all of this works.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ TESTS = (
 CARD = "not numba and not numpy"
 """What of these is for the card, as pytest's -k has it: the turns of numpy and numba need none."""
 PLUGINS = ("pytest_timeout", "xdist.plugin", "_hypothesis_pytestplugin")
-"""Those of pytest that are used where they are there, and no others, of which a machine may have many."""
+"""Those of pytest that are used where they are there, and no others, of which a machine may have
+many.
+"""
 WORKERS = 4
 """Processes that share the tests out: most of them wait for Python, not for the card."""
 LIMIT, OF_TESTS = 345.0, 0.6
@@ -54,15 +58,30 @@ RESULT, HOST = "DLS_TEST_RESULT", "DLS_TEST_HOST"
 """Variables that tell a part where the tests' outcome goes, and whether the CPU stands in."""
 
 
-# The parts ------------------------------------------------------------------------------------
+# The parts ----------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Test and measure. Exit status: 0 all is well, 1 a part failed or came to its limit, 2 there is no card."""
-    parser = argparse.ArgumentParser(prog="python -m tests.card", description="Test and measure the CuPy backend on a GPU.")
-    parser.add_argument("--host", action="store_true", help="with the CPU in the GPU's place, on tiny sizes")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="in all (default %(default)g)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where results go (default %(default)s)")
+    """Test and measure.
+
+    Exit status: 0 all is well, 1 a part failed or came to its limit, 2 there is no card.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.card", description="Test and measure the CuPy backend on a GPU."
+    )
+    parser.add_argument(
+        "--host", action="store_true", help="with the CPU in the GPU's place, on tiny sizes"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, metavar="SECONDS", help="in all (default %(default)g)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="where results go (default %(default)s)",
+    )
     options, of_pytest = parser.parse_known_args(argv)
     os.environ[HOST if options.host else "DLS_TEST_GPU"] = "1"
     try:
@@ -93,7 +112,16 @@ def _bench(name: str, options: argparse.Namespace) -> list[str]:
     sizes = (ON_HOST if options.host else SIZES)[name]
     threads = str(len(os.sched_getaffinity(0)))
     program = "import sys; from tests import card; sys.exit(card.measure(sys.argv[1:]))"
-    flags = ["--backend", "cupy", "--sizes", sizes, "--threads", threads, "--report", str(options.results)]
+    flags = [
+        "--backend",
+        "cupy",
+        "--sizes",
+        sizes,
+        "--threads",
+        threads,
+        "--report",
+        str(options.results),
+    ]
     return ["-c", program, name, *flags]
 
 
@@ -104,7 +132,9 @@ def measure(argv: list[str]) -> int:
 
 
 def _run(part: str, arguments: Sequence[str], deadline: float) -> bool:
-    """Run Python with these arguments until the deadline at most; whether it failed, which a line says."""
+    """Run Python with these arguments until the deadline at most; whether it failed, which a line
+    says.
+    """
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     seconds = max(1.0, deadline - time.monotonic())
     command = [sys.executable, *arguments]
@@ -131,7 +161,7 @@ def _use_host_if_told() -> None:
             device.use(Host(Path(folder)))
 
 
-# The tests' outcome ---------------------------------------------------------------------------
+# The tests' outcome -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -161,8 +191,15 @@ class Outcome:
     def write(self) -> None:
         """Keep what there is."""
         counts = {name: self.counts[name] for name in ("passed", "failed", "skipped")}
-        found = {"complete": self.complete, **counts, "skipped because": self.reasons, "failures": self.failures}
-        files.write_text(self.path, json.dumps({"measured_on": self.about, **found}, indent=2) + "\n")
+        found = {
+            "complete": self.complete,
+            **counts,
+            "skipped because": self.reasons,
+            "failures": self.failures,
+        }
+        files.write_text(
+            self.path, json.dumps({"measured_on": self.about, **found}, indent=2) + "\n"
+        )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test that is over, one whose setup or teardown failed as well."""

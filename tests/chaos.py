@@ -1,8 +1,9 @@
-"""`make chaos`: runs that are killed, frozen, stopped, cut off and starved of disk at random moments, and go on each time.
+"""`make chaos`: runs that are killed, frozen, stopped, cut off and starved of disk at random
+moments, and go on each time.
 
-A run is disturbed again and again until it is complete; then its bits must be those of a run that nobody disturbed. Every fault
-is followed by a resume. What counts as lost: a checkpoint that was complete and no longer is, a run that never ends by itself, a
-bit.
+A run is disturbed again and again until it is complete; then its bits must be those of a run that
+nobody disturbed. Every fault is followed by a resume. What counts as lost: a checkpoint that was
+complete and no longer is, a run that never ends by itself, a bit.
 """
 
 from __future__ import annotations
@@ -31,11 +32,23 @@ from tests.launch import OPEN_MPI, ROOT, wait_until
 RANKS = 3
 STEPS = 600
 SETTINGS = (
-    *("--mlp-widths", "96,48", "--batch-size", "8", "--density", "0.02", "--threads", "1", "--backend", "numpy"),
+    *(
+        "--mlp-widths",
+        "96,48",
+        "--batch-size",
+        "8",
+        "--density",
+        "0.02",
+        "--threads",
+        "1",
+        "--backend",
+        "numpy",
+    ),
     *("--steps", str(STEPS), "--checkpoint-every", "25", "--eval-every", "150", "--timeout", "3"),
 )
 START = 4.0
-"""Seconds in which a run has begun to train, at most; faults come within them and a little later."""
+"""Seconds in which a run has begun to train, at most; faults come within them and a little later.
+"""
 HANG = 60.0
 """Seconds after a fault in which a run must have ended, or gone on to its end."""
 AWAITED = 10.0
@@ -96,10 +109,17 @@ class Chaos:
         if state != undisturbed:
             self.report.problems.append(f"{world.out}: other bits than the undisturbed run")
         recorded = Counter(reader.read(world.out / "trace.h5").steps["step"].tolist())
-        wrong = [step for step in {*range(1, STEPS + 1), *recorded} if recorded[step] != (1 <= step <= STEPS)]
+        wrong = [
+            step
+            for step in {*range(1, STEPS + 1), *recorded}
+            if recorded[step] != (1 <= step <= STEPS)
+        ]
         if wrong:
             tried = ", ".join(fault.__name__ for fault in faults)
-            self.report.problems.append(f"after {tried}: the trace does not hold {len(wrong)} steps from {min(wrong)} on once")
+            self.report.problems.append(
+                f"after {tried}: the trace does not hold {len(wrong)} steps from {min(wrong)} on"
+                " once"
+            )
 
     def _disturb(self, world: World, fault: Fault) -> None:
         name = fault.__name__.strip("_")
@@ -110,17 +130,25 @@ class Chaos:
             ended = self._wait(program, name)
         after = _newest(world.out)
         if after < before:
-            self.report.problems.append(f"{name}: the checkpoint of step {before} is lost, the newest is of {after}")
+            self.report.problems.append(
+                f"{name}: the checkpoint of step {before} is lost, the newest is of {after}"
+            )
         elif ended:
             self.report.survived[name] += 1
             self.report.steps_lost.append(max(0, _reached(world.out) - after))
 
     @contextmanager
     def _started(self, world: World) -> Iterator[subprocess.Popen[bytes]]:
-        command = world.command(["-m", "dls.train", *SETTINGS, "--out", str(world.out), "--resume=auto"])
+        command = world.command(
+            ["-m", "dls.train", *SETTINGS, "--out", str(world.out), "--resume=auto"]
+        )
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | OPEN_MPI
         with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         ) as program:
             try:
                 yield program
@@ -153,7 +181,7 @@ class Chaos:
 Fault = Callable[[Chaos, World, "subprocess.Popen[bytes]"], None]
 
 
-# Faults ---------------------------------------------------------------------------------------------------------------------
+# Faults -------------------------------------------------------------------------------------------
 
 
 def _kill_a_rank(chaos: Chaos, world: World, program: subprocess.Popen[bytes]) -> None:
@@ -238,7 +266,7 @@ ANYWHERE: Sequence[Fault] = (
 )
 
 
-# Looking at runs ------------------------------------------------------------------------------------------------------------
+# Looking at runs ----------------------------------------------------------------------------------
 
 
 def ranks(out: Path) -> dict[int, int]:
@@ -247,7 +275,10 @@ def ranks(out: Path) -> dict[int, int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
-            environment = dict(item.partition(b"=")[::2] for item in (process / "environ").read_bytes().split(b"\0"))
+            environment = dict(
+                item.partition(b"=")[::2]
+                for item in (process / "environ").read_bytes().split(b"\0")
+            )
         except OSError:
             continue
         if b"dls.train" in words and str(out).encode() in words and b"PMI_RANK" in environment:
@@ -288,10 +319,15 @@ def _final_state(out: Path) -> bytes:
     if found is None or found.step != STEPS:
         return b""
     parts = [checkpoint.load(found, rank) for rank in range(RANKS)]
-    return b"".join(array.tobytes() for shared, own in parts for part in (shared, own) for _, array in sorted(part.items()))
+    return b"".join(
+        array.tobytes()
+        for shared, own in parts
+        for part in (shared, own)
+        for _, array in sorted(part.items())
+    )
 
 
-# The worlds -----------------------------------------------------------------------------------------------------------------
+# The worlds ---------------------------------------------------------------------------------------
 
 
 def _plainly(args: Sequence[str]) -> list[str]:
@@ -319,9 +355,13 @@ def disturb(count: int, seed: int, say: Callable[[str], None] = lambda line: Non
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         worlds = [(World(folder / "run", _plainly), ANYWHERE)]
         if os.geteuid() == 0:
-            worlds.append((World(stack.enter_context(_small_disk()) / "run", _plainly), (_fill_the_disk,)))
+            worlds.append(
+                (World(stack.enter_context(_small_disk()) / "run", _plainly), (_fill_the_disk,))
+            )
             hosts = stack.enter_context(Hosts(RANKS))
-            linked = World(folder / "linked", lambda args: hosts.mpirun(RANKS, [sys.executable, *args]), hosts)
+            linked = World(
+                folder / "linked", lambda args: hosts.mpirun(RANKS, [sys.executable, *args]), hosts
+            )
             worlds.append((linked, (_cut_a_link,)))
         quiet = World(folder / "undisturbed", _in_one_process)  # the same bits, sooner
         with chaos._started(quiet) as program:
@@ -331,10 +371,16 @@ def disturb(count: int, seed: int, say: Callable[[str], None] = lambda line: Non
         for world, faults in itertools.cycle(worlds):
             if chaos.report.faults.total() >= count:
                 return chaos.report
-            chosen = [chaos.random.choice(faults) for _ in range(min(8 if faults is ANYWHERE else 2, count))]
+            chosen = [
+                chaos.random.choice(faults)
+                for _ in range(min(8 if faults is ANYWHERE else 2, count))
+            ]
             chaos.run(world, undisturbed, chosen)
             latest = "".join(f"; the last: {problem}" for problem in chaos.report.problems[-1:])
-            say(f"{chaos.report.faults.total()} of {count} faults, {len(chaos.report.problems)} problems{latest}")
+            say(
+                f"{chaos.report.faults.total()} of {count} faults, {len(chaos.report.problems)}"
+                f" problems{latest}"
+            )
     raise AssertionError("unreachable")
 
 

@@ -14,5 +14,9 @@ def write(root: Path, files: Mapping[str, str]) -> None:
 
 
 def commit_all(root: Path) -> None:
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e@e.e", "commit", "-qm", "first"],
+    ):
         subprocess.run(["git", "-C", str(root), *command], check=True)

@@ -71,7 +71,9 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
 
 @pytest.fixture(scope="session")
 def gpu_or_host(tmp_path_factory: pytest.TempPathFactory) -> device.Device:
-    """The CuPy backend's device: the GPU where there is one, else the CPU; with DLS_TEST_GPU=1 nothing but the GPU."""
+    """The CuPy backend's device: the GPU where there is one, else the CPU; with DLS_TEST_GPU=1
+    nothing but the GPU.
+    """
     try:
         return device.current()
     except ImportError as error:

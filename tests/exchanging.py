@@ -68,7 +68,7 @@ Run = Sequence[Sequence[Seen]]
 """By ranks, then by steps."""
 
 
-# --- running -------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def take(
@@ -137,7 +137,7 @@ def sums_in_any_order(case: Case) -> bool:
     return any(isinstance(each, Sum) for each in asked)
 
 
-# --- the reference cluster -----------------------------------------------------------------------
+# --- the reference cluster ------------------------------------------------------------------------
 
 
 class Recorded:
@@ -217,7 +217,7 @@ def _check_step(step: int, cluster: Cluster, sent: Sequence[Any], seen: Sequence
         assert k.tolist() == theirs.tolist(), where
 
 
-# --- laws ----------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 
 def check(case: Case, ranks: int) -> Run:

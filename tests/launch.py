@@ -23,10 +23,14 @@ OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-"""What Open MPI wants before it starts ranks in a container, and more ranks than cores; other libraries do not look."""
+"""What Open MPI wants before it starts ranks in a container, and more ranks than cores; other
+libraries do not look.
+"""
 
 FRAME = re.compile(r"^-{70,}\n.*?^-{70,}\n", re.MULTILINE | re.DOTALL)
-"""Open MPI's mpirun frames what it says of its own when a rank ends with another status than 0, and ends it with a NUL."""
+"""Open MPI's mpirun frames what it says of its own when a rank ends with another status than 0, and
+ends it with a NUL.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,32 @@ class Finished:
 Programs = Sequence[tuple[int, Sequence[str | Path]]]
 
 
-def launch(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()) -> Finished:
+def launch(
+    programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()
+) -> Finished:
     """Start and wait for the end."""
     return finish(start(programs, cwd, threads, options))
 
 
-def start(programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """mpirun OPTIONS… -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0 ranks: without mpirun."""
+def start(
+    programs: Programs, cwd: Path, threads: str = "1", options: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """mpirun OPTIONS… -n RANKS python ARGS… [: -n RANKS python ARGS…], BLAS with so many threads; 0
+    ranks: without mpirun.
+    """
     command: list[str] = []
     for ranks, args in programs:
-        command += ([":"] if command else []) + (["-n", str(ranks)] if ranks else []) + [sys.executable, *map(str, args)]
+        command += (
+            ([":"] if command else [])
+            + (["-n", str(ranks)] if ranks else [])
+            + [sys.executable, *map(str, args)]
+        )
     if programs[0][0]:
         command = [mpirun(), *options, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": threads} | OPEN_MPI
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def train_all(ranks: int, commands: Iterable[str], cwd: Path) -> Finished:
@@ -112,9 +128,17 @@ def finish(program: subprocess.Popen[str]) -> Finished:
     return Finished(program.returncode, out, FRAME.sub("", err).replace("\0", ""))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, program: subprocess.Popen[Any] | None = None) -> bool:
-    """Look again and again until the condition holds, and at most so many seconds or until the program ends; whether it holds."""
+def wait_until(
+    condition: Callable[[], bool], seconds: float, program: subprocess.Popen[Any] | None = None
+) -> bool:
+    """Look again and again until the condition holds, and at most so many seconds or until the
+    program ends; whether it holds.
+    """
     deadline = time.monotonic() + seconds
-    while not (holds := condition()) and time.monotonic() < deadline and (program is None or program.poll() is None):
+    while (
+        not (holds := condition())
+        and time.monotonic() < deadline
+        and (program is None or program.poll() is None)
+    ):
         time.sleep(0.001)
     return holds

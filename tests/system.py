@@ -1,8 +1,10 @@
-"""What `make test-gpu SYSTEM=1` adds to a machine's own Python. Standard library alone, as that may have nothing else.
+"""What `make test-gpu SYSTEM=1` adds to a machine's own Python.
 
-    python tests/system.py without NAME…    requirements of training and tests, less those that are named
-    python tests/system.py missing          those of which this Python has no version at all
-    python tests/system.py packages         a line for a .pth file that adds this Python's packages to another's
+Standard library alone, as that may have nothing else.
+
+python tests/system.py without NAME…    requirements of training and tests, without those named
+python tests/system.py missing          those of which this Python has no version at all
+python tests/system.py packages         a line for a .pth file: this Python's packages for another's
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def requirements(without: Collection[str] = ()) -> Iterator[str]:
-    """The lines of pyproject.toml that tests on a GPU need, less those of the packages that are named."""
+    """The lines of pyproject.toml that tests on a GPU need, less those of the packages that are
+    named.
+    """
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     for line in (*project["dependencies"], *extras["mpich"], *extras["test"]):
@@ -27,12 +31,17 @@ def requirements(without: Collection[str] = ()) -> Iterator[str]:
 
 
 def missing() -> Iterator[str]:
-    """Those of packages that are not here. One that is here in another version stays: it may be tied to the card's driver."""
+    """Those of packages that are not here.
+
+    One that is here in another version stays: it may be tied to the card's driver.
+    """
     return requirements([name for name in map(_name, requirements()) if _is_here(name)])
 
 
 def packages() -> str:
-    """The line, also where this Python is that of a virtual environment, whose packages another does not look for."""
+    """The line, also where this Python is that of a virtual environment, whose packages another
+    does not look for.
+    """
     folders = [folder for folder in sys.path if folder.endswith("-packages")]
     return "import site; " + "; ".join(f"site.addsitedir({folder!r})" for folder in folders)
 
@@ -51,7 +60,11 @@ def _is_here(name: str) -> bool:
 
 def main(command: str, *names: str) -> None:
     """Print what the command asks for."""
-    lines = {"without": lambda: requirements(names), "missing": missing, "packages": lambda: [packages()]}
+    lines = {
+        "without": lambda: requirements(names),
+        "missing": missing,
+        "packages": lambda: [packages()],
+    }
     print(*lines[command](), sep="\n")
 
 

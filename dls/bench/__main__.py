@@ -31,28 +31,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-# The commands ---------------------------------------------------------------------------------------------------------------
+# The commands -------------------------------------------------------------------------------------
 
 
 def _select(options: argparse.Namespace) -> Iterator[Row]:
-    """Time of one step's selection as a multiple of the floor: one pass of `residual += gradient`, or as long a copy on a GPU."""
+    """Time of one step's selection as a multiple of the floor: one pass of `residual += gradient`,
+    or as long a copy on a GPU.
+    """
     backend = backends.load(options.backend)
-    return selection.select(backend, options.sizes, options.densities, options.threads, options.steps)
+    return selection.select(
+        backend, options.sizes, options.densities, options.threads, options.steps
+    )
 
 
 def _adjust(options: argparse.Namespace) -> Iterator[Row]:
-    """Time that DLS(1)'s adjustment adds to one step, as a share of Layer-wise Top-k's selection."""
+    """Time that DLS(1)'s adjustment adds to one step, as a share of Layer-wise Top-k's
+    selection.
+    """
     backend = backends.load(options.backend)
-    return selection.adjust(backend, options.sizes, options.densities, options.threads, options.steps)
+    return selection.adjust(
+        backend, options.sizes, options.densities, options.threads, options.steps
+    )
 
 
 def _model(options: argparse.Namespace) -> Iterator[Row]:
-    """Time of a training step's forward and backward pass, beside PyTorch's with the same threads where that is installed."""
+    """Time of a training step's forward and backward pass, beside PyTorch's with the same threads
+    where that is installed.
+    """
     return model.measure(options.models, options.batch, options.threads, options.steps)
 
 
 def _exchange(options: argparse.Namespace) -> Iterator[Row]:
-    """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same bytes and its dense Allreduce."""
+    """The sparse allgather alone, under mpirun, beside the MPI library's Allgatherv of the same
+    bytes and its dense Allreduce.
+    """
     from dls.bench import exchange  # here, as it loads MPI, which other measurements can do without
 
     backend = backends.load(options.backend, options.comm.rank_on_node)
@@ -60,15 +72,24 @@ def _exchange(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _step(options: argparse.Namespace) -> Iterator[Row]:
-    """A whole training step with each method, under mpirun: time, communication that was waited for, and bytes of a rank."""
+    """A whole training step with each method, under mpirun: time, communication that was waited
+    for, and bytes of a rank.
+    """
     from dls.bench import step
 
-    settings = {"density": options.density, "batch_size": options.batch, "threads": options.threads, "backend": options.backend}
+    settings = {
+        "density": options.density,
+        "batch_size": options.batch,
+        "threads": options.threads,
+        "backend": options.backend,
+    }
     return step.measure(options.comm, options.networks, options.methods, settings, options.steps)
 
 
 def _network(options: argparse.Namespace) -> Iterator[Row]:
-    """The same over networks of limited rate, on hosts that this machine plays itself (needs root)."""
+    """The same over networks of limited rate, on hosts that this machine plays itself (needs
+    root).
+    """
     lists = {"networks": options.networks, "methods": options.methods}
     single = ("density", "batch", "threads", "backend", "steps")
     step_options = [f"--{name}={','.join(items)}" for name, items in lists.items()]
@@ -85,7 +106,8 @@ def _network_summary(options: argparse.Namespace, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """What yields the rows, what adds its own options with what it takes unless told otherwise, and what follows the table.
+    """What yields the rows, what adds its own options with what it takes unless told otherwise, and
+    what follows the table.
 
     `ranks`: it measures the ranks of mpirun, all of which call it, and yields its rows on rank 0.
     """
@@ -96,7 +118,7 @@ class Command:
     ranks: bool = False
 
 
-# Command line ---------------------------------------------------------------------------------------------------------------
+# Command line -------------------------------------------------------------------------------------
 
 
 def _list_of(convert: Callable[[str], T], words: str) -> Callable[[str], list[T]]:
@@ -114,7 +136,9 @@ def _list_of(convert: Callable[[str], T], words: str) -> Callable[[str], list[T]
 def _threads(text: str) -> int:
     cores = len(os.sched_getaffinity(0))
     if not 1 <= int(text) <= cores:
-        raise argparse.ArgumentTypeError(f"{text} is outside [1, {cores}], the cores of this machine")
+        raise argparse.ArgumentTypeError(
+            f"{text} is outside [1, {cores}], the cores of this machine"
+        )
     return int(text)
 
 
@@ -167,7 +191,9 @@ def _selection_options(*default: str) -> Callable[[argparse.ArgumentParser], Non
 
     def add(sub: argparse.ArgumentParser) -> None:
         sizes = f"values of one layer, or {' or '.join(NETWORKS)}"
-        sub.add_argument("--sizes", type=_list_of(_size, sizes), default=list(default), metavar="N,…", help=sizes)
+        sub.add_argument(
+            "--sizes", type=_list_of(_size, sizes), default=list(default), metavar="N,…", help=sizes
+        )
         _add_densities(sub)
         _add_backend(sub)
         _add_threads(sub)
@@ -178,14 +204,24 @@ def _selection_options(*default: str) -> Callable[[argparse.ArgumentParser], Non
 def _model_options(sub: argparse.ArgumentParser) -> None:
     names = f"models: {', '.join(models.names())}"
     default = ["lenet", "vgg16", "resnet20"]
-    sub.add_argument("--models", type=_list_of(_model_name, names), default=default, metavar="NAME,…", help=names)
-    sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a step (default 32)")
+    sub.add_argument(
+        "--models", type=_list_of(_model_name, names), default=default, metavar="NAME,…", help=names
+    )
+    sub.add_argument(
+        "--batch", type=_positive, default=32, metavar="N", help="images of a step (default 32)"
+    )
     _add_threads(sub)
 
 
 def _exchange_options(sub: argparse.ArgumentParser) -> None:
     sizes = "values of the gradient"
-    sub.add_argument("--sizes", type=_list_of(_positive, sizes), default=[1_000_000, 25_600_000], metavar="N,…", help=sizes)
+    sub.add_argument(
+        "--sizes",
+        type=_list_of(_positive, sizes),
+        default=[1_000_000, 25_600_000],
+        metavar="N,…",
+        help=sizes,
+    )
     _add_densities(sub)
     _add_backend(sub)
 
@@ -193,38 +229,77 @@ def _exchange_options(sub: argparse.ArgumentParser) -> None:
 def _step_options(sub: argparse.ArgumentParser) -> None:
     networks, methods = list(contenders.NETWORKS), list(contenders.CONTENDERS)
     words = "networks: resnet20, vgg16, or mlp with two hidden layers of 4096"
-    sub.add_argument("--networks", type=_list_of(_bench_network, words), default=networks, metavar="NAME,…", help=words)
-    words = "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values, METHOD/NAME=VALUE sets NAME"
-    sub.add_argument("--methods", type=_list_of(_contender, words), default=methods, metavar="NAME,…", help=words)
+    sub.add_argument(
+        "--networks",
+        type=_list_of(_bench_network, words),
+        default=networks,
+        metavar="NAME,…",
+        help=words,
+    )
+    words = (
+        "methods; METHOD/at-end sends all after the backward pass, METHOD/N buckets of N values,"
+        " METHOD/NAME=VALUE sets NAME"
+    )
+    sub.add_argument(
+        "--methods", type=_list_of(_contender, words), default=methods, metavar="NAME,…", help=words
+    )
     words = "share of the gradient that is sent (default 0.01)"
     sub.add_argument("--density", type=_density, default=0.01, metavar="X", help=words)
-    sub.add_argument("--batch", type=_positive, default=32, metavar="N", help="images of a rank's step (default 32)")
-    sub.add_argument("--threads", type=_threads, default=1, metavar="N", help="threads of each rank (default 1)")
+    sub.add_argument(
+        "--batch",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="images of a rank's step (default 32)",
+    )
+    sub.add_argument(
+        "--threads", type=_threads, default=1, metavar="N", help="threads of each rank (default 1)"
+    )
     _add_backend(sub)
 
 
 def _network_options(sub: argparse.ArgumentParser) -> None:
     _step_options(sub)
-    rates, default = "rates of all links, as tc writes them, or unlimited", ["100mbit", "1gbit", network.UNLIMITED]
-    sub.add_argument("--rates", type=_list_of(_rate, rates), default=default, metavar="RATE,…", help=rates)
+    rates, default = (
+        "rates of all links, as tc writes them, or unlimited",
+        ["100mbit", "1gbit", network.UNLIMITED],
+    )
+    sub.add_argument(
+        "--rates", type=_list_of(_rate, rates), default=default, metavar="RATE,…", help=rates
+    )
     hosts = "numbers of hosts, one rank on each"
-    sub.add_argument("--hosts", type=_list_of(_positive, hosts), default=[2, 4], metavar="N,…", help=hosts)
+    sub.add_argument(
+        "--hosts", type=_list_of(_positive, hosts), default=[2, 4], metavar="N,…", help=hosts
+    )
     sub.add_argument("--chart", type=Path, metavar="FILE", help="draw the steps to this picture")
 
 
 def _add_densities(sub: argparse.ArgumentParser) -> None:
     words = "shares of the gradient that are sent"
-    sub.add_argument("--densities", type=_list_of(_density, words), default=[0.01, 0.001], metavar="X,…", help=words)
+    sub.add_argument(
+        "--densities",
+        type=_list_of(_density, words),
+        default=[0.01, 0.001],
+        metavar="X,…",
+        help=words,
+    )
 
 
 def _add_backend(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--backend", choices=backends.names(), default=backends.default(), help="who computes (default %(default)s)")
+    sub.add_argument(
+        "--backend",
+        choices=backends.names(),
+        default=backends.default(),
+        help="who computes (default %(default)s)",
+    )
 
 
 def _add_threads(sub: argparse.ArgumentParser) -> None:
     words = "numbers of threads"
     default = sorted({1, min(2, len(os.sched_getaffinity(0)))})
-    sub.add_argument("--threads", type=_list_of(_threads, words), default=default, metavar="N,…", help=words)
+    sub.add_argument(
+        "--threads", type=_list_of(_threads, words), default=default, metavar="N,…", help=words
+    )
 
 
 COMMANDS = {
@@ -245,7 +320,13 @@ def build_parser() -> argparse.ArgumentParser:
         text = (command.rows.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text)
         command.options(sub)
-        sub.add_argument("--steps", type=_positive, default=7, metavar="N", help="steps measured of each row (default 7)")
+        sub.add_argument(
+            "--steps",
+            type=_positive,
+            default=7,
+            metavar="N",
+            help="steps measured of each row (default 7)",
+        )
         reports.add_options(sub)
     return parser
 
@@ -259,7 +340,9 @@ def _measure(options: argparse.Namespace) -> Sequence[Row]:
         if options.json:
             options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         if options.report:
-            report = report or Report.begin(options.report, options.command, getattr(options, "backend", "numpy"))
+            report = report or Report.begin(
+                options.report, options.command, getattr(options, "backend", "numpy")
+            )
             report.write(rows, complete=False)
     return rows
 
@@ -277,7 +360,8 @@ def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     reports.show((command.rows.__doc__ or "").strip(), rows)
     command.summary(options, rows)
     if options.report:
-        print(f"written to {reports.write(options.report, options.command, getattr(options, 'backend', 'numpy'), rows)}")
+        backend = getattr(options, "backend", "numpy")
+        print(f"written to {reports.write(options.report, options.command, backend, rows)}")
 
 
 def _ranks(command: str) -> World | None:
@@ -324,5 +408,7 @@ def _refuse(words: str, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # whatever was set up is taken down
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # whatever was set up is taken down
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""What `python -m dls.bench step` can measure: networks, and methods with their variants, by name."""
+"""What `python -m dls.bench step` can measure: networks, and methods with their variants, by
+name.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 }
 """The networks, and the images that they are measured with."""
 AT_END = "/at-end"
-"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with buckets of N values,
-/setting=value one with a setting of its own."""
+"""What marks a method that sends everything after the backward pass (--no-overlap); /N one with
+buckets of N values, /setting=value one with a setting of its own."""
 CONTENDERS = ("dense", "global-topk", "layerwise-topk", "dls", "dls" + AT_END)
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of a contender: METHOD, METHOD/at-end, METHOD/N or METHOD/setting=value. UsageError for what there is not."""
+    """The settings of a contender: METHOD, METHOD/at-end, METHOD/N or METHOD/setting=value.
+    UsageError for what there is not.
+    """
     method, _, variant = name.partition("/")
     own = {"method": config.parse_value("method", method)}
     if "/" + variant == AT_END:

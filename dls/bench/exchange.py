@@ -1,7 +1,9 @@
-"""`mpirun … python -m dls.bench exchange`: the sparse allgather alone, on the ranks and the network at hand.
+"""`mpirun … python -m dls.bench exchange`: the sparse allgather alone, on the ranks and the network
+at hand.
 
-It is measured beside the MPI library's own blocking Allgatherv of the very same bytes, and beside its Allreduce of the dense
-gradient. All take turns; times are medians over the repetitions of the slowest rank's, from a common start.
+It is measured beside the MPI library's own blocking Allgatherv of the very same bytes, and beside
+its Allreduce of the dense gradient. All take turns; times are medians over the repetitions of the
+slowest rank's, from a common start.
 """
 
 from __future__ import annotations
@@ -22,15 +24,30 @@ WARM_UP = 3
 Turn = Callable[[], object]
 
 
-def measure(comm: World, backend: Backend, sizes: Sequence[int], densities: Sequence[float], steps: int) -> Iterator[Row]:
-    """Yield, on rank 0, a row per size n and density: milliseconds, bytes, received bytes per second. Every rank calls it."""
+def measure(
+    comm: World, backend: Backend, sizes: Sequence[int], densities: Sequence[float], steps: int
+) -> Iterator[Row]:
+    """Yield, on rank 0, a row per size n and density: milliseconds, bytes, received bytes per
+    second. Every rank calls it.
+    """
     for n in sizes:
         for density in densities:
             turns = _turns(comm, backend, n, methods.budget(n, density))
-            times = comm.gather(np.array([[_timed(comm, turn) for turn in turns.values()] for _ in range(WARM_UP + steps)]))
+            times = comm.gather(
+                np.array(
+                    [
+                        [_timed(comm, turn) for turn in turns.values()]
+                        for _ in range(WARM_UP + steps)
+                    ]
+                )
+            )
             if times is not None:
-                medians = dict(zip(turns, np.median(times.max(axis=0)[WARM_UP:], axis=0).tolist(), strict=True))
-                yield {"values": str(n), "density": density, "ranks": comm.size} | _row(comm, backend, n, density, medians)
+                medians = dict(
+                    zip(turns, np.median(times.max(axis=0)[WARM_UP:], axis=0).tolist(), strict=True)
+                )
+                yield {"values": str(n), "density": density, "ranks": comm.size} | _row(
+                    comm, backend, n, density, medians
+                )
 
 
 def _timed(comm: World, turn: Turn) -> float:
@@ -54,7 +71,9 @@ def _turns(comm: World, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
         return received
 
     def whole() -> None:
-        for message in comm.ask(Gather(backend.wire.encode(index, values, n), sizes), "the benchmark's messages"):
+        for message in comm.ask(
+            Gather(backend.wire.encode(index, values, n), sizes), "the benchmark's messages"
+        ):
             backend.ops.scatter_add(update, *backend.wire.decode(message, n, k))
 
     return {
@@ -65,7 +84,9 @@ def _turns(comm: World, backend: Backend, n: int, k: int) -> Mapping[str, Turn]:
     }
 
 
-def _row(comm: World, backend: Backend, n: int, density: float, medians: Mapping[str, float]) -> Row:
+def _row(
+    comm: World, backend: Backend, n: int, density: float, medians: Mapping[str, float]
+) -> Row:
     size = backend.wire.payload_size(n, methods.budget(n, density))
     return {
         "message, kB": size / 1000,

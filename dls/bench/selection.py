@@ -1,10 +1,13 @@
-"""`python -m dls.bench select` and `adjust`: what a training step's selection costs, and DLS's adjustment beside it.
+"""`python -m dls.bench select` and `adjust`: what a training step's selection costs, and DLS's
+adjustment beside it.
 
-All contenders of a row take turns within each repetition, so that whatever else the machine does meets them alike; times are
-medians over the repetitions. A clock stops when a value of the result has come back, so a device has done all its work by then.
+All contenders of a row take turns within each repetition, so that whatever else the machine does
+meets them alike; times are medians over the repetitions. A clock stops when a value of the result
+has come back, so a device has done all its work by then.
 
-The floor is what the memory allows. On a CPU it is one `residual += gradient`. On a GPU it is a copy, on the device, of 6n bytes
-for n values: it reads 6n and writes 6n, together the 12n that reading residual and gradient and writing the residual takes.
+The floor is what the memory allows. On a CPU it is one `residual += gradient`. On a GPU it is a
+copy, on the device, of 6n bytes for n values: it reads 6n and writes 6n, together the 12n that
+reading residual and gradient and writing the residual takes.
 """
 
 from __future__ import annotations
@@ -33,9 +36,13 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 NETWORKS = {"vgg16": ((3, 32, 32), 10), "resnet20": ((3, 32, 32), 10)}
-"""Networks whose layers may stand for a size: shape of the images and number of classes (CIFAR-10's)."""
+"""Networks whose layers may stand for a size: shape of the images and number of classes
+(CIFAR-10's).
+"""
 WARM_UP = 4
-"""Steps before the clock runs: compilation, first thresholds, and a residual that holds what was not sent."""
+"""Steps before the clock runs: compilation, first thresholds, and a residual that holds what was
+not sent.
+"""
 COPIES = 20
 """Copies of a turn of a GPU's floor: a single one takes less time than waiting for it."""
 RESERVE = float(config.build({}).dls_reserve)
@@ -44,7 +51,7 @@ TAIL = 3
 """Degrees of freedom of the gradients' Student distribution: heavy tails, as gradients have."""
 
 
-# Gradients and layers -------------------------------------------------------------------------------------------------------
+# Gradients and layers -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ class Workload:
         return methods.split_budget(methods.budget(self.n, self.density), self.sizes)
 
     def gradient(self, step: int) -> Vector:
-        """The gradient (n) of a step: the same noise, each time at other places, at each layer's own scale."""
+        """The gradient (n) of a step: the same noise, each time at other places, at each layer's
+        own scale.
+        """
         return np.roll(self.noise, step * 7_654_321) * self.scales
 
 
@@ -80,7 +89,9 @@ def workloads(names: Sequence[str], densities: Sequence[float]) -> Iterator[Work
     """Each size at each density."""
     for name in names:
         sizes = layer_sizes(name)
-        scales = np.repeat(np.random.default_rng(1).lognormal(0, 0.5, len(sizes)).astype(np.float32), sizes)
+        scales = np.repeat(
+            np.random.default_rng(1).lognormal(0, 0.5, len(sizes)).astype(np.float32), sizes
+        )
         noise = np.random.default_rng(0).standard_t(TAIL, sum(sizes)).astype(np.float32)
         for density in densities:
             yield Workload(name, sizes, density, noise, scales)
@@ -91,10 +102,13 @@ def layer_sizes(name: str) -> list[int]:
     if name not in NETWORKS:
         return [int(name)]
     shape, classes = NETWORKS[name]
-    return [layer.size for layer in models.build(name, shape, classes, 0, backends.load("numpy").nn).layers]
+    return [
+        layer.size
+        for layer in models.build(name, shape, classes, 0, backends.load("numpy").nn).layers
+    ]
 
 
-# Contenders -----------------------------------------------------------------------------------------------------------------
+# Contenders ---------------------------------------------------------------------------------------
 
 
 def _as_it_is(gradient: Vector) -> Any:
@@ -107,7 +121,10 @@ def _no_wait() -> None:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes turns. A turn is `step`, timed until `wait` returns, on what `put`, untimed, makes of the gradient."""
+    """Who takes turns.
+
+    A turn is `step`, timed until `wait` returns, on what `put`, untimed, makes of the gradient.
+    """
 
     step: Callable[[Any], Any]
     put: Callable[[Vector], Any] = _as_it_is
@@ -127,7 +144,8 @@ class Contender:
 
 @dataclass
 class Selector:
-    """Layer-wise selection by one backend: accumulate, choose, encode, clear; with or without the last thresholds as hints.
+    """Layer-wise selection by one backend: accumulate, choose, encode, clear; with or without the
+    last thresholds as hints.
 
     reserve: that of DLS, which `bring` chooses; 0 is Layer-wise Top-k.
     """
@@ -151,10 +169,18 @@ class Selector:
         return [flat[start:stop] for start, stop in pairwise(self.work.offsets)]
 
     def choose(self, gradient: Vector) -> Selection:
-        """Choose and encode; the residual holds v afterwards. Returns what was chosen of all layers together."""
-        ops, hints = self.backend.ops, self.thresholds if self.hints else np.zeros_like(self.thresholds)
+        """Choose and encode; the residual holds v afterwards.
+
+        Returns what was chosen of all layers together.
+        """
+        ops, hints = (
+            self.backend.ops,
+            self.thresholds if self.hints else np.zeros_like(self.thresholds),
+        )
         self.sent = methods.own_k(self.k, self.reserve)
-        chosen = ops.select_layers(self.residual, gradient, self.work.offsets, self.sent, hints, self.k)
+        chosen = ops.select_layers(
+            self.residual, gradient, self.work.offsets, self.sent, hints, self.k
+        )
         index, values, self.thresholds, self.heads = chosen
         self.backend.wire.encode(index, values, self.residual.size)
         return index, values
@@ -164,7 +190,9 @@ class Selector:
         ops, room = self.backend.ops, int(self.k.sum() - self.sent.sum())
         index, values = ops.top_k_of_rest(self.residual, self.work.offsets, self.heads, room)
         on_host = ops.to_host(index), ops.to_host(values)
-        self.sent, self.thresholds = with_rest(self.sent, self.thresholds, self.work.offsets, *on_host)
+        self.sent, self.thresholds = with_rest(
+            self.sent, self.thresholds, self.work.offsets, *on_host
+        )
         self.backend.wire.encode(index, values, self.residual.size)
         return index, values
 
@@ -179,7 +207,9 @@ class Selector:
     def adjust(self) -> Counts:
         """DLS(1)'s k for the next step, between `bring` and `clear`."""
         v, sizes = self.layers(self.residual), self.work.sizes
-        inner = [float(t) for t, k, n in zip(self.thresholds, self.sent, sizes, strict=True) if 0 < k < n]
+        inner = [
+            float(t) for t, k, n in zip(self.thresholds, self.sent, sizes, strict=True) if 0 < k < n
+        ]
         t = self.backend.adjustment.complete_thresholds(v, self.sent, inner)
         k: Counts = self.backend.adjustment.adjust(v, self.sent, t, 1, self.heads)
         return k
@@ -198,7 +228,10 @@ class Selector:
         twin.thresholds, twin.k, twin.sent = self.thresholds, self.k, self.sent
         twin.residual = self._handed(self.residual, other)
         twin.heads = [
-            head._replace(places=self._handed(head.places, other), values=self._handed(head.values, other)) for head in self.heads
+            head._replace(
+                places=self._handed(head.places, other), values=self._handed(head.values, other)
+            )
+            for head in self.heads
         ]
         return twin
 
@@ -208,7 +241,9 @@ class Selector:
 
 
 def wait_for(backend: Backend, array: Vector) -> None:
-    """Return when the array (n > 0) is computed: a device hands out a value only after all that was asked of it before."""
+    """Return when the array (n > 0) is computed: a device hands out a value only after all that was
+    asked of it before.
+    """
     backend.ops.to_host(array[:1])
 
 
@@ -227,7 +262,9 @@ def floor(backend: Backend, n: int) -> Contender:
 
 
 def torch_topk(work: Workload, threads: int) -> Contender | None:
-    """torch.topk of every layer's magnitudes alone, on the CPU, without accumulating; None where torch is not installed."""
+    """torch.topk of every layer's magnitudes alone, on the CPU, without accumulating; None where
+    torch is not installed.
+    """
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -254,7 +291,8 @@ def torch_on_card(work: Workload) -> Contender | None:
 
 
 def torch_pipeline(torch: Any, work: Workload, residual: Any) -> Contender:
-    """The whole selection as one writes it in PyTorch, layer by layer: accumulate, top-k, pack for the host, clear.
+    """The whole selection as one writes it in PyTorch, layer by layer: accumulate, top-k, pack for
+    the host, clear.
 
     residual: a float32 tensor (n), which lies where the work is to be done.
     """
@@ -267,7 +305,11 @@ def torch_pipeline(torch: Any, work: Workload, residual: Any) -> Contender:
             torch.cat([index.int(), v[index].view(torch.int32)]).cpu()
             v[index] = 0
 
-    return Contender(step, lambda gradient: torch.from_numpy(gradient).to(residual.device), lambda: residual[:1].cpu())
+    return Contender(
+        step,
+        lambda gradient: torch.from_numpy(gradient).to(residual.device),
+        lambda: residual[:1].cpu(),
+    )
 
 
 def set_threads(backend: Backend, threads: int) -> None:
@@ -276,17 +318,25 @@ def set_threads(backend: Backend, threads: int) -> None:
     backend.ops.set_threads(threads)
 
 
-# The commands ---------------------------------------------------------------------------------------------------------------
+# The commands -------------------------------------------------------------------------------------
 
 
 def select(
-    backend: Backend, sizes: Sequence[str], densities: Sequence[float], threads: Sequence[int], steps: int
+    backend: Backend,
+    sizes: Sequence[str],
+    densities: Sequence[float],
+    threads: Sequence[int],
+    steps: int,
 ) -> Iterator[Row]:
-    """Yield a row per size, density and number of threads: the floor in ms, the others as multiples of it."""
+    """Yield a row per size, density and number of threads: the floor in ms, the others as multiples
+    of it.
+    """
     for work in workloads(sizes, densities):
         for count in threads:
             set_threads(backend, count)
-            contenders = {name: one for name, one in _contenders(backend, work, count).items() if one}
+            contenders = {
+                name: one for name, one in _contenders(backend, work, count).items() if one
+            }
             medians = _race(contenders, work, steps)
             row: Row = {"layers": work.name, "density": work.density, "threads": count}
             yield row | _ratios(medians, _contenders_of(backend))
@@ -294,7 +344,11 @@ def select(
 
 def _contenders_of(backend: Backend) -> Sequence[str]:
     """Those beside the floor."""
-    return ("steady", "cold", "numpy", "topk") if backend.on_host else ("steady", "cold", "topk", "numba")
+    return (
+        ("steady", "cold", "numpy", "topk")
+        if backend.on_host
+        else ("steady", "cold", "topk", "numba")
+    )
 
 
 def _contenders(backend: Backend, work: Workload, threads: int) -> Mapping[str, Contender | None]:
@@ -328,28 +382,46 @@ def _race(contenders: Mapping[str, Contender], work: Workload, steps: int) -> di
 
 
 def _ratios(medians: Mapping[str, float], names: Sequence[str]) -> Row:
-    """Milliseconds of the floor and of the steady selection; all as multiples of the floor, others of the steady one as well."""
+    """Milliseconds of the floor and of the steady selection; all as multiples of the floor, others
+    of the steady one as well.
+    """
     row: Row = {"floor, ms": 1000 * medians["floor"], "steady, ms": 1000 * medians["steady"]}
     for name in names:
-        row[f"{name} / floor"] = medians[name] / medians["floor"] if name in medians else "not installed"
+        row[f"{name} / floor"] = (
+            medians[name] / medians["floor"] if name in medians else "not installed"
+        )
         if name not in ("steady", "cold") and name in medians:
             row[f"{name} / steady"] = medians[name] / medians["steady"]
     return row
 
 
 def adjust(
-    backend: Backend, sizes: Sequence[str], densities: Sequence[float], threads: Sequence[int], steps: int
+    backend: Backend,
+    sizes: Sequence[str],
+    densities: Sequence[float],
+    threads: Sequence[int],
+    steps: int,
 ) -> Iterator[Row]:
-    """Yield a row per size, density and number of threads: what DLS(1) adds, as shares of Layer-wise Top-k's selection."""
+    """Yield a row per size, density and number of threads: what DLS(1) adds, as shares of
+    Layer-wise Top-k's selection.
+    """
     for work in workloads(sizes, densities):
         for count in threads:
             set_threads(backend, count)
-            yield {"layers": work.name, "density": work.density, "threads": count} | _adjust_row(backend, work, steps)
+            yield {"layers": work.name, "density": work.density, "threads": count} | _adjust_row(
+                backend, work, steps
+            )
 
 
 def _adjust_row(backend: Backend, work: Workload, steps: int) -> Row:
-    times: dict[str, list[float]] = {name: [] for name in ("floor", "layerwise", "dls", "reserve", "adjust", "numpy")}
-    least, dls, plain = floor(backend, work.n), Selector(backend, work, reserve=RESERVE), backends.load("numpy")
+    times: dict[str, list[float]] = {
+        name: [] for name in ("floor", "layerwise", "dls", "reserve", "adjust", "numpy")
+    }
+    least, dls, plain = (
+        floor(backend, work.n),
+        Selector(backend, work, reserve=RESERVE),
+        backends.load("numpy"),
+    )
     layerwise = Selector(backend, work).contender()
     for step in range(WARM_UP + steps):
         gradient = work.gradient(step)
@@ -371,7 +443,9 @@ def _adjust_row(backend: Backend, work: Workload, steps: int) -> Row:
 
 
 def _dls_turn(dls: Selector, plain: Backend, gradient: Vector) -> dict[str, float]:
-    """The seconds of a step of DLS: selection, what the reserve brings, adjustment, and the same adjustment by the reference."""
+    """The seconds of a step of DLS: selection, what the reserve brings, adjustment, and the same
+    adjustment by the reference.
+    """
     dls.wait()
     choosing, chosen = _timed(dls, dls.choose, gradient)
     bringing, more = _timed(dls, dls.bring)

@@ -1,9 +1,11 @@
-"""`mpirun … python -m dls.bench step`: what a whole training step costs with each method, on the ranks and the network at hand.
+"""`mpirun … python -m dls.bench step`: what a whole training step costs with each method, on the
+ranks and the network at hand.
 
-The methods take turns within each repetition, on the same mini-batches, so that whatever else the machines do meets them alike.
-All ranks begin a turn together, and it lasts as long as that of the slowest. Its exposed communication is what the network adds:
-its length less the longest that any rank computed. A rank that waits for a slower one, not for the network, adds nothing to it.
-Times are medians over the repetitions.
+The methods take turns within each repetition, on the same mini-batches, so that whatever else the
+machines do meets them alike. All ranks begin a turn together, and it lasts as long as that of the
+slowest. Its exposed communication is what the network adds: its length less the longest that any
+rank computed. A rank that waits for a slower one, not for the network, adds nothing to it. Times
+are medians over the repetitions.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Contender:
     run: Run
 
     def turn(self, step: int) -> NDArray[np.float64]:
-        """Take the training step of this number; the seconds of each phase in TIMES, then the bytes sent."""
+        """Take the training step of this number; the seconds of each phase in TIMES, then the bytes
+        sent.
+        """
         task, exchanger = self.run.task, self.run.exchanger
         exchanger.clock.restart()
         task.differentiate(self.run.batches, step - 1, exchanger)
@@ -46,10 +50,18 @@ class Contender:
         return np.array([*(row.seconds[name] for name in TIMES), row.payload_bytes])
 
 
-def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings: Mapping[str, Any], steps: int) -> Iterator[Row]:
-    """Yield, on rank 0, a row per network and contender: milliseconds, bytes, and ratios to dense and to global-topk.
+def measure(
+    comm: Comm,
+    networks: Sequence[str],
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    steps: int,
+) -> Iterator[Row]:
+    """Yield, on rank 0, a row per network and contender: milliseconds, bytes, and ratios to dense
+    and to global-topk.
 
-    settings: those of a run, the same for all contenders. Every rank calls it. UsageError where settings do not fit together.
+    settings: those of a run, the same for all contenders. Every rank calls it. UsageError where
+    settings do not fit together.
     """
     for network in networks:
         contenders = {name: _build(comm, network, name, settings) for name in names}
@@ -63,11 +75,19 @@ def measure(comm: Comm, networks: Sequence[str], names: Sequence[str], settings:
         gathered = {name: comm.gather(np.array(turns[WARM_UP:])) for name, turns in taken.items()}
         measured = {name: _medians(turns) for name, turns in gathered.items() if turns is not None}
         for name, figures in measured.items():
-            yield {"model": network, "ranks": comm.size, "method": name} | figures | _ratios(figures, measured)
+            yield (
+                {"model": network, "ranks": comm.size, "method": name}
+                | figures
+                | _ratios(figures, measured)
+            )
 
 
 def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
-    images = {"dataset": "synthetic", "synthetic_size": 4 * comm.size * settings["batch_size"], "steps": 1}
+    images = {
+        "dataset": "synthetic",
+        "synthetic_size": 4 * comm.size * settings["batch_size"],
+        "steps": 1,
+    }
     chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
     return Contender(startup.build(chosen, comm, startup.thread_count(comm, chosen)))
 
@@ -89,7 +109,9 @@ def _medians(turns: NDArray[np.float64]) -> Row:
 
 
 def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:
-    """Step time, exposed communication and bytes as multiples of dense's and of global-topk's, where these take part."""
+    """Step time, exposed communication and bytes as multiples of dense's and of global-topk's,
+    where these take part.
+    """
     return {
         f"{figure.split(',')[0]} / {other}": figures[figure] / measured[other][figure]
         for other in ("dense", "global-topk")

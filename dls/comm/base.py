@@ -1,4 +1,6 @@
-"""A rank's place among the ranks, whatever carries their words: what programs and exchanges may ask of it."""
+"""A rank's place among the ranks, whatever carries their words: what programs and exchanges may ask
+of it.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,15 @@ from reference.collectives import COUNT, Gather, Net, Round, Swap, blocks
 
 T = TypeVar("T")
 PROGRAM = -1
-"""The lane of what the program says, in the order of its calls; exchanges have lanes of their own, from 0 on."""
+"""The lane of what the program says, in the order of its calls; exchanges have lanes of their own,
+from 0 on.
+"""
 
 
 class Pending(Protocol):
-    """A round under way. posted, finished: time.perf_counter when the carrier had it, and had completed it; NaN before."""
+    """A round under way. posted, finished: time.perf_counter when the carrier had it, and had
+    completed it; NaN before.
+    """
 
     finished: float
     answer: Any
@@ -52,11 +58,12 @@ class Waiting:
 
 
 class Comm(ABC):
-    """A rank's place in the world. `tally` counts what it gives away and what comes, as `counting` has it.
+    """A rank's place in the world. `tally` counts what it gives away and what comes, as `counting`
+    has it.
 
     `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
-    `timeout`: seconds that a rank waits for the others at most, anywhere. `outlives_ranks`: whether a rank's death is a RankLost
-    on the others. `library`: what carries the words, with its version.
+    `timeout`: seconds that a rank waits for the others at most, anywhere. `outlives_ranks`: whether
+    a rank's death is a RankLost on the others. `library`: what carries the words, with its version.
     """
 
     rank: int
@@ -79,14 +86,17 @@ class Comm(ABC):
 
     @property
     def alone(self) -> bool:
-        """Whether this rank can end, or fail, without a word to others or to a launcher that would go on without it."""
+        """Whether this rank can end, or fail, without a word to others or to a launcher that would
+        go on without it.
+        """
         return self.size == 1 and not self.outlives_ranks
 
     @abstractmethod
     def post(self, lane: int, asked: Round, what: str) -> Pending:
         """Begin to carry a round; all ranks post the same rounds on a lane, in the same order.
 
-        lane: PROGRAM, or one of those that `open_lanes` has opened; what: words for what is under way.
+        lane: PROGRAM, or one of those that `open_lanes` has opened; what: words for what is under
+        way.
         """
 
     @abstractmethod
@@ -103,7 +113,10 @@ class Comm(ABC):
 
     @abstractmethod
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        """Return when `done` says so, which is asked again and again. ExchangeError past the timeout."""
+        """Return when `done` says so, which is asked again and again.
+
+        ExchangeError past the timeout.
+        """
 
     @abstractmethod
     def abort(self, status: int) -> NoReturn:
@@ -126,7 +139,11 @@ class Comm(ABC):
 
     def count_sizes(self, asked: Gather | Swap) -> None:
         """Add the bytes of a message's size, which travels ahead of it where it is not known."""
-        to, source = (asked.to is not None, asked.source is not None) if isinstance(asked, Swap) else (True, self.size - 1)
+        to, source = (
+            (asked.to is not None, asked.source is not None)
+            if isinstance(asked, Swap)
+            else (True, self.size - 1)
+        )
         self.tally.sent += COUNT * to
         self.tally.received += COUNT * source
 
@@ -135,13 +152,17 @@ class Comm(ABC):
         return Waiting(self, self.post(PROGRAM, asked, what), what, lambda answer: answer).wait()
 
     def allgather(self, values: NDArray[Any], what: str) -> Waiting:
-        """Begin to give every rank every rank's array, of one shape on all ranks; its answer has a leading axis P."""
+        """Begin to give every rank every rank's array, of one shape on all ranks; its answer has a
+        leading axis P.
+        """
         payload = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         pending = self.post(PROGRAM, Gather(payload, [payload.size] * self.size), what)
         return Waiting(self, pending, what, lambda parts: _stacked(parts, values))
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
-        """On rank 0 every rank's array, of one shape on all ranks, with a leading axis P; None elsewhere. For the trace."""
+        """On rank 0 every rank's array, of one shape on all ranks, with a leading axis P; None
+        elsewhere. For the trace.
+        """
         gathered: NDArray[Any] = self.allgather(values, "the trace's rows").wait()
         return None if self.rank else gathered
 
@@ -153,15 +174,19 @@ class Comm(ABC):
         return [pickle.loads(message.tobytes()) for message in received]
 
     def from_rank_0(self, make: Callable[[], T]) -> T:
-        """What `make` gives on rank 0, on all ranks; raises on all ranks what it raises there. `make` must not communicate."""
+        """What `make` gives on rank 0, on all ranks; raises on all ranks what it raises there.
+        `make` must not communicate.
+        """
         own = self.together(lambda: make() if self.rank == 0 else None)
         result: T = self.allgather_objects(own)[0]  # type: ignore[assignment]  # rank 0's is what make gave
         return result
 
     def together(self, make: Callable[[], T]) -> T:
-        """Run `make` on every rank and return its own result; an error on any rank is raised on all, the lowest rank's first.
+        """Run `make` on every rank and return its own result; an error on any rank is raised on
+        all, the lowest rank's first.
 
-        `make` must not communicate. This is how bad input that only one rank sees ends every rank, in one clear line.
+        `make` must not communicate. This is how bad input that only one rank sees ends every rank,
+        in one clear line.
         """
         error: Exception | None = None
         result: Any = None
@@ -181,21 +206,31 @@ class Comm(ABC):
         return
 
     def difference(self, mine: Mapping[str, Any]) -> str:
-        """Words for the first thing, by name, in which a rank differs from rank 0; "" where none does. Every rank calls it."""
+        """Words for the first thing, by name, in which a rank differs from rank 0; "" where none
+        does. Every rank calls it.
+        """
         everyone = self.allgather_objects(dict(mine))
         for rank, other in enumerate(everyone):
             for name, value in everyone[0].items():
                 if other[name] != value:
                     what = name.replace("_", " ")
-                    return f"rank {rank} differs from rank 0 in {what}: {other[name]} instead of {value}"
+                    return (
+                        f"rank {rank} differs from rank 0 in {what}: {other[name]} instead of"
+                        f" {value}"
+                    )
         return ""
 
     def part(self) -> None:
-        """At the end of a run on ranks that outlive each other: return when all are here. RankLost where one was lost."""
+        """At the end of a run on ranks that outlive each other: return when all are here.
+
+        RankLost where one was lost.
+        """
         return
 
     def survivors(self) -> tuple[Comm, list[int]]:
-        """The ranks that are left, and the numbers of those that were lost, where ranks outlive each other."""
+        """The ranks that are left, and the numbers of those that were lost, where ranks outlive
+        each other.
+        """
         raise NotImplementedError
 
     def end(self, status: int) -> int:

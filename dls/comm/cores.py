@@ -1,4 +1,6 @@
-"""How many cores are a rank's own: those that its launcher bound it to, divided where ranks share them, and its CPU quota."""
+"""How many cores are a rank's own: those that its launcher bound it to, divided where ranks share
+them, and its CPU quota.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ CONTROL = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Grant:
-    """What a process may use. cores: the numbers of those that it may run on; quotas: cores' worth of time, by control group."""
+    """What a process may use. cores: the numbers of those that it may run on; quotas: cores' worth
+    of time, by control group.
+    """
 
     cores: frozenset[int]
     quotas: Mapping[str, Fraction]
@@ -33,11 +37,18 @@ def grant() -> Grant:
 
 
 def share(grants: Sequence[Grant], own: int) -> int:
-    """Of a machine's ranks the cores of number `own`, at least 1: each core and quota is divided among those who have it."""
+    """Of a machine's ranks the cores of number `own`, at least 1: each core and quota is divided
+    among those who have it.
+    """
     takers = Counter(core for each in grants for core in each.cores)
     members = Counter(group for each in grants for group in each.quotas)
     cores = sum((Fraction(1, takers[core]) for core in grants[own].cores), Fraction())
-    return max(1, floor(min([cores, *(quota / members[group] for group, quota in grants[own].quotas.items())])))
+    return max(
+        1,
+        floor(
+            min([cores, *(quota / members[group] for group, quota in grants[own].quotas.items())])
+        ),
+    )
 
 
 def of(comm: Comm) -> int:
@@ -47,9 +58,11 @@ def of(comm: Comm) -> int:
 
 
 def quotas(groups: str, root: Path = CONTROL) -> dict[str, Fraction]:
-    """The CPU quotas above a process, in cores. groups: the text of its /proc/self/cgroup; root: where the groups are mounted.
+    """The CPU quotas above a process, in cores. groups: the text of its /proc/self/cgroup; root:
+    where the groups are mounted.
 
-    A group goes by the identity of its folder, as a container sees its own group under another name than its neighbour's.
+    A group goes by the identity of its folder, as a container sees its own group under another name
+    than its neighbour's.
     """
     found: dict[str, Fraction] = {}
     for controllers, path in (line.split(":", 2)[1:] for line in groups.splitlines()):
@@ -71,7 +84,8 @@ def _quota(folder: Path) -> Fraction | None:
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         else:  # version 1 of control groups
             quota, period = (
-                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")
+                for name in ("quota", "period")
             )
         return Fraction(int(quota), int(period)) if int(quota) > 0 else None  # "max" is no number
     except (OSError, ValueError, ZeroDivisionError):

@@ -1,9 +1,11 @@
-"""Collectives under way: generators of rounds, one at a time on a lane, resumed by whoever has time.
+"""Collectives under way: generators of rounds, one at a time on a lane, resumed by whoever has
+time.
 
-The network matches what ranks post on a lane by the order of posting, while generators go on as answers arrive. So a lane carries
-one generator at a time, in the order of leaving, which is the same on all ranks: what is posted on a lane is (bucket, round)
-everywhere, whatever arrives when. A generator runs on the caller's thread alone: up to its first round when it is launched, and
-on from there in `advance`.
+The network matches what ranks post on a lane by the order of posting, while generators go on as
+answers arrive. So a lane carries one generator at a time, in the order of leaving, which is the
+same on all ranks: what is posted on a lane is (bucket, round) everywhere, whatever arrives when. A
+generator runs on the caller's thread alone: up to its first round when it is launched, and on from
+there in `advance`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ MOST = 64
 
 @dataclass
 class Tally:
-    """Bytes: every one that a rank has given away, once; and those that came of others, of a Sum what a ring would bring."""
+    """Bytes: every one that a rank has given away, once; and those that came of others, of a Sum
+    what a ring would bring.
+    """
 
     sent: int = 0
     received: int = 0
@@ -37,8 +41,8 @@ class Tally:
 class Flight:
     """A generator under way, and the round that it waits for; `value` is what it has returned.
 
-    around: what its later pieces run in. begun, ended: time.perf_counter when its first round was posted, and when its last one
-    was answered.
+    around: what its later pieces run in. begun, ended: time.perf_counter when its first round was
+    posted, and when its last one was answered.
     """
 
     def __init__(
@@ -64,7 +68,10 @@ class Flight:
             self.pending, self.asked = comm.post(lane, self.asked, self.what), None
 
     def answered(self, comm: Comm) -> bool:
-        """Whether the answer to its round is there. It is asked often, and so does without a context manager."""
+        """Whether the answer to its round is there.
+
+        It is asked often, and so does without a context manager.
+        """
         if self.pending is None:
             return False
         before, comm.tally = comm.tally, self._tally
@@ -125,7 +132,9 @@ class Lanes:
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         tally: Tally | None = None,
     ) -> Flight:
-        """Run a generator up to its first round, and see to it from then on; its bytes are counted in `tally`."""
+        """Run a generator up to its first round, and see to it from then on; its bytes are counted
+        in `tally`.
+        """
         flight = Flight(generator, what, around, tally or self._comm.tally)
         with self._working():
             if not flight.done:
@@ -179,7 +188,10 @@ class Lanes:
         return flight.done
 
     def close(self) -> None:
-        """Drop whatever is under way: after an error nothing of it is of use. Whoever opens lanes next has fresh ones."""
+        """Drop whatever is under way: after an error nothing of it is of use.
+
+        Whoever opens lanes next has fresh ones.
+        """
         with self._lock:
             for queue in self._queues:
                 for flight in queue:

@@ -1,8 +1,10 @@
-"""Ranks in one process, without MPI: P workers, each on a thread of its own, of which one runs at a time.
+"""Ranks in one process, without MPI: P workers, each on a thread of its own, of which one runs at a
+time.
 
-A worker runs until it has to wait for another; then the next one goes on, always in the order of the ranks. So a run is the same
-each time, a debugger sees all workers, and no two of them compute at once. What they ask of each other is answered as
-`reference.collectives.deliver` has it, which is the meaning of a round.
+A worker runs until it has to wait for another; then the next one goes on, always in the order of
+the ranks. So a run is the same each time, a debugger sees all workers, and no two of them compute
+at once. What they ask of each other is answered as `reference.collectives.deliver` has it, which is
+the meaning of a round.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Carried:
 
 
 class Room:
-    """What P workers have in common: whose turn it is, and the rounds that wait for some of them."""
+    """What P workers have in common: whose turn it is, and the rounds that wait for some of
+    them.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.status = size, None
@@ -95,10 +99,14 @@ class Room:
         raise Ended(status)
 
     def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
-        """A worker's round number such and such on a lane; the last worker's is answered at once, with all others'."""
+        """A worker's round number such and such on a lane; the last worker's is answered at once,
+        with all others'.
+        """
         carried = Carried(comm.tally)
         comm.count(asked, _expected(asked, comm))
-        if (isinstance(asked, Gather) and asked.sizes is None) or (isinstance(asked, Swap) and asked.size is None):
+        if (isinstance(asked, Gather) and asked.sizes is None) or (
+            isinstance(asked, Swap) and asked.size is None
+        ):
             comm.count_sizes(asked)
         waiting = self._rounds[place]
         waiting[comm.rank] = asked, carried
@@ -106,7 +114,9 @@ class Room:
         if len(waiting) == self.size:
             del self._rounds[place]
             everyone = [waiting[rank] for rank in range(self.size)]
-            for (own, theirs), answer in zip(everyone, deliver([each for each, _ in everyone]), strict=True):
+            for (own, theirs), answer in zip(
+                everyone, deliver([each for each, _ in everyone]), strict=True
+            ):
                 theirs.tally.received += _received_now(own, answer)
                 theirs.answer, theirs.finished = answer, time.perf_counter()
         return carried
@@ -174,7 +184,9 @@ def alone() -> Local:
 
 
 def run(size: int, work: Callable[[Comm], T]) -> list[T]:
-    """Run `work` as so many workers, and return what each gives; the first one is this thread. Raises what one raised first.
+    """Run `work` as so many workers, and return what each gives; the first one is this thread.
+
+    Raises what one raised first.
 
     Where a worker ends the run by `abort`, Ended is raised here.
     """
@@ -193,7 +205,8 @@ def run(size: int, work: Callable[[Comm], T]) -> list[T]:
             room.leave(rank)
 
     others: Sequence[threading.Thread] = [
-        threading.Thread(target=one, args=(rank,), name=f"worker {rank}", daemon=True) for rank in range(1, size)
+        threading.Thread(target=one, args=(rank,), name=f"worker {rank}", daemon=True)
+        for rank in range(1, size)
     ]
     for thread in others:
         thread.start()

@@ -17,10 +17,12 @@ TESTS = 16
 
 
 class Posted:
-    """What this rank has begun, or is about to: how to post it, as one request or several, and words for what it brings.
+    """What this rank has begun, or is about to: how to post it, as one request or several, and
+    words for what it brings.
 
-    `post` holds the buffers, and so keeps them alive until the end, which mpi4py's request does not. posted, finished:
-    time.perf_counter when the library had it, and had completed it; NaN before.
+    `post` holds the buffers, and so keeps them alive until the end, which mpi4py's request does
+    not. posted, finished: time.perf_counter when the library had it, and had completed it; NaN
+    before.
     """
 
     def __init__(self, post: Callable[[], Sequence[MPI.Request]], what: str) -> None:
@@ -38,9 +40,14 @@ class Posted:
             self._requests, self._error = [], error
 
     def test(self) -> bool:
-        """Whether it is complete; once it is posted, the library moves it. An error is raised where somebody asks."""
+        """Whether it is complete; once it is posted, the library moves it.
+
+        An error is raised where somebody asks.
+        """
         try:
-            complete = self._requests is not None and all([request.Test() for request in self._requests])
+            complete = self._requests is not None and all(
+                [request.Test() for request in self._requests]
+            )
         except MPI.Exception as error:
             self._requests, self._error = [], error
             complete = True
@@ -61,10 +68,11 @@ class Posted:
 class Mover:
     """Posts exchanges, in the order of their beginning, and moves them while Python computes.
 
-    MPI moves data only while one of its functions is being called, and MPICH's post of a large message over a fast network lasts
-    as long as the message travels. So a thread does both, when there is something new and every TICK seconds as long as anything
-    is under way; where the library lets only one thread in, `begin` and `move` do. One lock keeps two threads from completing the
-    same request.
+    MPI moves data only while one of its functions is being called, and MPICH's post of a large
+    message over a fast network lasts as long as the message travels. So a thread does both, when
+    there is something new and every TICK seconds as long as anything is under way; where the
+    library lets only one thread in, `begin` and `move` do. One lock keeps two threads from
+    completing the same request.
     """
 
     def __init__(self) -> None:
@@ -78,7 +86,9 @@ class Mover:
             self._thread.start()
 
     def begin(self, posted: Posted) -> None:
-        """Post this, now or as soon as the thread gets to it, and look after it until it is complete."""
+        """Post this, now or as soon as the thread gets to it, and look after it until it is
+        complete.
+        """
         self._new.append(posted)
         self._news.set()
         self._work.set()
@@ -86,7 +96,9 @@ class Mover:
             self.move()
 
     def move(self, wait: bool = True, tests: int = TESTS) -> None:
-        """Give the library a chance; where another thread is at it, `wait` for that one to be done."""
+        """Give the library a chance; where another thread is at it, `wait` for that one to be
+        done.
+        """
         if not self._lock.acquire(blocking=wait):
             return
         try:
@@ -94,7 +106,9 @@ class Mover:
             for _ in range(tests):
                 self._under_way = [posted for posted in self._under_way if not posted.test()]
             self._work.clear()
-            if self._under_way or self._new or self._stopped:  # asked after the flag is down: nothing new is overlooked
+            if (
+                self._under_way or self._new or self._stopped
+            ):  # asked after the flag is down: nothing new is overlooked
                 self._work.set()
         finally:
             self._lock.release()

@@ -1,4 +1,7 @@
-"""The MPI library, if there is one, and its errors: the only import of mpi4py. Nothing starts here."""
+"""The MPI library, if there is one, and its errors: the only import of mpi4py.
+
+Nothing starts here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from dls.comm.errors import RankLost
 
 __all__ = ["LOSSES", "MISSING", "MPI", "losses"]
 
-mpi4py.rc(initialize=False, finalize=True)  # it is a World that starts MPI, with a limit to its waiting
+mpi4py.rc(
+    initialize=False, finalize=True
+)  # it is a World that starts MPI, with a limit to its waiting
 MISSING = ""
 """Why there is no library; empty where there is one."""
 try:
@@ -20,8 +25,14 @@ except (ImportError, RuntimeError) as error:  # programs that start no ranks, an
     MPI = None  # type: ignore[assignment]
     MISSING = str(error).partition("\n")[0]
 
-LOSSES = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN} if MPI else set()
-"""What tells that a rank has died, or that another rank has found so; nothing where the library knows no such thing."""
+LOSSES = (
+    {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED} - {MPI.ERR_UNKNOWN}
+    if MPI
+    else set()
+)
+"""What tells that a rank has died, or that another rank has found so; nothing where the library
+knows no such thing.
+"""
 
 
 @contextmanager

@@ -13,7 +13,9 @@ NAP = 0.0001
 
 
 class RollCall:
-    """Finds out which ranks are missing: whoever has waited too long asks all others, and who is waiting answers."""
+    """Finds out which ranks are missing: whoever has waited too long asks all others, and who is
+    waiting answers.
+    """
 
     ASK, ANSWER = 1, 2
 
@@ -33,7 +35,9 @@ class RollCall:
             self._sent.append(self._comm.isend(what, dest=asking.Get_source(), tag=self.ANSWER))
 
     def missing(self, what: str) -> str:
-        """One line that names the ranks that do not answer, and what those that do wait for if it is something else."""
+        """One line that names the ranks that do not answer, and what those that do wait for if it
+        is something else.
+        """
         others = [rank for rank in range(self._comm.Get_size()) if rank != self._comm.Get_rank()]
         self._sent += [self._comm.isend(None, dest=rank, tag=self.ASK) for rank in others]
         answers: dict[int, str] = {}
@@ -46,8 +50,10 @@ class RollCall:
                 answers[answered.Get_source()] = words
             time.sleep(NAP)
         silent = [str(rank) for rank in others if rank not in answers]
-        elsewhere = [f"rank {rank} waits for {theirs}" for rank, theirs in answers.items() if theirs != what]
-        found = ([f"no word from rank{'s' * (len(silent) > 1)} {', '.join(silent)}"] if silent else []) + elsewhere
+        elsewhere = [
+            f"rank {rank} waits for {theirs}" for rank, theirs in answers.items() if theirs != what
+        ]
+        found = (
+            [f"no word from rank{'s' * (len(silent) > 1)} {', '.join(silent)}"] if silent else []
+        ) + elsewhere
         return f"{what}: " + ("; ".join(found) or "all ranks wait, and nothing arrives")
-
-

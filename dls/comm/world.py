@@ -1,4 +1,7 @@
-"""Ranks under MPI: rounds become non-blocking operations on buffers. The first World starts MPI, where nothing else has."""
+"""Ranks under MPI: rounds become non-blocking operations on buffers.
+
+The first World starts MPI, where nothing else has.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,12 @@ from reference.collectives import Gather, Reduce, Round, Sum, Swap, blocks
 TIMEOUT = 600.0
 """Seconds that a rank waits for the others unless told otherwise."""
 PATIENCE = 0.001
-"""Seconds of waiting without pause; from then on with pauses, which leave the core to other ranks."""
+"""Seconds of waiting without pause; from then on with pauses, which leave the core to other ranks.
+"""
 WAITED, LONGEST_NAP = 50, 0.005
-"""A pause lasts this fraction of the wait so far, and so many seconds at most: to look costs time that others may compute in."""
+"""A pause lasts this fraction of the wait so far, and so many seconds at most: to look costs time
+that others may compute in.
+"""
 TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun --with-ft ulfm sets."""
 Steps = Generator[Posted, None, Any]
@@ -72,12 +78,15 @@ def shared(timeout: float) -> World:
 
 
 class World(Comm):
-    """The ranks that mpirun has started, or those of a communicator of mpi4py. MissingMPI where there is no library.
+    """The ranks that mpirun has started, or those of a communicator of mpi4py.
 
-    private: on a duplicate, so that nothing mixes with what the program says. guarded: end this process where the library waits
-    for other ranks beyond the timeout, at the start and at the end.
+    MissingMPI where there is no library.
 
-    `outlives_ranks`: the library goes on without a rank that died (mpirun --with-ft ulfm); elsewhere it ends the others.
+    private: on a duplicate, so that nothing mixes with what the program says. guarded: end this
+    process where the library waits for other ranks beyond the timeout, at the start and at the end.
+
+    `outlives_ranks`: the library goes on without a rank that died (mpirun --with-ft ulfm);
+    elsewhere it ends the others.
     """
 
     outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
@@ -117,7 +126,9 @@ class World(Comm):
             atexit.register(lambda: watch(self.timeout, "end"))
 
     def open_lanes(self, count: int) -> None:
-        """Each is a duplicate of the communicator, made as all else is: in turn, and awaited with a limit."""
+        """Each is a duplicate of the communicator, made as all else is: in turn, and awaited with a
+        limit.
+        """
         opened: list[MPI.Intracomm] = []
 
         def duplicate() -> Sequence[MPI.Request]:
@@ -153,17 +164,24 @@ class World(Comm):
     def _gather(self, comm: MPI.Intracomm, asked: Gather, what: str) -> Steps:
         payload, sizes = asked
         if sizes is None:
-            own, every = np.array([payload.size], dtype=np.int64), np.empty(self.size, dtype=np.int64)
+            own, every = (
+                np.array([payload.size], dtype=np.int64),
+                np.empty(self.size, dtype=np.int64),
+            )
             self.count_sizes(asked)
             yield self._begin(lambda: [comm.Iallgather(own, every)], what)
             sizes = every.tolist()
         if payload.dtype != np.uint8 or payload.size != sizes[self.rank]:
-            raise ValueError(f"rank {self.rank} announced {sizes[self.rank]} bytes and has {payload.nbytes}")
+            raise ValueError(
+                f"rank {self.rank} announced {sizes[self.rank]} bytes and has {payload.nbytes}"
+            )
         received, equal = np.empty(sum(sizes), dtype=np.uint8), len(set(sizes)) == 1
         self.count(asked, received.nbytes - payload.nbytes)
         target = [received, list(sizes), MPI.BYTE]
         if equal and comm is self._world:
-            yield self._begin(lambda: [comm.Iallgather([payload, MPI.BYTE], [received, MPI.BYTE])], what)
+            yield self._begin(
+                lambda: [comm.Iallgather([payload, MPI.BYTE], [received, MPI.BYTE])], what
+            )
         else:
             yield self._begin(lambda: [comm.Iallgatherv([payload, MPI.BYTE], target)], what)
         received.flags.writeable = False
@@ -190,7 +208,10 @@ class World(Comm):
         mine = np.zeros(own, dtype=np.float32)
         for part in parts:
             mine += part
-        yield self._begin(lambda: [comm.Iallgatherv([mine, MPI.FLOAT], [total, (sizes, cuts[:-1]), MPI.FLOAT])], what)
+        yield self._begin(
+            lambda: [comm.Iallgatherv([mine, MPI.FLOAT], [total, (sizes, cuts[:-1]), MPI.FLOAT])],
+            what,
+        )
         total.flags.writeable = False
         return total
 
@@ -209,7 +230,13 @@ class World(Comm):
         return received
 
     def _pair(
-        self, comm: MPI.Intracomm, own: NDArray[Any], to: int | None, theirs: NDArray[Any], source: int | None, tag: int
+        self,
+        comm: MPI.Intracomm,
+        own: NDArray[Any],
+        to: int | None,
+        theirs: NDArray[Any],
+        source: int | None,
+        tag: int,
     ) -> list[MPI.Request]:
         """Requests of a message to one rank and one from another, or from nobody."""
         receive = [] if source is None else [comm.Irecv(theirs, source, tag)]
@@ -218,14 +245,20 @@ class World(Comm):
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """See Comm; the others' arrays travel to rank 0 alone."""
         what, values = "the trace's rows", np.ascontiguousarray(values)
-        received = np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
+        received = (
+            np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
+        )
         posted = self._begin(lambda: [self._world.Igather(values, received, root=0)], what)
         self.wait_until(posted.done, what)
         return received
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:
-        """The library's own blocking collective on the bytes of a Gather, for measurements beside it."""
-        self._world.Allgatherv([payload, MPI.BYTE], [np.empty(sum(sizes), dtype=np.uint8), list(sizes), MPI.BYTE])
+        """The library's own blocking collective on the bytes of a Gather, for measurements beside
+        it.
+        """
+        self._world.Allgatherv(
+            [payload, MPI.BYTE], [np.empty(sum(sizes), dtype=np.uint8), list(sizes), MPI.BYTE]
+        )
 
     def blocking_allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32]) -> None:
         """The library's own blocking collective of a Sum, for measurements beside it."""
@@ -261,7 +294,8 @@ class World(Comm):
             comm.Free()
 
     def part(self) -> None:
-        """At the end of a run on ranks that outlive each other: return when all are here, so that all know of the same losses.
+        """At the end of a run on ranks that outlive each other: return when all are here, so that
+        all know of the same losses.
 
         RankLost, on all ranks, where one was lost.
         """
@@ -270,13 +304,20 @@ class World(Comm):
                 raise RankLost("another rank goes back")
 
     def survivors(self) -> tuple[World, list[int]]:
-        """The ranks that are left, in their order, and the numbers of those that were lost. Every rank that is left calls it.
+        """The ranks that are left, in their order, and the numbers of those that were lost.
 
-        It makes all of them, whatever they do, meet RankLost. ExchangeError where those who are left are not most of the ranks:
-        the network may have fallen apart, and the others be going on elsewhere. Of two halves the one with rank 0 goes on.
+        Every rank that is left calls it.
+
+        It makes all of them, whatever they do, meet RankLost. ExchangeError where those who are
+        left are not most of the ranks: the network may have fallen apart, and the others be going
+        on elsewhere. Of two halves the one with rank 0 goes on.
         """
         self._mover.stop()
-        for comm in (*self._dropped, *self._lane_comms, self._world):  # a lane does not learn of it through the world
+        for comm in (
+            *self._dropped,
+            *self._lane_comms,
+            self._world,
+        ):  # a lane does not learn of it through the world
             comm.Revoke()
         with suppress(MPI.Exception):
             self._world.Agree(0)  # for those who are in `part`
@@ -285,18 +326,24 @@ class World(Comm):
         lost = list(MPI.Group.Translate_ranks(gone, None, everyone))
         if 2 * left.Get_size() - (0 in lost) < self.size:
             self._world = left  # to end these ranks alone
-            raise ExchangeError(f"{left.Get_size()} of {self.size} ranks are left, which is not most of them")
+            raise ExchangeError(
+                f"{left.Get_size()} of {self.size} ranks are left, which is not most of them"
+            )
         return World(self.timeout, left, self), lost
 
     def end(self, status: int) -> int:
-        """The exit status of a rank that is done; where ranks were lost it ends here, as the library would wait for them."""
+        """The exit status of a rank that is done; where ranks were lost it ends here, as the
+        library would wait for them.
+        """
         if self._before is not None:
             flush()
             os._exit(status)
         return status
 
     def abort(self, status: int) -> NoReturn:
-        """End every rank at once with this exit status, without the library's own words on this rank's stderr."""
+        """End every rank at once with this exit status, without the library's own words on this
+        rank's stderr.
+        """
         try:
             flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

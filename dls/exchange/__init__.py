@@ -1,1 +1,3 @@
-"""One rank's gradient in, the ranks' mean out: layers, memories, methods, and the exchange that runs them."""
+"""One rank's gradient in, the ranks' mean out: layers, memories, methods, and the exchange that
+runs them.
+"""

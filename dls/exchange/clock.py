@@ -8,15 +8,28 @@ from contextlib import contextmanager
 
 import numpy as np
 
-PHASES = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "diagnostics")
-"""What a step's time is divided into. `exposed`: the rank stood waiting for the network; `diagnostics`: not part of the step."""
+PHASES = (
+    "forward",
+    "backward",
+    "select",
+    "exchange",
+    "decode",
+    "update",
+    "adjust",
+    "exposed",
+    "diagnostics",
+)
+"""What a step's time is divided into. `exposed`: the rank stood waiting for the network;
+`diagnostics`: not part of the step.
+"""
 OF_LAYERS = ("backward", "select", "exchange", "decode")
-"""The phases of a timeline. backward: up to the layer's complete gradient; exchange: from posted to complete, whether or not
-anybody waited for it."""
+"""The phases of a timeline. backward: up to the layer's complete gradient; exchange: from posted to
+complete, whether or not anybody waited for it."""
 
 
 class Timeline:
-    """Begin and end of each phase for each layer (L, phases), in seconds since the step began; NaN for what it left out.
+    """Begin and end of each phase for each layer (L, phases), in seconds since the step began; NaN
+    for what it left out.
 
     Layers that leave together have one time.
     """
@@ -35,7 +48,8 @@ class Timeline:
 class Clock:
     """Seconds of each phase of a step; a phase inside another interrupts it.
 
-    wait: returns when what was asked of a device is done. timeline: where somebody wants to know when each layer had its turn.
+    wait: returns when what was asked of a device is done. timeline: where somebody wants to know
+    when each layer had its turn.
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,6 @@
-"""The exchange of one rank's gradient: layers come in as they are ready, the ranks' mean goes out as it arrives."""
+"""The exchange of one rank's gradient: layers come in as they are ready, the ranks' mean goes out
+as it arrives.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ BUCKET_SIZE = 65_536
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of a step that is looked at closely: the share of Global Top-k's choice that left, and begin and end as in Timeline."""
+    """Of a step that is looked at closely: the share of Global Top-k's choice that left, and begin
+    and end as in Timeline.
+    """
 
     global_share: float
     begin: NDArray[np.float64]
@@ -37,10 +41,11 @@ class Diagnosis:
 
 @dataclass
 class Row:
-    """What a step leaves behind: bytes given to the network and brought by it, seconds of each phase.
+    """What a step leaves behind: bytes given to the network and brought by it, seconds of each
+    phase.
 
-    met_by: the ranks that met NaN or infinity, where the step was skipped for them. k, threshold and residual norm of each
-    layer (L), those of the step's selection, where they were asked for.
+    met_by: the ranks that met NaN or infinity, where the step was skipped for them. k, threshold
+    and residual norm of each layer (L), those of the step's selection, where they were asked for.
     """
 
     payload_bytes: int
@@ -57,14 +62,16 @@ class Row:
 class Exchanger:
     """One rank's gradient in, the ranks' mean out.
 
-    A step is `begin`, `ready` for each layer in any order, `arrivals` or none, `end`. Buckets leave in one order on all ranks,
-    from the last layers to the first, as soon as all before them have left. `update` (n) holds the mean over the ranks where
-    `arrivals` has said so, and everywhere at `end`.
+    A step is `begin`, `ready` for each layer in any order, `arrivals` or none, `end`. Buckets leave
+    in one order on all ranks, from the last layers to the first, as soon as all before them have
+    left. `update` (n) holds the mean over the ranks where `arrivals` has said so, and everywhere at
+    `end`.
 
-    layout: the layers; method and its settings (`Method.Settings`); backend: of `dls.backends.load`; gradients (n): where
-    gradients lie, if they lie together; bucket_size: values from which on layers leave together, 0: all at once; overlap: buckets
-    leave while other layers are still awaited, else all leave when the last layer is ready; on_nan "skip": a step in which any
-    rank meets NaN or infinity is left out by all, as if it had never been.
+    layout: the layers; method and its settings (`Method.Settings`); backend: of
+    `dls.backends.load`; gradients (n): where gradients lie, if they lie together; bucket_size:
+    values from which on layers leave together, 0: all at once; overlap: buckets leave while other
+    layers are still awaited, else all leave when the last layer is ready; on_nan "skip": a step in
+    which any rank meets NaN or infinity is left out by all, as if it had never been.
 
     After an exception it is closed: build another one from its last state.
     """
@@ -103,7 +110,10 @@ class Exchanger:
     # --- a step --------------------------------------------------------------------------------
 
     def begin(self, finished: int) -> None:
-        """Begin the step that follows so many finished ones. Of what was before, only the other ranks' next k is waited for."""
+        """Begin the step that follows so many finished ones.
+
+        Of what was before, only the other ranks' next k is waited for.
+        """
         self._expect(self._open is None, "begin comes after end")
         with self._closing():
             with self.clock.phase("exposed"):
@@ -122,15 +132,19 @@ class Exchanger:
             self._nan.met |= met
 
     def ready(self, layer: int, gradient: Any = None) -> None:
-        """A layer's gradient is complete: send its bucket, where that is the last of it and all before it have left.
+        """A layer's gradient is complete: send its bucket, where that is the last of it and all
+        before it have left.
 
-        gradient: an array, or the arrays that make it up, of any shape; None: it lies in `gradients`. ValueError for a layer that
-        there is not, or that came already. NonFiniteError where the gradient holds NaN or infinity.
+        gradient: an array, or the arrays that make it up, of any shape; None: it lies in
+        `gradients`. ValueError for a layer that there is not, or that came already. NonFiniteError
+        where the gradient holds NaN or infinity.
         """
         bucket = self._bucket_of.get(layer)
         self._expect(self._open is not None, "ready comes after begin")
         if bucket is None or layer not in self._waiting[bucket.index]:
-            raise ValueError(f"{self._name(layer)} has been ready in this step, or there is no such layer")
+            raise ValueError(
+                f"{self._name(layer)} has been ready in this step, or there is no such layer"
+            )
         if gradient is not None:
             self._take(layer, gradient)
         with self._closing():
@@ -142,7 +156,8 @@ class Exchanger:
             self.comm.lanes.advance()
 
     def arrivals(self) -> Iterator[slice]:
-        """Where in `update` the mean is known, as it becomes known; nothing where the step is skipped.
+        """Where in `update` the mean is known, as it becomes known; nothing where the step is
+        skipped.
 
         ValueError where layers are missing.
         """
@@ -158,7 +173,9 @@ class Exchanger:
                 yield span
 
     def end(self, record: bool = False) -> Row:
-        """The step is over: what was sent leaves the memory. record: the row has k, thresholds and residual norms as well."""
+        """The step is over: what was sent leaves the memory. record: the row has k, thresholds and
+        residual norms as well.
+        """
         for _ in self.arrivals():
             pass  # what nobody has asked for
         with self._closing():
@@ -177,13 +194,18 @@ class Exchanger:
     # --- between steps -------------------------------------------------------------------------
 
     def state(self) -> State:
-        """What this rank needs to go on, by name, on the host; what a name with "residual" in it holds has not been sent yet."""
+        """What this rank needs to go on, by name, on the host; what a name with "residual" in it
+        holds has not been sent yet.
+        """
         self._expect(self._open is None, "state is asked for between steps")
         self._settle()
         return self.method.state()
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave, between two steps. Every rank calls it. ValueError where it does not fit."""
+        """Go on from what `state` gave, between two steps.
+
+        Every rank calls it. ValueError where it does not fit.
+        """
         self._expect(self._open is None, "restore comes between steps")
         self._open_lanes()
         self._settle()
@@ -215,7 +237,9 @@ class Exchanger:
 
     def _check_open(self) -> None:
         if self._closed:
-            words = "this exchange is closed, after an error or by close: build one from its last state"
+            words = (
+                "this exchange is closed, after an error or by close: build one from its last state"
+            )
             raise RuntimeError(words)
 
     @property
@@ -241,7 +265,10 @@ class Exchanger:
         pieces = gradient if isinstance(gradient, list | tuple) else [gradient]
         size = sum(piece.size for piece in pieces)
         if size != target.size:
-            raise ValueError(f"layer {self.layout.layers[layer].name} has {target.size} values, and its gradient {size}")
+            raise ValueError(
+                f"layer {self.layout.layers[layer].name} has {target.size} values, and its gradient"
+                f" {size}"
+            )
         start = 0
         for piece in pieces:
             target[start : start + piece.size] = piece.reshape(-1)
@@ -273,7 +300,11 @@ class Exchanger:
             raise ValueError(f"{self._name(missing[0])} is not ready")
 
     def _name(self, layer: int) -> str:
-        return self.layout.words(range(layer, layer + 1)) if 0 <= layer < len(self.layout) else f"layer {layer}"
+        return (
+            self.layout.words(range(layer, layer + 1))
+            if 0 <= layer < len(self.layout)
+            else f"layer {layer}"
+        )
 
     def _adjust(self) -> None:
         """Once all has left: let the method move its k, and tell it the other ranks."""
@@ -298,7 +329,9 @@ class Exchanger:
             return slice(0, 0)
         with self.clock.phase("decode", bucket.layers):
             span = self.method.complete(bucket, landed, self.update)
-        flight.value = [(place, exchanged._replace(update=())) for place, exchanged in landed]  # the others' entries are in
+        flight.value = [
+            (place, exchanged._replace(update=())) for place, exchanged in landed
+        ]  # the others' entries are in
         return span
 
     def _describe(self, row: Row, record: bool) -> None:
@@ -321,7 +354,10 @@ class Exchanger:
         self._arrived, self._open = 0, None
 
     def _open_lanes(self) -> None:
-        """One for each bucket, as far as there are any, and one for what `adjust` tells. The first time every rank meets here."""
+        """One for each bucket, as far as there are any, and one for what `adjust` tells.
+
+        The first time every rank meets here.
+        """
         self.comm.lanes.open(self._lanes + 1)
         self._generation = self.comm.lanes.generation
 
@@ -352,12 +388,14 @@ class Exchanger:
 
 
 class _Nan:
-    """`on_nan="skip"`: a step in which any rank meets NaN or infinity is left out by all ranks, as if it had never been.
+    """`on_nan="skip"`: a step in which any rank meets NaN or infinity is left out by all ranks, as
+    if it had never been.
 
-    A rank that meets them sends zeros in place of that gradient, as the others expect a message, and tells them in an allgather
-    of a byte. That is the price: no weight moves before this byte has come from every rank, behind the last message; each
-    gradient is looked at once more; and the method's state, the residual mostly, is copied in every step, for which DLS waits
-    for the other ranks' next k.
+    A rank that meets them sends zeros in place of that gradient, as the others expect a message,
+    and tells them in an allgather of a byte. That is the price: no weight moves before this byte
+    has come from every rank, behind the last message; each gradient is looked at once more; and the
+    method's state, the residual mostly, is copied in every step, for which DLS waits for the other
+    ranks' next k.
     """
 
     def __init__(self, ops: Ops, comm: Comm) -> None:
@@ -379,7 +417,9 @@ class _Nan:
 
     def tell(self) -> None:
         """Give the other ranks this rank's word, behind its last message."""
-        self._word = self._comm.allgather(np.array(self.met), "the other ranks' word on NaN and infinity")
+        self._word = self._comm.allgather(
+            np.array(self.met), "the other ranks' word on NaN and infinity"
+        )
 
     def hear(self) -> list[int]:
         """The ranks that met NaN or infinity."""

@@ -22,18 +22,22 @@ Array = NDArray[Any]
 STEPS = "steps"
 """In a state: how many steps are finished."""
 
-class Exchange:
-    """The mean over all ranks of a gradient of which each rank sends the most important entries; the rest stays for later steps.
 
-    layers: the size or shape of each layer by name, in forward order. method, density, …: as the flags of `dls.train`; a method's
-    own settings by their names. comm: an mpi4py communicator; None: all ranks that mpirun has started, or this process alone.
-    backend: "numba", "numpy" or "cupy". bucket_size: values from which on neighbouring layers travel together. on_nan: "stop"
-    raises NonFiniteError, "skip" leaves the step out on all ranks (the mean is 0). threads: 0, this rank's share of the cores.
-    timeout: seconds that a rank waits for others at most.
+class Exchange:
+    """The mean over all ranks of a gradient of which each rank sends the most important entries;
+    the rest stays for later steps.
+
+    layers: the size or shape of each layer by name, in forward order. method, density, …: as the
+    flags of `dls.train`; a method's own settings by their names. comm: an mpi4py communicator;
+    None: all ranks that mpirun has started, or this process alone. backend: "numba", "numpy" or
+    "cupy". bucket_size: values from which on neighbouring layers travel together. on_nan: "stop"
+    raises NonFiniteError, "skip" leaves the step out on all ranks (the mean is 0). threads: 0, this
+    rank's share of the cores. timeout: seconds that a rank waits for others at most.
 
     Every rank makes one with the same arguments, and takes the same steps:
 
-        mean = exchange(gradients)              # a flat float32 vector, or a mapping of arrays, which comes back in kind
+        # a flat float32 vector, or a mapping of arrays, which comes back in kind
+        mean = exchange(gradients)
 
     or, to send while later gradients are still being computed:
 
@@ -42,7 +46,8 @@ class Exchange:
         for name, mean in exchange.arrivals():  # as they arrive; to be used before the next step
             ...
 
-    Errors are exceptions, one line each: ValueError for arguments, dls.comm.errors.ExchangeError where other ranks do not answer.
+    Errors are exceptions, one line each: ValueError for arguments, dls.comm.errors.ExchangeError
+    where other ranks do not answer.
     """
 
     def __init__(
@@ -60,7 +65,11 @@ class Exchange:
     ) -> None:
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
-        for name, value, least in (("bucket_size", bucket_size, 1), ("threads", threads, 0), ("timeout", timeout, 0)):
+        for name, value, least in (
+            ("bucket_size", bucket_size, 1),
+            ("threads", threads, 0),
+            ("timeout", timeout, 0),
+        ):
             if not value >= least or (name != "timeout" and value % 1 != 0):
                 raise ValueError(f"{name} is {value!r}; it must be a number from {least} on")
         self._shapes = {name: _shape(name, size) for name, size in layers.items()}
@@ -81,13 +90,17 @@ class Exchange:
         self.steps = 0
         """Finished steps."""
         self.row: Row | None = None
-        """Of the last finished step: bytes given and received, seconds of each phase; k and thresholds if `end` recorded them."""
+        """Of the last finished step: bytes given and received, seconds of each phase; k and
+        thresholds if `end` recorded them.
+        """
 
     def __call__(self, gradients: Array | Mapping[str, Array]) -> Any:
         """The mean over the ranks, in the form in which the gradients came."""
         named = isinstance(gradients, Mapping)
         pieces = self._named(gradients) if isinstance(gradients, Mapping) else self._cut(gradients)
-        values = {name: self._values(name, piece) for name, piece in pieces.items()}  # all are right before anything leaves
+        values = {
+            name: self._values(name, piece) for name, piece in pieces.items()
+        }  # all are right before anything leaves
         self.begin()
         for name in reversed(self._shapes):
             self._exchanger.ready(self._number[name], values[name])
@@ -95,7 +108,10 @@ class Exchange:
         mean = self._mean()
         if not named:
             return mean
-        return {name: self._layer(mean, name).astype(np.asarray(piece).dtype) for name, piece in pieces.items()}
+        return {
+            name: self._layer(mean, name).astype(np.asarray(piece).dtype)
+            for name, piece in pieces.items()
+        }
 
     def begin(self) -> None:
         """Begin a step; the one before it ends, where it has not."""
@@ -105,23 +121,36 @@ class Exchange:
         self._exchanger.begin(self.steps)
 
     def ready(self, name: str, gradient: Array) -> None:
-        """A layer's gradient is complete. It is copied; layers that are complete leave together. ValueError, NonFiniteError."""
+        """A layer's gradient is complete.
+
+        It is copied; layers that are complete leave together. ValueError, NonFiniteError.
+        """
         if name not in self._number:
             raise ValueError(f"there is no layer {name!r}; there are {', '.join(self._shapes)}")
         self._exchanger.ready(self._number[name], self._values(name, gradient))
 
     def _values(self, name: str, gradient: Any) -> Array:
-        """A gradient as float32, where the backend computes. ValueError where it is another layer's, or of another kind."""
+        """A gradient as float32, where the backend computes.
+
+        ValueError where it is another layer's, or of another kind.
+        """
         array = np.asarray(gradient)
         if array.shape not in (self._shapes[name], (int(np.prod(self._shapes[name])),)):
-            raise ValueError(f"the gradient of {name} has the shape {array.shape}, not {self._shapes[name]}")
+            raise ValueError(
+                f"the gradient of {name} has the shape {array.shape}, not {self._shapes[name]}"
+            )
         if array.dtype.kind != "f":
-            raise ValueError(f"the gradient of {name} has the type {array.dtype}, not a floating one")
+            raise ValueError(
+                f"the gradient of {name} has the type {array.dtype}, not a floating one"
+            )
         with np.errstate(over="ignore"):
             return self._backend.ops.from_host(np.ascontiguousarray(array, dtype=np.float32))
 
     def arrivals(self) -> Iterator[tuple[str, Array]]:
-        """Each layer's mean, as it arrives, until the step is over. The arrays are valid until the next step begins."""
+        """Each layer's mean, as it arrives, until the step is over.
+
+        The arrays are valid until the next step begins.
+        """
         offsets = self._exchanger.layout.offsets
         for span in self._exchanger.arrivals():
             first, last = np.searchsorted(offsets, (span.start, span.stop))
@@ -130,7 +159,9 @@ class Exchange:
         self.end()
 
     def end(self, record: bool = False) -> Row:
-        """The step is over: what was sent leaves the residual. Returns what it moved, and the seconds of its phases.
+        """The step is over: what was sent leaves the residual.
+
+        Returns what it moved, and the seconds of its phases.
 
         record: also k, threshold and residual norm of each layer.
         """
@@ -144,22 +175,32 @@ class Exchange:
         return self.row
 
     def state(self) -> State:
-        """What this rank needs to go on with the same bits, by name; "residual" is what has not been sent yet."""
+        """What this rank needs to go on with the same bits, by name; "residual" is what has not
+        been sent yet.
+        """
         state = {name: np.array(array) for name, array in self._exchanger.state().items()}
         return state | {STEPS: np.array(self.steps, dtype=np.int64)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` gave on this rank. Every rank calls it. ValueError where it is not of this exchange."""
+        """Go on from what `state` gave on this rank.
+
+        Every rank calls it. ValueError where it is not of this exchange.
+        """
         expected = self.state()
         for name, array in expected.items():
             given = np.asarray(state[name]) if name in state else None
             if given is None or (given.shape, given.dtype) != (array.shape, array.dtype):
-                raise ValueError(f"the state has no {name} of shape {array.shape} and type {array.dtype}")
+                raise ValueError(
+                    f"the state has no {name} of shape {array.shape} and type {array.dtype}"
+                )
         self._exchanger.restore(state)
         self.steps = int(state[STEPS])
 
     def close(self) -> None:
-        """Take part no more. Every rank calls it, between two steps; what the exchange held of MPI is free again."""
+        """Take part no more.
+
+        Every rank calls it, between two steps; what the exchange held of MPI is free again.
+        """
         self._exchanger.finish()
         if self._owns:
             self.comm.finish()
@@ -182,7 +223,10 @@ class Exchange:
     def _cut(self, gradient: Any) -> dict[str, Array]:
         n, flat = self._exchanger.layout.n, np.asarray(gradient)
         if flat.shape != (n,):
-            raise ValueError(f"the gradient has the shape {flat.shape}, not ({n},); give a mapping for separate arrays")
+            raise ValueError(
+                f"the gradient has the shape {flat.shape}, not ({n},); give a mapping for separate"
+                " arrays"
+            )
         cuts = np.split(flat, self._exchanger.layout.offsets[1:-1])
         return dict(zip(self._shapes, cuts, strict=True))
 
@@ -219,7 +263,9 @@ def _method(name: str) -> type[methods.Method]:
 
 
 def _comm(given: Any, timeout: float) -> Comm:
-    """What carries the exchange: always duplicates of communicators, so that nothing mixes with the program's own messages."""
+    """What carries the exchange: always duplicates of communicators, so that nothing mixes with the
+    program's own messages.
+    """
     if isinstance(given, Comm):
         return given
     if given is None and not launcher.launched(os.environ):

@@ -29,10 +29,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring layers whose gradients travel together; number 0 leaves first, with the last layers.
+    """Neighbouring layers whose gradients travel together; number 0 leaves first, with the last
+    layers.
 
-    parts: those of the pieces among which the method chooses; span: where they lie in the flat gradient; cuts (parts + 1): where
-    in the bucket each part begins and ends.
+    parts: those of the pieces among which the method chooses; span: where they lie in the flat
+    gradient; cuts (parts + 1): where in the bucket each part begins and ends.
     """
 
     index: int
@@ -53,7 +54,8 @@ class Bucket:
 
 
 class Layout:
-    """The layers of a gradient (n), in forward order. offsets (L + 1): where each begins and ends; sizes (L).
+    """The layers of a gradient (n), in forward order. offsets (L + 1): where each begins and ends;
+    sizes (L).
 
     ValueError where there are none, where one is empty, or where two have one name.
     """
@@ -95,14 +97,17 @@ class Layout:
     def buckets(self, bucket_size: int, whole: bool = False) -> list[Bucket]:
         """The buckets in the order in which they leave, from the last layer to the first.
 
-        A bucket is full when it holds bucket_size values, or as many as are left for later ones: towards the end of the backward
-        pass less and less can hide behind it, so less and less is sent at once, down to a LAST_BUCKET of the bucket size.
-        bucket_size 0: one bucket; whole: one bucket whose values are one part.
+        A bucket is full when it holds bucket_size values, or as many as are left for later ones:
+        towards the end of the backward pass less and less can hide behind it, so less and less is
+        sent at once, down to a LAST_BUCKET of the bucket size. bucket_size 0: one bucket; whole:
+        one bucket whose values are one part.
         """
         if whole:
             cuts = self.offsets[[0, -1]]
             return [Bucket(0, range(len(self)), range(1), self.whole, cuts)]
-        return [self._bucket(index, layers) for index, layers in enumerate(self._groups(bucket_size))]
+        return [
+            self._bucket(index, layers) for index, layers in enumerate(self._groups(bucket_size))
+        ]
 
     def _groups(self, bucket_size: int) -> Iterator[range]:
         stop = len(self)
@@ -120,4 +125,8 @@ class Layout:
 
     def sizes_of(self, buckets: Sequence[Bucket]) -> list[int]:
         """The sizes of all parts, in forward order."""
-        return [int(stop - start) for bucket in reversed(buckets) for start, stop in pairwise(bucket.cuts)]
+        return [
+            int(stop - start)
+            for bucket in reversed(buckets)
+            for start, stop in pairwise(bucket.cuts)
+        ]

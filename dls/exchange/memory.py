@@ -17,13 +17,17 @@ State = dict[str, NDArray[Any]]
 
 
 class Memory(ABC):
-    """v (n): the values among which a method chooses, from a bucket's selection to the end of the step."""
+    """v (n): the values among which a method chooses, from a bucket's selection to the end of the
+    step.
+    """
 
     v: Vector
 
     @abstractmethod
     def pair(self, span: slice, gradient: Vector) -> tuple[Vector, Vector]:
-        """Two vectors whose sum is v there, the first of which is v itself once the second has been added to it."""
+        """Two vectors whose sum is v there, the first of which is v itself once the second has been
+        added to it.
+        """
 
     @abstractmethod
     def release(self, place: slice, exchanged: Exchanged) -> None:
@@ -43,7 +47,10 @@ class Memory(ABC):
 
 
 class ErrorFeedback(Memory):
-    """The residual r (n): v = r + g, and what is not sent stays. In memory v is the residual itself."""
+    """The residual r (n): v = r + g, and what is not sent stays.
+
+    In memory v is the residual itself.
+    """
 
     def __init__(self, n: int, ops: Ops) -> None:
         self._ops = ops

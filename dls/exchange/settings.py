@@ -1,4 +1,6 @@
-"""Settings as fields of dataclasses: text, unit, range and choices once, for command lines, TOML files and programs."""
+"""Settings as fields of dataclasses: text, unit, range and choices once, for command lines, TOML
+files and programs.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +59,14 @@ def setting(
 ) -> Any:
     """A field of a frozen dataclass of settings.
 
-    choices: a function, as names come from their registries; fixed: a resumed run keeps it; of: the setting ("method",
-    "model", "dataset") whose value decides whether this one is read; idle_with: other settings, and whether this one has no
-    effect beside a value of theirs.
+    choices: a function, as names come from their registries; fixed: a resumed run keeps it; of: the
+    setting ("method", "model", "dataset") whose value decides whether this one is read; idle_with:
+    other settings, and whether this one has no effect beside a value of theirs.
     """
     limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
-    return field(default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits)
+    return field(
+        default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits
+    )
 
 
 class SettingError(ValueError):
@@ -81,16 +85,26 @@ def fields_of(settings: type) -> dict[str, tuple[Field, Any]]:
 
 
 def build(settings: type, values: Mapping[str, Any]) -> Any:
-    """An instance with these values, each converted and checked. SettingError, also for a name that there is not."""
+    """An instance with these values, each converted and checked.
+
+    SettingError, also for a name that there is not.
+    """
     known = fields_of(settings)
     if odd := [name for name in values if name not in known]:
         there = ", ".join(known) or "none"
         raise SettingError(f"there is no setting {odd[0]!r} here; there are {there}")
-    return settings(**{name: parse(name, *known[name], value, shown=str) for name, value in values.items()})
+    return settings(
+        **{name: parse(name, *known[name], value, shown=str) for name, value in values.items()}
+    )
 
 
-def parse(name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[str], str] = flag) -> Any:
-    """A TOML value, a flag's text or a program's value as the setting's type, inside its range. SettingError."""
+def parse(
+    name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[str], str] = flag
+) -> Any:
+    """A TOML value, a flag's text or a program's value as the setting's type, inside its range.
+
+    SettingError.
+    """
     try:
         converted = _convert(kind, value)
     except (TypeError, ValueError, OverflowError):
@@ -110,7 +124,9 @@ def _convert(kind: Any, value: Any) -> Any:
     accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
-    if isinstance(value, str) and "\0" in value.encode().decode():  # no file has such a name; encode refuses what is no text
+    if (
+        isinstance(value, str) and "\0" in value.encode().decode()
+    ):  # no file has such a name; encode refuses what is no text
         raise ValueError
     return kind(value)
 
@@ -140,7 +156,9 @@ class UnknownChoice(SettingError):
     """A value that is not among a setting's choices."""
 
     def __init__(self, name: str, value: str, choices: Sequence[str]) -> None:
-        super().__init__(f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices)}")
+        super().__init__(
+            f"unknown {name.replace('_', ' ')} '{value}': choose one of {', '.join(choices)}"
+        )
         self.name, self.value, self.choices = name, value, choices
 
     def __reduce__(self) -> Any:

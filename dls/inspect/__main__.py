@@ -34,17 +34,39 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
-    parser.add_argument("--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables')
-    parser.add_argument("--follow", action="store_true", help="watch runs that still go on, until they end or Ctrl-C")
-    parser.add_argument("--repair", action="store_true", help="make traces that a killed run left behind open in any viewer")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page with tables and pictures, too")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write the pictures on one sheet, too: .png, .pdf, .svg")
-    words = f"of the pictures this one, for a paper: {', '.join((*pictures.SIDE_BY_SIDE, *pictures.OF_LAYERS))}"
+    parser.add_argument(
+        "--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables'
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="watch runs that still go on, until they end or Ctrl-C",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make traces that a killed run left behind open in any viewer",
+    )
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="write one page with tables and pictures, too"
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="write the pictures on one sheet, too: .png, .pdf, .svg",
+    )
+    words = (
+        "of the pictures this one, for a paper:"
+        f" {', '.join((*pictures.SIDE_BY_SIDE, *pictures.OF_LAYERS))}"
+    )
     parser.add_argument("--figure", metavar="NAME", help=words)
     width, height = pictures.ONE_COLUMN
     words = f"inches of that figure ({width}x{height})"
     parser.add_argument("--size", metavar="WxH", help=words)
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too")
+    parser.add_argument(
+        "--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too"
+    )
     args = parser.parse_args(argv)
     if args.follow and (args.json or args.repair):
         parser.error("--follow goes with neither --json nor --repair")
@@ -64,13 +86,18 @@ def _size(text: str) -> tuple[float, float]:
     except ValueError:
         size = (0.0, 0.0)
     if not all(SMALLEST <= length <= LARGEST for length in size):
-        raise UsageError(f"--size {text}: give width and height in inches, each from {SMALLEST} to {LARGEST}, such as 3.4x2.2")
+        raise UsageError(
+            f"--size {text}: give width and height in inches, each from {SMALLEST} to {LARGEST},"
+            " such as 3.4x2.2"
+        )
     return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show runs as the command line says. Exit status: 0 done, 2 what the user can mend."""
-    console = Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000)
+    console = Console(
+        markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 10_000
+    )
     try:
         with output.unheard():
             return _do(_parse(argv), console)
@@ -86,7 +113,9 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     if args.repair:
         return _repair(find(args.runs))
     if args.follow:
-        with suppress(KeyboardInterrupt):  # then all is said that there is to say, as when the runs end
+        with suppress(
+            KeyboardInterrupt
+        ):  # then all is said that there is to say, as when the runs end
             follow([Path(run.run["path"]) for run in load_all(args.runs)[0]], console)
     runs, skipped = load_all(args.runs)
     together = by_seed(runs)
@@ -94,7 +123,9 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         console.out(to_json([summarise(run) for run in runs]), highlight=False)
     else:
-        console.print(*(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n")
+        console.print(
+            *(everything(summarise(runs[0])) if len(runs) == 1 else comparison(together)), sep="\n"
+        )
     _mention(together, skipped)
     return 0
 
@@ -120,13 +151,25 @@ def _write(together: Sequence[Group], args: argparse.Namespace) -> None:
     if args.html:
         page.write(together, args.html)
     if args.csv:
-        shown = [one] if one else [*pictures.together(together), *(each for group in together for each in pictures.alone(group))]
+        shown = (
+            [one]
+            if one
+            else [
+                *pictures.together(together),
+                *(each for group in together for each in pictures.alone(group)),
+            ]
+        )
         points.write((point for picture in shown for point in picture.points()), args.csv)
 
 
 def _check_target(option: str, file: Path) -> None:
-    """TraceError for a place that cannot be written, or a name that is no page's or table's: it may be the trace."""
-    for kind, what, suffixes in (("--html", "page", (".html", ".htm")), ("--csv", "table", (".csv",))):
+    """TraceError for a place that cannot be written, or a name that is no page's or table's: it may
+    be the trace.
+    """
+    for kind, what, suffixes in (
+        ("--html", "page", (".html", ".htm")),
+        ("--csv", "table", (".csv",)),
+    ):
         if option == kind and file.suffix not in suffixes:
             raise TraceError(f"{option} {file}: a {what}'s name ends in {suffixes[0]}")
     if obstacle := files.obstacle(file):
@@ -134,11 +177,15 @@ def _check_target(option: str, file: Path) -> None:
 
 
 def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
-    """What is left out, what does not group and why, and what was killed: its trace this program reads, and others do not."""
+    """What is left out, what does not group and why, and what was killed: its trace this program
+    reads, and others do not.
+    """
     lines = list(apart(together))
     if skipped:
         lines.append(f"{len(skipped)} of the runs found are skipped: {'; '.join(skipped)}")
-    for path in [file for group in together for run in group.runs for file in files_of(Path(run.run["path"]))]:
+    for path in [
+        file for group in together for run in group.runs for file in files_of(Path(run.run["path"]))
+    ]:
         state = reader.state(path)  # first: what nobody writes any more stays as it is
         if state is State.UNKNOWN:
             lines.append(f"whether a run still writes {path} cannot be told here ({state.value})")
@@ -149,7 +196,10 @@ def _mention(together: Sequence[Group], skipped: Sequence[str]) -> None:
 
 
 def _repair(runs: Sequence[tuple[Path, bool]]) -> int:
-    """Repair each. What was found below a folder, and cannot be repaired, does not keep the others from it."""
+    """Repair each.
+
+    What was found below a folder, and cannot be repaired, does not keep the others from it.
+    """
     status = 0
     for path, was_named in runs:
         try:

@@ -25,7 +25,8 @@ TOLD = ("step", "loss", "accuracy", "set_size", "global_share", "total_ms")
 
 
 def follow(paths: Sequence[Path], console: Console) -> None:
-    """Show runs while one of them goes on, or may: tables that change on a terminal, a line for what is new elsewhere.
+    """Show runs while one of them goes on, or may: tables that change on a terminal, a line for
+    what is new elsewhere.
 
     TraceError where one cannot be read.
     """
@@ -38,11 +39,16 @@ def follow(paths: Sequence[Path], console: Console) -> None:
 
 
 def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
-    """The runs as they are, again and again; once more when the last writer is gone. No more when nobody reads."""
+    """The runs as they are, again and again; once more when the last writer is gone.
+
+    No more when nobody reads.
+    """
     going_on = True
     while going_on and output.heard():
         began = time.monotonic()
-        going_on = any(reader.state(file) is not State.FREE for path in paths for file in files_of(path))
+        going_on = any(
+            reader.state(file) is not State.FREE for path in paths for file in files_of(path)
+        )
         yield [load(path) for path in paths]
         if going_on:
             time.sleep(max(EVERY, 4 * (time.monotonic() - began)))
@@ -71,4 +77,8 @@ def _line(summary: Summary) -> str:
     if not summary.recorded:
         return "nothing recorded yet"
     figures = single_figures(summary)
-    return ", ".join(f"{name.replace('_', ' ')} {written(name, figures[name])}" for name in TOLD if figures.get(name) is not None)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {written(name, figures[name])}"
+        for name in TOLD
+        if figures.get(name) is not None
+    )

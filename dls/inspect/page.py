@@ -1,7 +1,7 @@
 """Runs as one page in HTML, which needs nothing but itself: no network, no other file.
 
-Whatever comes from a trace is text that somebody else may have written, and is escaped; a policy in the page forbids the browser
-to run scripts or to fetch anything.
+Whatever comes from a trace is text that somebody else may have written, and is escaped; a policy in
+the page forbids the browser to run scripts or to fetch anything.
 """
 
 from __future__ import annotations
@@ -21,25 +21,43 @@ from dls.record import files
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """
-:root { color-scheme: light; font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
+:root {
+  color-scheme: light; font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+}
 body { max-width: 1500px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #999; overflow-wrap: anywhere; }
+h2 {
+  font-size: 1.1rem; margin: 2rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #999;
+  overflow-wrap: anywhere;
+}
 h2 { break-after: avoid; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
+th, td {
+  padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid
+  #ddd;
+}
 td { white-space: nowrap; }
 thead th { overflow-wrap: anywhere; min-width: 7rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(390px, 100%), 1fr)); gap: 1rem 1.5rem; }
+.pictures {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(390px, 100%), 1fr)); gap:
+  1rem 1.5rem;
+}
 figure { margin: 0; max-width: 600px; break-inside: avoid; }
 figure h3 { font-size: 1rem; margin: .5rem 0 0; }
 figcaption { font-size: .87rem; color: #444; margin-bottom: .3rem; }
 svg { width: 100%; height: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0; overflow-wrap: anywhere; }
+dl {
+  display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0;
+  overflow-wrap: anywhere;
+}
 dd { margin: 0; }
-@media print { body { max-width: none; padding: 0; } .pictures { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible } }
+@media print {
+  body { max-width: none; padding: 0; }
+  .pictures { grid-template-columns: 1fr 1fr; }
+  .scroll { overflow: visible }
+}
 """
 TOLD = ("path", "seed", "started", "ranks", "steps", "hosts", "version", "commit")
 """What is said of every run."""
@@ -61,8 +79,14 @@ def page(groups: Sequence[Group]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
             _table(groups),
-            *_shown(pictures.together(groups) or [], "Side by side" if len(groups) > 1 else "Over time"),
-            *(part for group in groups for part in _shown(pictures.alone(group), f"Layers of {group.label}")),
+            *_shown(
+                pictures.together(groups) or [], "Side by side" if len(groups) > 1 else "Over time"
+            ),
+            *(
+                part
+                for group in groups
+                for part in _shown(pictures.alone(group), f"Layers of {group.label}")
+            ),
             "<h2>The runs</h2>",
             *(_about(run) for group in groups for run in group.runs),
             "</body>\n</html>\n",
@@ -76,16 +100,24 @@ def _table(groups: Sequence[Group]) -> str:
     seeds = [", ".join(written("seed", run.run["seed"]) for run in group.runs) for group in groups]
     heads = "".join(f'<th scope="col">{_text(group.label)}</th>' for group in groups)
     rows = [("seed" if all(len(group.runs) == 1 for group in groups) else "seeds", seeds)]
-    rows += [(name.replace("_", " "), [written_pair(name, each.get(name)) for each in figures]) for name in COMPARED]
+    rows += [
+        (name.replace("_", " "), [written_pair(name, each.get(name)) for each in figures])
+        for name in COMPARED
+    ]
     lines = [
-        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+        f'<tr><th scope="row">{_text(name)}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+        + "</tr>"
         for name, cells in rows
         if set(cells) != {"-"}
     ]
     several = any(len(group.runs) > 1 for group in groups)
-    words = "Loss, set size and threshold ratio are those of the end, bytes and ms those of a mean step"
+    words = (
+        "Loss, set size and threshold ratio are those of the end, bytes and ms those of a mean step"
+    )
     words += "; ± is the standard deviation over the seeds." if several else "."
-    table = f'<table>\n<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{"".join(lines)}\n</tbody>\n</table>'
+    head = f"<thead><tr><td></td>{heads}</tr></thead>"
+    table = f"<table>\n{head}\n<tbody>\n{''.join(lines)}\n</tbody>\n</table>"
     if not any(each.get("loss") is not None for each in figures):
         words = "Nothing recorded yet."
     return f'<div class="scroll">\n{table}\n</div>\n<p>{words}</p>'
@@ -113,4 +145,6 @@ def _about(run: Series) -> str:
     told = [(name, written(name, run.run[name])) for name in TOLD]
     terms = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in told)
     config = escaped(tomli_w.dumps(run.run["config"]))
-    return f"<dl>{terms}</dl>\n<details><summary>configuration</summary><pre>{config}</pre></details>"
+    return (
+        f"<dl>{terms}</dl>\n<details><summary>configuration</summary><pre>{config}</pre></details>"
+    )

@@ -1,4 +1,6 @@
-"""How each picture is drawn, on axes of matplotlib's: curves over the steps, dots, bars, layers, a timeline."""
+"""How each picture is drawn, on axes of matplotlib's: curves over the steps, dots, bars, layers, a
+timeline.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,22 @@ _FILLS = (("#0072B2", ""), ("#E69F00", "|||"), ("#56B4E9", "///"), ("#009E73", "
 PHASES = dict(zip(clock.OF_LAYERS, _FILLS, strict=True))
 """Colours and hatches of a timeline."""
 NAMED = 8
-"""Most layers that get a line of their own in a legend; more are told apart by depth, with a scale."""
+"""Most layers that get a line of their own in a legend; more are told apart by depth, with a scale.
+"""
 SHOWN_RANKS, SHOWN_LABEL = 4, 40
 """Ranks in a timeline; characters of a text from a trace."""
 AT_ENDS, LONGEST_AT_END = 6, 22
-"""Most curves that are named at their ends, and the longest name that stands there; others have a legend."""
+"""Most curves that are named at their ends, and the longest name that stands there; others have a
+legend.
+"""
 GREY = "#777777"
 
 
 @dataclass(frozen=True)
 class Axle:
-    """What stands along a direction of a picture: the column, the label with its unit, the factor to that, and how it runs."""
+    """What stands along a direction of a picture: the column, the label with its unit, the factor
+    to that, and how it runs.
+    """
 
     name: str
     label: str
@@ -51,7 +58,9 @@ STEP = Axle("step", "training step")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `steps`, `evals` or `diagnostics` that is drawn, over the steps or another column of its table."""
+    """A column of `steps`, `evals` or `diagnostics` that is drawn, over the steps or another column
+    of its table.
+    """
 
     figure: str
     title: str
@@ -62,14 +71,18 @@ class Column:
 
 
 def text(value: Any) -> str:
-    """What comes from a trace, for matplotlib: no control characters, no end, and not left out of legends."""
+    """What comes from a trace, for matplotlib: no control characters, no end, and not left out of
+    legends.
+    """
     words = "".join(c if c.isprintable() else "?" for c in str(value))
     words = words if len(words) <= SHOWN_LABEL else words[: SHOWN_LABEL - 1] + "…"
     return (" " if words.startswith("_") else "") + words
 
 
 def names(groups: Sequence[Group]) -> list[str]:
-    """What groups are called in pictures: without the number of their seeds, where that leaves them apart."""
+    """What groups are called in pictures: without the number of their seeds, where that leaves them
+    apart.
+    """
     short = [group.name for group in groups]
     return [
         text(name)
@@ -82,7 +95,7 @@ def looks_of(groups: Sequence[Group]) -> list[Look]:
     return looks([str(group.runs[0].run["method"]) for group in groups])
 
 
-# --- curves ----------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def over(groups: Sequence[Group], column: Column, axes: Axes) -> None:
@@ -137,7 +150,9 @@ def _name_ends(
     curves: Sequence[Curve],
     column: Column,
 ) -> bool:
-    """Name each curve where it ends, at the right; False, with nothing done, where they end apart or are too many for that."""
+    """Name each curve where it ends, at the right; False, with nothing done, where they end apart
+    or are too many for that.
+    """
     labels = names(groups)
     if len(groups) > AT_ENDS or max(map(len, labels)) > LONGEST_AT_END:
         return False
@@ -205,7 +220,7 @@ def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     return placed
 
 
-# --- layers ------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def layers(group: Group, name: str, label: str, axes: Axes) -> None:
@@ -248,7 +263,9 @@ def layers(group: Group, name: str, label: str, axes: Axes) -> None:
 
 
 def heat(group: Group, axes: Axes) -> None:
-    """k over steps and layers, the first layer on top; what is drawn is mean k, on a logarithmic scale of colours."""
+    """k over steps and layers, the first layer on top; what is drawn is mean k, on a logarithmic
+    scale of colours.
+    """
     from matplotlib.colors import LogNorm
 
     curve, names = group.curve("steps", "k"), group.runs[0].layers["name"]
@@ -314,11 +331,13 @@ def line(group: Group, closest: Closest, rank: int, axes: Axes) -> None:
     legend(axes, [*PHASES])
 
 
-# --- dots and bars ---------------------------------------------------------------------------
+# --- dots and bars --------------------------------------------------------------------------------
 
 
 def moved(groups: Sequence[Group], axes: Axes) -> None:
-    """What a rank sends and receives in a step, as dots with their figures, beside what a ring Allreduce would move each way."""
+    """What a rank sends and receives in a step, as dots with their figures, beside what a ring
+    Allreduce would move each way.
+    """
     found = [_moved(group) for group in groups]
     known = np.array(found)
     middle = (
@@ -378,7 +397,9 @@ def _in_bytes(value: float) -> str:
 
 
 def _moved(group: Group) -> tuple[float, float, float]:
-    """Sent, received, and what a ring Allreduce would move each way: bytes of a step, means over the runs."""
+    """Sent, received, and what a ring Allreduce would move each way: bytes of a step, means over
+    the runs.
+    """
     traffics = [summarise(run).traffic for run in group.runs]
     columns = ("bytes_per_step", "received_bytes_per_step", "ring_bytes_per_step")
     sent, received, ring = (float(np.mean([each[name] for each in traffics])) for name in columns)

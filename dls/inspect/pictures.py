@@ -1,7 +1,8 @@
-"""Which pictures of runs there are, drawn with matplotlib, the extra `plot`: for a file of their own, and for the page in HTML.
+"""Which pictures of runs there are, drawn with matplotlib, the extra `plot`: for a file of their
+own, and for the page in HTML.
 
-Methods look as `dls.tools.drawing` says; layers and phases have Okabe and Ito's colours, and cividis, which stay apart for the
-colour-blind; dashes, markers, hatches tell the same in grey.
+Methods look as `dls.tools.drawing` says; layers and phases have Okabe and Ito's colours, and
+cividis, which stay apart for the colour-blind; dashes, markers, hatches tell the same in grey.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ ONE_COLUMN = (3.4, 2.2)
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure: name, heading, what it says in words, how it is drawn, and what is drawn. `height` in inches."""
+    """One figure: name, heading, what it says in words, how it is drawn, and what is drawn.
+    `height` in inches.
+    """
 
     name: str
     title: str
@@ -58,7 +61,7 @@ def need(option: str) -> None:
         raise TraceError(f"{option} {MISSING}") from None
 
 
-# --- which pictures there are ----------------------------------------------------------------
+# --- which pictures there are ---------------------------------------------------------------------
 
 
 ACCURACY = Axle("accuracy", "test accuracy (%)", factor=100)
@@ -70,33 +73,38 @@ CURVES = (
     Column("accuracy", "Test accuracy", "At every evaluation.", "evals", ACCURACY),
     Column(
         *("accuracy-bytes", "Test accuracy over bytes"),
-        "At every evaluation, over all that a rank has given to MPI to send until then, mean over the ranks.",
+        "At every evaluation, over all that a rank has given to MPI to send until then, mean over"
+        " the ranks.",
         "evals",
         ACCURACY,
         Axle("sent_bytes", "given to MPI by a rank (MB)", factor=1e-6, log=True),
     ),
     Column(
         *("accuracy-seconds", "Test accuracy over time"),
-        "At every evaluation, over the time that all steps until then have taken, mean over the ranks.",
+        "At every evaluation, over the time that all steps until then have taken, mean over the"
+        " ranks.",
         "evals",
         ACCURACY,
         Axle("seconds", "training time (s)"),
     ),
     Column(
         *("set-size", "Set size"),
-        "How far the layers' thresholds are from being one: the largest minus the smallest, mean over the ranks.",
+        "How far the layers' thresholds are from being one: the largest minus the smallest, mean"
+        " over the ranks.",
         "steps",
         Axle("set_size", "max − min threshold (gradient)", log=True),
     ),
     Column(
         *("threshold-ratio", "Threshold ratio"),
-        "The largest of the layers' thresholds by the smallest, mean over the ranks; Global Top-k's is 1.",
+        "The largest of the layers' thresholds by the smallest, mean over the ranks; Global Top-k's"
+        " is 1.",
         "steps",
         Axle("threshold_ratio", "max / min threshold", log=True),
     ),
     Column(
         *("global-share", "Share of Global Top-k's choice"),
-        "Of what Global Top-k would have sent, the share that was sent, mean over the ranks (--diagnose-every).",
+        "Of what Global Top-k would have sent, the share that was sent, mean over the ranks"
+        " (--diagnose-every).",
         "diagnostics",
         Axle("global_share", "share of the global choice (%)", factor=100),
     ),
@@ -131,13 +139,19 @@ def together(groups: Sequence[Group]) -> list[Picture]:
     recorded = [group for group in groups if _has([group], "steps", "loss")]
     if recorded:
         height = 1.0 + 0.45 * len(recorded)
-        caption = "What a rank gives to MPI in a step, what it receives from the others, and what a ring Allreduce of the whole "
+        caption = (
+            "What a rank gives to MPI in a step, what it receives from the others, and what a ring"
+            " Allreduce of the whole "
+        )
         caption += "gradient would move each way."
         draw, told = partial(panels.moved, recorded), partial(points.of_bytes, recorded)
         pictures.append(
             Picture("bytes", "Bytes beside a ring Allreduce", caption, draw, told, height)
         )
-        caption = "Means over the ranks and steps, without each file's first; exposed is waiting for the network."
+        caption = (
+            "Means over the ranks and steps, without each file's first; exposed is waiting for the"
+            " network."
+        )
         draw, told = partial(panels.times, recorded), partial(points.of_times, recorded)
         pictures.append(
             Picture("time", "Where a step's time went", caption, draw, told, height + 0.5)
@@ -182,7 +196,10 @@ def alone(group: Group) -> list[Picture]:
         return found
     whose = f", of the run with seed {group.runs[-1].run['seed']}" if len(group.runs) > 1 else ""
     for rank in range(min(SHOWN_RANKS, len(closest.begin))):
-        caption = f"What rank {rank} did for each layer, and when{whose}; layers that leave together have one time."
+        caption = (
+            f"What rank {rank} did for each layer, and when{whose}; layers that leave together have"
+            " one time."
+        )
         title, figure = f"Step {closest.step} on rank {rank}", f"timeline-{rank}"
         draw, told = (
             partial(panels.line, group, closest, rank),
@@ -198,7 +215,9 @@ def _tall(group: Group) -> float:
 
 
 def check_name(name: str) -> None:
-    """TraceError for a figure that there is not, with all that there are and the nearest of them."""
+    """TraceError for a figure that there is not, with all that there are and the nearest of
+    them.
+    """
     known = (*SIDE_BY_SIDE, *OF_LAYERS)
     if name not in known:
         hint = near(name, known)
@@ -210,7 +229,8 @@ def named(groups: Sequence[Group], name: str) -> Picture:
     if name in OF_LAYERS and len(groups) > 1:
         labels = ", ".join(group.label for group in groups)
         raise TraceError(
-            f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}: {labels}"
+            f"--figure {name} shows the layers of one method, and these runs are of {len(groups)}:"
+            f" {labels}"
         )
     found = [
         picture
@@ -219,20 +239,22 @@ def named(groups: Sequence[Group], name: str) -> Picture:
     ]
     if not found:
         raise TraceError(
-            f"--figure {name}: nothing of that was recorded; global-share and timelines need --diagnose-every"
+            f"--figure {name}: nothing of that was recorded; global-share and timelines need"
+            " --diagnose-every"
         )
     return found[0]
 
 
-# --- files -----------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _style(size: float = 9) -> Iterator[None]:
-    """Small, plain, and the same bits for the same runs; a font that lacks a letter is no reason for a warning.
+    """Small, plain, and the same bits for the same runs; a font that lacks a letter is no reason
+    for a warning.
 
-    PDF carries its font as TrueType, whose text can be searched and changed, and which journals take. SVG has outlines, and so
-    looks the same where nobody has the font.
+    PDF carries its font as TrueType, whose text can be searched and changed, and which journals
+    take. SVG has outlines, and so looks the same where nobody has the font.
     """
     from matplotlib import rc_context
 
@@ -262,7 +284,9 @@ def _draw(picture: Picture, figure: Figure | SubFigure) -> None:
 
 
 def svg(picture: Picture) -> str:
-    """An <svg> element to stand in a page; what the page does not need is left out. `need` comes first."""
+    """An <svg> element to stand in a page; what the page does not need is left out. `need` comes
+    first.
+    """
     from matplotlib.figure import Figure
 
     file = io.StringIO()
@@ -278,7 +302,9 @@ def svg(picture: Picture) -> str:
 
 
 def sheet(groups: Sequence[Group], path: Path) -> None:
-    """All pictures on one sheet: .png, .pdf, .svg, … TraceError for an unknown kind of file, OSError. `need` comes first."""
+    """All pictures on one sheet: .png, .pdf, .svg, … TraceError for an unknown kind of file,
+    OSError. `need` comes first.
+    """
     from matplotlib.figure import Figure
 
     rows = [*_pairs([(picture, "") for picture in together(groups)])]
@@ -301,7 +327,10 @@ def sheet(groups: Sequence[Group], path: Path) -> None:
 
 
 def single(picture: Picture, path: Path, size: tuple[float, float]) -> None:
-    """One picture, in inches, for print. TraceError for an unknown kind of file, OSError. `need` comes first."""
+    """One picture, in inches, for print.
+
+    TraceError for an unknown kind of file, OSError. `need` comes first.
+    """
     from matplotlib.figure import Figure
 
     with _style(size=8):
@@ -311,7 +340,10 @@ def single(picture: Picture, path: Path, size: tuple[float, float]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Without the date, so that the same runs make the same file. TraceError for an unknown kind of file."""
+    """Without the date, so that the same runs make the same file.
+
+    TraceError for an unknown kind of file.
+    """
     dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     try:
         figure.savefig(path, metadata=dated.get(path.suffix.lower()))

@@ -18,7 +18,9 @@ from dls.inspect.summary import summarise
 from dls.record import files
 
 HEADS = ("figure", "group", "run", "method", "seed", "part", "x", "y", "x_name", "y_name")
-"""part: the layer, the phase, or what else a figure shows of one run beside each other; x_name and y_name with the units."""
+"""part: the layer, the phase, or what else a figure shows of one run beside each other; x_name and
+y_name with the units.
+"""
 Point = tuple[Any, ...]
 BYTES = {
     "sent": "bytes_per_step",
@@ -124,7 +126,9 @@ def write(rows: Iterable[Point], path: Path) -> None:
 
 
 def _plain(cell: Any) -> Any:
-    """What comes from a trace is no formula to the program that opens the table, and no second line."""
+    """What comes from a trace is no formula to the program that opens the table, and no second
+    line.
+    """
     if not isinstance(cell, str):
         return cell
     words = files.one_line(cell)

@@ -13,7 +13,10 @@ from dls.record.schema import TraceError
 
 
 def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
-    """Runs, in the order of their names below each path, and whether each was named itself. TraceError where there is none."""
+    """Runs, in the order of their names below each path, and whether each was named itself.
+
+    TraceError where there is none.
+    """
     return [found for path in paths for found in _find(path)]
 
 
@@ -23,7 +26,8 @@ def _find(path: Path) -> list[tuple[Path, bool]]:
     found = [(folder, False) for folder in _below(path)]
     if not found:
         raise TraceError(
-            f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or of several"
+            f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or"
+            " of several"
         )
     return found
 
@@ -43,7 +47,10 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def load_all(paths: Sequence[Path]) -> tuple[list[Series], list[str]]:
-    """The runs, and why others that were found below a folder are left out. TraceError for one that was named, or for all."""
+    """The runs, and why others that were found below a folder are left out.
+
+    TraceError for one that was named, or for all.
+    """
     runs, skipped = [], []
     for path, was_named in find(paths):
         try:

@@ -31,7 +31,17 @@ FORMATS = (  # how the numbers of that name, or below that head, are written
     | dict.fromkeys(("first k", "last k"), ",.1f")
     | dict.fromkeys(("set_size", "threshold_ratio", "compression", *SHOWN_ENDS), ".4g")
     | dict.fromkeys(("loss", "train_loss", "test_loss"), ".4f")
-    | dict.fromkeys(("accuracy", "best_accuracy", "share_of_dense", "share_of_ring", "global_share", "hidden_share"), ".2%")
+    | dict.fromkeys(
+        (
+            "accuracy",
+            "best_accuracy",
+            "share_of_dense",
+            "share_of_ring",
+            "global_share",
+            "hidden_share",
+        ),
+        ".2%",
+    )
     | {"k/n": ".3%", "ms": ".3f", "total_ms": ".3f", "exposed_ms": ".3f", "share": ".1%"}
 )
 
@@ -53,19 +63,28 @@ class Summary:
 def summarise(series: Series) -> Summary:
     """The figures of a run."""
     steps, recorded = series.steps, len(series.steps["step"])
-    at = np.unique(np.linspace(0, recorded - 1, POINTS).round().astype(int)) if recorded else np.zeros(0, int)
+    at = (
+        np.unique(np.linspace(0, recorded - 1, POINTS).round().astype(int))
+        if recorded
+        else np.zeros(0, int)
+    )
     curve = {"step": steps["step"][at].tolist(), "loss": smooth(steps["loss"], at).tolist()}
     curve |= {"accuracy": _latest(series.evals, "accuracy", curve["step"])}
     curve |= {name: smooth(steps[name], at).tolist() for name in ("set_size", "threshold_ratio")}
     curve |= {"global_share": _latest(series.diagnostics, "global_share", curve["step"])}
     final = {"train_loss": curve["loss"][-1] if recorded else None, **_last_and_best(series.evals)}
     traffic, timing = (_traffic(series), _timing(series)) if recorded else ({}, {})
-    return Summary(series.run, recorded, window_of(recorded), final, curve, _layers(series), traffic, timing)
+    return Summary(
+        series.run, recorded, window_of(recorded), final, curve, _layers(series), traffic, timing
+    )
 
 
 def _latest(columns: Columns, name: str, steps: Sequence[int]) -> list[float | None]:
     """The last value so far, at each of these steps."""
-    return [columns[name][i - 1].item() if i else None for i in np.searchsorted(columns["step"], steps, side="right")]
+    return [
+        columns[name][i - 1].item() if i else None
+        for i in np.searchsorted(columns["step"], steps, side="right")
+    ]
 
 
 def window_of(recorded: int) -> int:
@@ -74,7 +93,9 @@ def window_of(recorded: int) -> int:
 
 
 def smooth(values: NDArray[Any], at: NDArray[Any] | None = None) -> NDArray[np.float64]:
-    """For each row number in `at`, or for all, the mean of that row and of those before it in the window, NaN left out."""
+    """For each row number in `at`, or for all, the mean of that row and of those before it in the
+    window, NaN left out.
+    """
     window, rows = window_of(len(values)), range(len(values)) if at is None else at
     recent = (values[max(0, i + 1 - window) : i + 1] for i in rows)
     known = (part[~np.isnan(part)] for part in recent)
@@ -86,16 +107,26 @@ def _last_and_best(evals: Columns) -> Mapping[str, float | None]:
         return dict.fromkeys(("test_loss", "accuracy", "best_accuracy", "best_step"))
     best = int(evals["accuracy"].argmax())
     last = {"test_loss": float(evals["loss"][-1]), "accuracy": float(evals["accuracy"][-1])}
-    return last | {"best_accuracy": float(evals["accuracy"][best]), "best_step": int(evals["step"][best])}
+    return last | {
+        "best_accuracy": float(evals["accuracy"][best]),
+        "best_step": int(evals["step"][best]),
+    }
 
 
 def _layers(series: Series) -> dict[str, list[Any]]:
     sizes = np.array(series.layers["size"])
-    layers = {"name": list(series.layers["name"]), "kind": list(series.layers["kind"]), "size": sizes.tolist()}
+    layers = {
+        "name": list(series.layers["name"]),
+        "kind": list(series.layers["kind"]),
+        "size": sizes.tolist(),
+    }
     for end, row in (("first", 0), ("last", -1)) if len(series.steps["k"]) else ():
         layers |= {f"{name}_{end}": series.steps[name][row].tolist() for name in ("k", "k_rank0")}
         layers[f"ratio_{end}"] = (series.steps["k"][row] / sizes).tolist()
-        layers |= {f"{name}_{end}": series.steps[name][row].tolist() for name in ("threshold", "residual_norm")}
+        layers |= {
+            f"{name}_{end}": series.steps[name][row].tolist()
+            for name in ("threshold", "residual_norm")
+        }
     return layers
 
 
@@ -132,14 +163,18 @@ def _timing(series: Series) -> dict[str, Any]:
 
 
 def to_json(summaries: Sequence[Summary]) -> str:
-    """One JSON object, as dls.inspect describes it; null for the numbers that JSON does not have."""
+    """One JSON object, as dls.inspect describes it; null for the numbers that JSON does not
+    have.
+    """
     return files.json_text({"runs": [asdict(each) for each in summaries]}, indent=2, default=str)
 
 
 def single_figures(summary: Summary) -> dict[str, Any]:
     """By name, what has one value; of the lists over time their last."""
     last = {name: values[-1] for name, values in summary.curve.items() if values}
-    ms = {f"{name}_ms": 1e3 * seconds for name, seconds in summary.timing.get("seconds", {}).items()}
+    ms = {
+        f"{name}_ms": 1e3 * seconds for name, seconds in summary.timing.get("seconds", {}).items()
+    }
     hidden = {"hidden_share": summary.timing.get("hidden_share")}
     return {**last, **summary.run, **summary.final, **summary.traffic, **ms, **hidden}
 
@@ -150,7 +185,11 @@ def written(name: str, value: Any) -> str:
         return ", ".join(map(str, value))
     if value is None or value == "" or value != value:
         return "-"
-    return "inf" if value == math.inf else format(value, "" if isinstance(value, str) else FORMATS.get(name, ""))
+    return (
+        "inf"
+        if value == math.inf
+        else format(value, "" if isinstance(value, str) else FORMATS.get(name, ""))
+    )
 
 
 def written_pair(name: str, value: Any) -> str:

@@ -1,1 +1,3 @@
-"""What makes a training a program: settings, start, signals, the folder's lock, progress, and which code it is."""
+"""What makes a training a program: settings, start, signals, the folder's lock, progress, and which
+code it is.
+"""

@@ -1,6 +1,7 @@
 """Every setting of a run, once: name, type, default, unit, allowed range, and what it does.
 
-A setting comes from its default, from the run that is resumed, from a TOML file, or from a flag; the later beats the earlier.
+A setting comes from its default, from the run that is resumed, from a TOML file, or from a flag;
+the later beats the earlier.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from dls.tasks import data, models
 MOST_WORKERS = 64
 """Workers in one process."""
 TOML_BYTES = 2**14
-"""A configuration is not read beyond this: time and memory of reading grow with the square of a key's parts."""
+"""A configuration is not read beyond this: time and memory of reading grow with the square of a
+key's parts.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,28 @@ class Config:
 
     method: str = setting("dls", "sparsification method", choices=methods.names, fixed=True)
     model: str = setting("mlp", "network", choices=models.names, fixed=True)
-    mlp_widths: Integers = setting((128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model")
+    mlp_widths: Integers = setting(
+        (128, 64), "hidden widths of the mlp", allowed=POSITIVE, fixed=True, of="model"
+    )
     dataset: str = setting("digits", "training and test data", choices=data.names, fixed=True)
     data_dir: str = setting("", "folder that holds the dataset's files", of="dataset")
     synthetic_shape: Integers = setting(
-        (3, 32, 32), "channels, height, width of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset"
+        (3, 32, 32),
+        "channels, height, width of the synthetic data",
+        allowed=POSITIVE,
+        fixed=True,
+        of="dataset",
     )
-    synthetic_classes: int = setting(10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset")
-    synthetic_size: int = setting(4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset")
+    synthetic_classes: int = setting(
+        10, "classes of the synthetic data", allowed=Range(2, 256), fixed=True, of="dataset"
+    )
+    synthetic_size: int = setting(
+        4096, "training images of the synthetic data", allowed=POSITIVE, fixed=True, of="dataset"
+    )
     augment: bool = setting(False, "random crops and flips of the training images", fixed=True)
-    batch_size: int = setting(32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True)
+    batch_size: int = setting(
+        32, "mini-batch of each rank", unit="images", allowed=POSITIVE, fixed=True
+    )
     epochs: int = setting(
         30,
         "length of the run, unless steps is given",
@@ -66,26 +81,43 @@ class Config:
         allowed=POSITIVE,
         idle_with={"steps": lambda steps: steps > 0},
     )
-    steps: int = setting(0, "length of the run in all, resumed part included; 0: by epochs", unit="steps", allowed=COUNT)
+    steps: int = setting(
+        0,
+        "length of the run in all, resumed part included; 0: by epochs",
+        unit="steps",
+        allowed=COUNT,
+    )
     lr: float = setting(0.05, "learning rate", allowed=NOT_NEGATIVE)
     lr_schedule: str = setting(
         "constant",
         "step: a tenth from half of the run on, a hundredth from three quarters; cosine: down to 0",
         choices=lambda: ("constant", "step", "cosine"),
     )
-    lr_warmup: int = setting(0, "learning rate rises linearly over so many steps", unit="steps", allowed=COUNT)
-    momentum: float = setting(0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True))
-    nesterov: bool = setting(False, "Nesterov's momentum")
-    weight_decay: float = setting(0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE)
-    clip_norm: float = setting(
-        0.0, "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none", allowed=NOT_NEGATIVE
+    lr_warmup: int = setting(
+        0, "learning rate rises linearly over so many steps", unit="steps", allowed=COUNT
     )
-    seed: int = setting(0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True)
+    momentum: float = setting(
+        0.9, "momentum on the exchanged update", allowed=Range(0, 1, high_open=True)
+    )
+    nesterov: bool = setting(False, "Nesterov's momentum")
+    weight_decay: float = setting(
+        0.0, "L2 penalty's factor, added to the exchanged update", allowed=NOT_NEGATIVE
+    )
+    clip_norm: float = setting(
+        0.0,
+        "largest L2 norm of the rank's own gradient, before it joins the residual; 0: none",
+        allowed=NOT_NEGATIVE,
+    )
+    seed: int = setting(
+        0, "seed of weights, batches and augmentation", allowed=Range(0, 2**31 - 1), fixed=True
+    )
     backend: str = setting(backends.default(), "who computes", choices=backends.names)
     threads: int = setting(
         0, "threads of each rank; 0: its cores, divided where ranks share them", allowed=COUNT
     )
-    overlap: bool = setting(True, "send a layer while earlier ones are still being differentiated", of="method")
+    overlap: bool = setting(
+        True, "send a layer while earlier ones are still being differentiated", of="method"
+    )
     bucket_size: int = setting(
         65_536,
         "layers leave together from so many gradient values on, with overlap",
@@ -95,11 +127,18 @@ class Config:
         idle_with={"overlap": lambda overlap: not overlap},
     )
     timeout: float = setting(
-        600.0, "longest wait for other ranks, which ends the run", unit="seconds", allowed=Range(0, low_open=True)
+        600.0,
+        "longest wait for other ranks, which ends the run",
+        unit="seconds",
+        allowed=Range(0, low_open=True),
     )
-    elastic: bool = setting(False, "when a rank dies, the others go on from the last checkpoint (mpirun --with-ft ulfm)")
+    elastic: bool = setting(
+        False, "when a rank dies, the others go on from the last checkpoint (mpirun --with-ft ulfm)"
+    )
     on_nan: str = setting(
-        "stop", "what NaN or infinity in a loss or gradient does: end the run, or skip the step", choices=lambda: ("stop", "skip")
+        "stop",
+        "what NaN or infinity in a loss or gradient does: end the run, or skip the step",
+        choices=lambda: ("stop", "skip"),
     )
     check_every: int = setting(
         100,
@@ -108,13 +147,20 @@ class Config:
         allowed=COUNT,
     )
     out: str = setting("", "the run's folder; runs/NAME-DATE-TIME by default")
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=COUNT)
-    keep_checkpoints: int = setting(0, "newest checkpoints that stay, older ones go; 0: all", allowed=COUNT)
-    eval_every: int = setting(0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=COUNT)
+    checkpoint_every: int = setting(
+        0, "steps between checkpoints; 0: only at the end", unit="steps", allowed=COUNT
+    )
+    keep_checkpoints: int = setting(
+        0, "newest checkpoints that stay, older ones go; 0: all", allowed=COUNT
+    )
+    eval_every: int = setting(
+        0, "steps between evaluations; 0: after every epoch", unit="steps", allowed=COUNT
+    )
     trace_every: int = setting(1, "steps between recorded steps", unit="steps", allowed=POSITIVE)
     diagnose_every: int = setting(
         0,
-        "steps between those whose choice is compared with Global Top-k's, and whose phases are timed layer by layer; 0: never",
+        "steps between those whose choice is compared with Global Top-k's, and whose phases are"
+        " timed layer by layer; 0: never",
         unit="steps",
         allowed=COUNT,
     )
@@ -160,7 +206,9 @@ class _Fields(Mapping[str, Field]):
 
     def _all(self) -> dict[str, tuple[Field, Any]]:
         if self._known[0] != (registered := methods.registered()):
-            first, *rest = [(name, each) for name, each in fields_of(Config).items() if name != "own"]
+            first, *rest = [
+                (name, each) for name, each in fields_of(Config).items() if name != "own"
+            ]
             of_methods = methods.settings()
             _check_names(of_methods, {first[0], "own", *dict(rest)})
             self._known = registered, dict([first]) | of_methods | dict(rest)
@@ -197,7 +245,10 @@ FIELDS = _Fields()
 
 
 def parse_value(name: str, value: Any) -> Any:
-    """A TOML value or a flag's text as the setting's type, inside its range. UsageError otherwise."""
+    """A TOML value or a flag's text as the setting's type, inside its range.
+
+    UsageError otherwise.
+    """
     try:
         return parse(name, FIELDS[name], FIELDS.type_of(name), value)
     except UnknownChoice as error:
@@ -217,10 +268,16 @@ def check_together(config: Config) -> None:
 
 
 def from_toml(text: str, source: str) -> dict[str, Any]:
-    """The settings in a TOML text. UsageError for bad TOML, an unknown key (with the nearest known one) or a bad value."""
+    """The settings in a TOML text.
+
+    UsageError for bad TOML, an unknown key (with the nearest known one) or a bad value.
+    """
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers of more digits, and lists in more lists, than Python reads
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also numbers of more digits, and lists in more lists, than Python reads
         raise UsageError(f"{source} is not valid TOML: {error}") from None
     for key, value in table.items():
         _check_key(key, value, source)
@@ -233,7 +290,10 @@ def from_toml(text: str, source: str) -> dict[str, Any]:
 def _check_key(key: str, value: Any, source: str) -> None:
     """UsageError for a table, and for a key that is no setting."""
     if any(isinstance(item, dict) for item in (value if isinstance(value, list) else [value])):
-        raise UsageError(f"{source}: [{key}] is a table; settings stand at the top level of the file, without [tables]")
+        raise UsageError(
+            f"{source}: [{key}] is a table; settings stand at the top level of the file, without"
+            " [tables]"
+        )
     if key not in FIELDS:
         hint = near(key.replace("-", "_"), FIELDS, aliases.ALIASES | aliases.ELSEWHERE)
         raise UsageError(f"{source}: there is no setting '{key}'{hint}")
@@ -245,7 +305,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(TOML_BYTES + 1)
         if len(text) > TOML_BYTES:
-            raise UsageError(f"the configuration {path} is longer than {TOML_BYTES} bytes; give a TOML file of settings")
+            raise UsageError(
+                f"the configuration {path} is longer than {TOML_BYTES} bytes; give a TOML file of"
+                " settings"
+            )
         return from_toml(text.decode(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
@@ -253,7 +316,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def build(*layers: Mapping[str, Any]) -> Config:
-    """The configuration from defaults and layers of settings, the later beating the earlier. UsageError.
+    """The configuration from defaults and layers of settings, the later beating the earlier.
+
+    UsageError.
 
     A layer that sets epochs alone takes back the steps of those before it.
     """
@@ -268,10 +333,12 @@ def build(*layers: Mapping[str, Any]) -> Config:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or auto).
+    """What the user typed: settings given as flags, a TOML file, and how to resume (never, must or
+    auto).
 
-    workers: how many take part in this one process, without MPI; 0: the ranks that mpirun has started. file: the settings in
-    the TOML file, once they were read, for which a pipe gives one chance.
+    workers: how many take part in this one process, without MPI; 0: the ranks that mpirun has
+    started. file: the settings in the TOML file, once they were read, for which a pipe gives one
+    chance.
     """
 
     flags: Mapping[str, Any]
@@ -283,7 +350,9 @@ class CommandLine:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.train`, made from the fields of Config."""
-    meant_by = {name.replace("_", "-"): meant.replace("_", "-") for name, meant in aliases.ALIASES.items()}
+    meant_by = {
+        name.replace("_", "-"): meant.replace("_", "-") for name, meant in aliases.ALIASES.items()
+    }
     meant_by |= {name.replace("_", "-"): words for name, words in aliases.ELSEWHERE.items()}
     parser = Parser(meant_by, prog="python -m dls.train", description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
@@ -293,10 +362,15 @@ def build_parser() -> argparse.ArgumentParser:
         const="must",
         default="never",
         choices=("must", "auto", "never"),
-        help="go on from the last checkpoint in --out; with =auto, start afresh where there is none",
+        help=(
+            "go on from the last checkpoint in --out; with =auto, start afresh where there is none"
+        ),
     )
     parser.add_argument(
-        "--workers", metavar="P", default="0", help="train with P workers in this one process, without MPI and mpirun"
+        "--workers",
+        metavar="P",
+        default="0",
+        help="train with P workers in this one process, without MPI and mpirun",
     )
     plugins.add_flag(parser)
     for name in FIELDS:
@@ -308,7 +382,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str) -> None:
     meta = FIELDS[name].metadata
     text = f"{meta['text']} ({describe_default(name)})".replace("%", "%%")
     if FIELDS.type_of(name) is bool:
-        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        parser.add_argument(
+            flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+        )
     else:
         parser.add_argument(flag(name), default=argparse.SUPPRESS, metavar="X", help=text)
 
@@ -322,14 +398,17 @@ def describe_default(name: str) -> str:
 
 
 def before_ranks_meet(argv: Sequence[str]) -> tuple[float, int]:
-    """The timeout and the workers that a command line sets, itself or in its TOML file; the defaults where they cannot be used.
+    """The timeout and the workers that a command line sets, itself or in its TOML file; the
+    defaults where they cannot be used.
 
-    The file is read again when the ranks have met: what is no plain file, such as a pipe, is left for then. UsageError for what
-    workers, who meet nobody, may hear at once.
+    The file is read again when the ranks have met: what is no plain file, such as a pipe, is left
+    for then. UsageError for what workers, who meet nobody, may hear at once.
     """
     try:
         command = parse_command_line(argv)
-        table = read_toml(command.config) if command.config and os.path.isfile(command.config) else {}
+        table = (
+            read_toml(command.config) if command.config and os.path.isfile(command.config) else {}
+        )
         return build(table, command.flags).timeout, command.workers
     except UsageError:
         if any(each.partition("=")[0] == "--workers" for each in argv):
@@ -338,7 +417,9 @@ def before_ranks_meet(argv: Sequence[str]) -> tuple[float, int]:
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and --version, which are said."""
+    """Read the flags; UsageError for an unknown flag or a bad value. SystemExit behind --help and
+    --version, which are said.
+    """
     given = vars(build_parser().parse_args(argv))
     config, resume, workers = given.pop("config"), given.pop("resume"), given.pop("workers")
     given.pop("imports")  # plugins.load has seen to them
@@ -354,7 +435,9 @@ def _workers(typed: str) -> int:
 
 
 def _limits_in_table(name: str) -> str:
-    """Choices or range; a registry's names are left to --help, so that adding one touches no documentation."""
+    """Choices or range; a registry's names are left to --help, so that adding one touches no
+    documentation.
+    """
     allowed, choices = FIELDS[name].metadata["allowed"], FIELDS[name].metadata["choices"]
     if choices is None:
         return str(allowed or "") + (", optimal" if FIELDS.type_of(name) == CountOrOptimal else "")
@@ -363,11 +446,20 @@ def _limits_in_table(name: str) -> str:
 
 def settings_table() -> str:
     """All settings as a Markdown table, for docs/settings.md."""
-    rows = ["| flag, TOML key | default | allowed | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    rows = [
+        "| flag, TOML key | default | allowed | unit | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name in FIELDS:
         meta = FIELDS[name].metadata
         limits = _limits_in_table(name)
         kept = " (kept by a resumed run)" if meta["fixed"] else ""
-        cells = (f"`{flag(name)}`, `{name}`", show(FIELDS[name].default), limits, meta["unit"], meta["text"] + kept)
+        cells = (
+            f"`{flag(name)}`, `{name}`",
+            show(FIELDS[name].default),
+            limits,
+            meta["unit"],
+            meta["text"] + kept,
+        )
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

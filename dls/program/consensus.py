@@ -1,10 +1,12 @@
-"""What the ranks agree on beside the gradient: to stop, all after the same step, and that their weights are still the same.
+"""What the ranks agree on beside the gradient: to stop, all after the same step, and that their
+weights are still the same.
 
-At the beginning of every step each rank gives its word to a non-blocking allgather, which travels while the step computes:
-whether a signal has asked it to stop and, every `check_every` steps, a hash of its weights. At the end of the step it reads the
-words of all. All ranks read the same words after the same step, and so decide alike. Nobody waits for it: to end a step a rank
-needs the other ranks' gradients, and their words left before those. The run ends with the step in which the signal came or, if
-that had begun already, with the one after it.
+At the beginning of every step each rank gives its word to a non-blocking allgather, which travels
+while the step computes: whether a signal has asked it to stop and, every `check_every` steps, a
+hash of its weights. At the end of the step it reads the words of all. All ranks read the same words
+after the same step, and so decide alike. Nobody waits for it: to end a step a rank needs the other
+ranks' gradients, and their words left before those. The run ends with the step in which the signal
+came or, if that had begun already, with the one after it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ class DivergenceError(RuntimeError):
 
 
 class Consensus:
-    """One rank's voice, and its ears. Every rank calls `speak` before each step and `hear` after it.
+    """One rank's voice, and its ears.
 
-    weights_hash: SHA-256 of what must be the same on all ranks; check_every: steps between comparisons, 0: never.
+    Every rank calls `speak` before each step and `hear` after it.
+
+    weights_hash: SHA-256 of what must be the same on all ranks; check_every: steps between
+    comparisons, 0: never.
     """
 
-    def __init__(self, comm: Comm, request: StopRequest, weights_hash: Callable[[], bytes], check_every: int) -> None:
+    def __init__(
+        self, comm: Comm, request: StopRequest, weights_hash: Callable[[], bytes], check_every: int
+    ) -> None:
         self._comm, self._request = comm, request
         self._weights_hash, self._check_every = weights_hash, check_every
         self._finished = 0
@@ -42,24 +49,37 @@ class Consensus:
         self._words = self._comm.allgather(word, "the other ranks' word")
 
     def hear(self) -> bool:
-        """Whether all ranks stop now, because one of them was asked to. DivergenceError, on all ranks."""
+        """Whether all ranks stop now, because one of them was asked to.
+
+        DivergenceError, on all ranks.
+        """
         stops, hashes = self._words.wait().T
         self._compare(hashes.tolist(), self._finished)
         return bool(stops.any())
 
     def confirm(self, finished: int) -> None:
-        """Compare now, before the checkpoint of so many finished steps, and wait for it. DivergenceError, on all ranks."""
+        """Compare now, before the checkpoint of so many finished steps, and wait for it.
+
+        DivergenceError, on all ranks.
+        """
         if self._check_every:
-            self._compare(self._comm.allgather_objects(self._hash(), "the other ranks' hash of the weights"), finished)
+            self._compare(
+                self._comm.allgather_objects(self._hash(), "the other ranks' hash of the weights"),
+                finished,
+            )
 
     def _hash(self) -> int:
         return int.from_bytes(self._weights_hash()[:8], "little")
 
     def _compare(self, hashes: Sequence[int], finished: int) -> None:
-        """Name the ranks that differ from most or, where no weights are those of most ranks, from rank 0."""
+        """Name the ranks that differ from most or, where no weights are those of most ranks, from
+        rank 0.
+        """
         common, count = Counter(hashes).most_common(1)[0]
         right, whose = (common, "most ranks") if 2 * count > len(hashes) else (hashes[0], "rank 0")
         odd = [str(rank) for rank, value in enumerate(hashes) if value != right]
         if odd:
             ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}"
-            raise DivergenceError(f"after step {finished} the weights of {ranks} are not those of {whose}")
+            raise DivergenceError(
+                f"after step {finished} the weights of {ranks} are not those of {whose}"
+            )

@@ -15,17 +15,23 @@ NOISE = 2.0
 def warning(loss: float, accuracy: float, dataset: Dataset, sparse: bool) -> str:
     """One line for a network that does not beat guessing on the test set; empty where it does.
 
-    Guessing is one class for all images, or any class with the same chance: its loss is ln(classes). `sparse`: whether the
-    density is below 1, so that a higher one can be tried.
+    Guessing is one class for all images, or any class with the same chance: its loss is
+    ln(classes). `sparse`: whether the density is below 1, so that a higher one can be tried.
     """
     guess = _accuracy_of_guessing(dataset)
     if accuracy <= guess:
         found = f"a test accuracy of {accuracy:.2%} is no better than guessing (up to {guess:.1%})"
     elif not loss < math.log(dataset.classes):
-        found = f"a test loss of {loss:.4f} is no better than that of guessing ({math.log(dataset.classes):.4f})"
+        found = (
+            f"a test loss of {loss:.4f} is no better than that of guessing"
+            f" ({math.log(dataset.classes):.4f})"
+        )
     else:
         return ""
-    return f"{found}; try more steps, another --lr{', a higher --density, --density-warmup' if sparse else ''} or --clip-norm"
+    return (
+        f"{found}; try more steps, another"
+        f" --lr{', a higher --density, --density-warmup' if sparse else ''} or --clip-norm"
+    )
 
 
 def _accuracy_of_guessing(dataset: Dataset) -> float:

@@ -1,8 +1,10 @@
-"""Signs of life: when a run breaks off without a word, the next one tells which rank was the first to die.
+"""Signs of life: when a run breaks off without a word, the next one tells which rank was the first
+to die.
 
-OUT/heartbeats/rank-00000.json, … say of each rank who it is and, about once a second, how far. That does not tell the dead from
-the survivors, whom MPICH kills within 2 ms. So each rank has a guardian, a shell that waits for its end: the first guardian whose
-rank ends without a farewell writes the rank's number to OUT/heartbeats/died, which only one of them can create.
+OUT/heartbeats/rank-00000.json, … say of each rank who it is and, about once a second, how far. That
+does not tell the dead from the survivors, whom MPICH kills within 2 ms. So each rank has a
+guardian, a shell that waits for its end: the first guardian whose rank ends without a farewell
+writes the rank's number to OUT/heartbeats/died, which only one of them can create.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ from dls.record import files
 INTERVAL = 1.0
 """Seconds between two heartbeats, at least."""
 GUARDIAN = 'trap "" HUP INT TERM USR1; read -r farewell || { set -C; echo "$1" > "$2"; }'
-"""Reads what the rank says to it: nothing until a farewell, or the end of the rank. -C: `>` creates, and replaces nothing."""
+"""Reads what the rank says to it: nothing until a farewell, or the end of the rank. -C: `>`
+creates, and replaces nothing.
+"""
 
 
 class Heartbeat:
-    """One rank's signs of life, from `step` finished steps on. The folder is there, made by `last_words`."""
+    """One rank's signs of life, from `step` finished steps on.
+
+    The folder is there, made by `last_words`.
+    """
 
     def __init__(self, out: Path, comm: Comm, step: int) -> None:
         folder = out / "heartbeats"
@@ -58,12 +65,17 @@ class Heartbeat:
         aside = self._path.with_suffix(".new")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with suppress(OSError):
-            aside.write_text(json.dumps(self._about | {"step": step, "time": now, "state": state}), encoding="utf-8")
+            aside.write_text(
+                json.dumps(self._about | {"step": step, "time": now, "state": state}),
+                encoding="utf-8",
+            )
             os.replace(aside, self._path)
 
 
 def _guardian(rank: int, folder: Path) -> subprocess.Popen[bytes] | None:
-    """The shell beside a rank; None where the system has no room for it, which must not end the run."""
+    """The shell beside a rank; None where the system has no room for it, which must not end the
+    run.
+    """
     try:
         return subprocess.Popen(
             ["sh", "-c", GUARDIAN, "guardian", str(rank), folder / "died"],
@@ -77,7 +89,8 @@ def _guardian(rank: int, folder: Path) -> subprocess.Popen[bytes] | None:
 
 
 def last_words(out: Path) -> list[str]:
-    """How the run before came to a bad end, in one line, where it did; and a line for what it left behind that stays.
+    """How the run before came to a bad end, in one line, where it did; and a line for what it left
+    behind that stays.
 
     Makes the folder anew, for this run.
     """
@@ -92,7 +105,10 @@ def last_words(out: Path) -> list[str]:
             shutil.rmtree(folder)
         folder.mkdir()
     except OSError as error:
-        words.append(f"{folder} cannot be made anew ({files.reason(error)}): what it says may be of the run before")
+        words.append(
+            f"{folder} cannot be made anew ({files.reason(error)}): what it says may be of the run"
+            " before"
+        )
     return words
 
 
@@ -108,17 +124,30 @@ def _failure(report: Path) -> list[str]:
 
 
 def _death(folder: Path) -> list[str]:
-    """What guardians and heartbeats tell; where a whole machine went down no guardian speaks, and the last rank is named."""
-    running = [beat for beat in map(_read, sorted(folder.glob("rank-*.json"))) if beat.get("state") == "running"]
+    """What guardians and heartbeats tell; where a whole machine went down no guardian speaks, and
+    the last rank is named.
+    """
+    running = [
+        beat
+        for beat in map(_read, sorted(folder.glob("rank-*.json")))
+        if beat.get("state") == "running"
+    ]
     if not running:
         return []
     first = ""
     with suppress(OSError, ValueError), files.open_plain(folder / "died") as file:
         first = file.readline(files.LONGEST_LINE).decode().strip()
     dead = next((beat for beat in running if str(beat["rank"]) == first), None)
-    beat, fate = (dead, "was the first to die") if dead else (min(running, key=_progress), "was the furthest behind")
+    beat, fate = (
+        (dead, "was the first to die")
+        if dead
+        else (min(running, key=_progress), "was the furthest behind")
+    )
     who = f"rank {beat['rank']} (process {beat['pid']} on {beat['host']})"
-    return [f"the run before broke off: {who} {fate}, last heard of after step {beat['step']} at {beat['time']}"]
+    return [
+        f"the run before broke off: {who} {fate}, last heard of after step {beat['step']} at"
+        f" {beat['time']}"
+    ]
 
 
 def _progress(beat: dict[str, Any]) -> tuple[int, str]:

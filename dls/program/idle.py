@@ -1,6 +1,8 @@
-"""Settings that were given and have no effect: they are named, so that nobody takes the run for one with them.
+"""Settings that were given and have no effect: they are named, so that nobody takes the run for one
+with them.
 
-They are named rather than refused, as one command line or one file serves several methods, models and data sets.
+They are named rather than refused, as one command line or one file serves several methods, models
+and data sets.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dls.tasks import data, models
 
 
 def remark(given: Mapping[str, Any], config: Config) -> str | None:
-    """One line that names them, of the settings given, each with the setting that leaves it idle. None where there are none.
+    """One line that names them, of the settings given, each with the setting that leaves it idle.
+
+    None where there are none.
 
     A value that is the default is not named: without it the run would be the same.
     """

@@ -16,7 +16,9 @@ GENERATIONS = 3
 
 
 def python() -> str:
-    """The interpreter for a command line, as the user typed it, where that name still leads to it; its whole path elsewhere."""
+    """The interpreter for a command line, as the user typed it, where that name still leads to it;
+    its whole path elsewhere.
+    """
     return shlex.quote(_interpreter())
 
 
@@ -33,7 +35,9 @@ def go_on(out: Path, ranks: int) -> str:
     processes = 1 if "--workers" in kept else ranks
     launcher = _launcher() or _plain_launcher(processes)
     flags = [*kept, "--resume", "--out", str(out)]
-    return " ".join([*map(shlex.quote, launcher), python(), *map(shlex.quote, [*_program(), *flags])])
+    return " ".join(
+        [*map(shlex.quote, launcher), python(), *map(shlex.quote, [*_program(), *flags])]
+    )
 
 
 def _kept(arguments: Sequence[str]) -> list[str]:
@@ -54,7 +58,9 @@ def _program() -> Sequence[str]:
 
 
 def _launcher() -> Sequence[str]:
-    """mpirun and its options, as typed; nothing where no launcher on this host has this program in its command line."""
+    """mpirun and its options, as typed; nothing where no launcher on this host has this program in
+    its command line.
+    """
     process = os.getppid()
     for _ in range(GENERATIONS):
         try:

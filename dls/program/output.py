@@ -1,4 +1,5 @@
-"""What a program says to people, and that nobody may be there to read it any more (`| head`, a terminal that is closed).
+"""What a program says to people, and that nobody may be there to read it any more (`| head`, a
+terminal that is closed).
 
 What a program writes to its files is its result, and is not lost with its words: so it goes on.
 """
@@ -13,7 +14,9 @@ from typing import Any, TextIO
 
 
 class _Unheard:
-    """A text stream that swallows what it is given from the first time on that it cannot pass it on, for one of these errors."""
+    """A text stream that swallows what it is given from the first time on that it cannot pass it
+    on, for one of these errors.
+    """
 
     def __init__(self, stream: TextIO, errors: type[OSError]) -> None:
         self._stream, self._errors, self.heard = stream, errors, True
@@ -41,7 +44,9 @@ class _Unheard:
             raise error
 
     def _leave(self) -> None:
-        """What is still buffered, and whatever else writes to this descriptor, goes nowhere from now on."""
+        """What is still buffered, and whatever else writes to this descriptor, goes nowhere from
+        now on.
+        """
         self.heard = False
         with suppress(OSError):  # also where the stream is no file
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -51,9 +56,13 @@ class _Unheard:
 
 @contextmanager
 def unheard(errors: type[OSError] = BrokenPipeError) -> Iterator[None]:
-    """Let this block go on in silence when its words cannot be passed on: their reader has left, or another of these errors."""
+    """Let this block go on in silence when its words cannot be passed on: their reader has left, or
+    another of these errors.
+    """
     streams = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for a stream that was closed before the program began
+    with open(
+        os.devnull, "w", encoding="utf-8"
+    ) as nowhere:  # for a stream that was closed before the program began
         sys.stdout, sys.stderr = (_Unheard(each or nowhere, errors) for each in streams)
         try:
             yield

@@ -1,4 +1,7 @@
-"""How fast the last steps went. A step unlike the others, as the first one, which may compile, is soon forgotten."""
+"""How fast the last steps went.
+
+A step unlike the others, as the first one, which may compile, is soon forgotten.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ class Pace:
         self._ends.append(now)
 
     def speed(self) -> float:
-        """Steps a second, with what came between them; 0 where it is not known, before two steps have ended."""
+        """Steps a second, with what came between them; 0 where it is not known, before two steps
+        have ended.
+        """
         seconds = self._ends[-1] - self._ends[0] if self._ends else 0.0
         return (len(self._ends) - 1) / seconds if seconds > 0 else 0.0
 
@@ -34,4 +39,6 @@ class Pace:
 
     def __str__(self) -> str:
         left = self.left()
-        return (f"{self.speed():.1f} steps/s" if self.speed() else "") + (f", {left} left" if left else "")
+        return (f"{self.speed():.1f} steps/s" if self.speed() else "") + (
+            f", {left} left" if left else ""
+        )

@@ -1,4 +1,6 @@
-"""`--import FILE`: Python files of the user's that are run first, and register methods of their own."""
+"""`--import FILE`: Python files of the user's that are run first, and register methods of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def load(argv: Sequence[str]) -> UsageError | None:
-    """Run the files that a command line imports, before the rest of it is read: what they register has flags of its own.
+    """Run the files that a command line imports, before the rest of it is read: what they register
+    has flags of its own.
 
     Returns why one cannot be run, which all ranks must hear of.
     """

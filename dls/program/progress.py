@@ -1,4 +1,6 @@
-"""What rank 0 tells the user while a run goes on: a live bar on a terminal, plain lines at sensible intervals otherwise."""
+"""What rank 0 tells the user while a run goes on: a live bar on a terminal, plain lines at sensible
+intervals otherwise.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LINE_INTERVAL = 10.0
 
 
 class Reporter:
-    """Rank 0's voice; `quiet` on all others. `at`: the step that the run is in, for what goes wrong there."""
+    """Rank 0's voice; `quiet` on all others. `at`: the step that the run is in, for what goes wrong
+    there.
+    """
 
     def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
         self._quiet, self._total = quiet, total
@@ -35,7 +39,9 @@ class Reporter:
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
         texts = TextColumn("{task.description}"), TextColumn("{task.fields[pace]}")
-        self._bar = Progress(texts[0], BarColumn(), MofNCompleteColumn(), texts[1], console=self._console)
+        self._bar = Progress(
+            texts[0], BarColumn(), MofNCompleteColumn(), texts[1], console=self._console
+        )
         self._task = self._bar.add_task("training", total=total, completed=first, pace="")
         if self._console.is_terminal and not quiet:
             self._bar.start()
@@ -57,7 +63,9 @@ class Reporter:
         self._pace.step(step, time.monotonic())
         self._sent += sent
         self._received += received
-        self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}", pace=str(self._pace))
+        self._bar.update(
+            self._task, completed=step, description=f"loss {loss:.4f}", pace=str(self._pace)
+        )
         if not self._bar.live.is_started and time.monotonic() - self._spoke > LINE_INTERVAL:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._pace}".rstrip())
 
@@ -68,7 +76,10 @@ class Reporter:
         self.say(f"step {step}/{self._total}  skipped: NaN or infinity on {who}")
 
     def evaluation(self, step: int, epoch: int, loss: float, accuracy: float, warning: str) -> None:
-        """An evaluation is done. A warning is said when it is the first in a row, and at the end."""
+        """An evaluation is done.
+
+        A warning is said when it is the first in a row, and at the end.
+        """
         self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
         found = f"test loss {loss:.4f}  accuracy {accuracy:.2%}"
         self.say(f"step {step}/{self._total}  epoch {epoch}  {found}  {self._pace}".rstrip())
@@ -77,13 +88,18 @@ class Reporter:
         self._warning = warning
 
     def done(self, out: Path, ring: int) -> None:
-        """The run is over; a ring Allreduce of the whole gradient sends and receives so many bytes a step."""
+        """The run is over; a ring Allreduce of the whole gradient sends and receives so many bytes
+        a step.
+        """
         self.close()
         steps, seconds = self._total - self._first, time.monotonic() - self._started
         sent, received, dense = map(traffic.readable, (self._sent, self._received, steps * ring))
         skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
         self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
-        self.say(f"rank 0 gave MPI {sent} to send and received {received}; a dense ring Allreduce would move {dense} each way")
+        self.say(
+            f"rank 0 gave MPI {sent} to send and received {received}; a dense ring Allreduce would"
+            f" move {dense} each way"
+        )
         self._warn()
         self.say(f"look into it with {invocation.python()} -m dls.inspect {shlex.quote(str(out))}")
 

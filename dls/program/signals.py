@@ -1,4 +1,6 @@
-"""Signals that ask a run to stop: an ordinary kill, Slurm's warning before the end of a job, Ctrl-C."""
+"""Signals that ask a run to stop: an ordinary kill, Slurm's warning before the end of a job,
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether a signal has asked this rank to stop, since this object exists. `made` is all that the first one changes.
+    """Whether a signal has asked this rank to stop, since this object exists. `made` is all that
+    the first one changes.
 
-    A second Ctrl-C raises KeyboardInterrupt, as Python does by default. As a context it leaves the signals to whoever had them
-    before. Python hears signals in its main thread alone: elsewhere nothing asks.
+    A second Ctrl-C raises KeyboardInterrupt, as Python does by default. As a context it leaves the
+    signals to whoever had them before. Python hears signals in its main thread alone: elsewhere
+    nothing asks.
     """
 
     def __init__(self) -> None:
@@ -33,7 +37,9 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal, also an earlier one, end this block with KeyboardInterrupt: it may wait for something without a limit."""
+        """Let a signal, also an earlier one, end this block with KeyboardInterrupt: it may wait for
+        something without a limit.
+        """
         self._interrupts = True
         try:
             if self.made:

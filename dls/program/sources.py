@@ -1,7 +1,8 @@
 """Which code this is: the files that are here, and the commit that they are of.
 
-Two runs are of one state where their trainings read the same: `dls.train` and the method with all that they import, and what is
-loaded by name. Another method, a tool or a page beside them makes no other state.
+Two runs are of one state where their trainings read the same: `dls.train` and the method with all
+that they import, and what is loaded by name. Another method, a tool or a page beside them makes no
+other state.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from dls.program.plugins import PREFIX
 ROOT = Path(dls.__file__).parent.parent
 PACKAGES = ("dls", "reference", "gpu")
 BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
-"""What training loads by name, or reads: all of it counts. The last is where older commits have the digits."""
+"""What training loads by name, or reads: all of it counts.
+
+The last is where older commits have the digits.
+"""
 METHODS = ("exchange.methods", "sparsifiers")
 """The packages of the methods; the last is where older commits have them."""
 DIGITS = 12
@@ -38,9 +42,11 @@ OF_NO_COMMIT = "files that were of no commit"
 
 @dataclass(frozen=True)
 class State:
-    """What a training read of the program: a hash of all of it; of each file, where that is known; the commit as `commit` has it.
+    """What a training read of the program: a hash of all of it; of each file, where that is known;
+    the commit as `commit` has it.
 
-    The hash is empty where a trace names a commit alone. States are equal by hash and commit; `same` asks for more.
+    The hash is empty where a trace names a commit alone. States are equal by hash and commit;
+    `same` asks for more.
     """
 
     digest: str
@@ -49,7 +55,9 @@ class State:
 
     def to_text(self) -> str:
         """For a trace: the hash of all, then a line for each file with its own."""
-        return "\n".join([self.digest, *(f"{digest} {name}" for name, digest in self.files.items())])
+        return "\n".join(
+            [self.digest, *(f"{digest} {name}" for name, digest in self.files.items())]
+        )
 
     def differing(self, other: State) -> list[str]:
         """The files in which it differs from another state."""
@@ -62,7 +70,9 @@ class State:
 
 
 def version() -> str:
-    """The program's version, and a hash of all its sources, the same wherever the same code runs."""
+    """The program's version, and a hash of all its sources, the same wherever the same code
+    runs.
+    """
     return f"{dls.__version__}+{_hash([*_below(ROOT, PACKAGES), *imported()], ROOT)}"
 
 
@@ -79,11 +89,16 @@ def state_of_run(method: str, root: Path = ROOT) -> State:
 
 
 def states(attributes: Mapping[str, Any]) -> list[State]:
-    """Those that a trace's attributes tell of: one, or those of the programs that went on with the run, in order."""
+    """Those that a trace's attributes tell of: one, or those of the programs that went on with the
+    run, in order.
+    """
     commits = str(attributes.get("commit", "")).split() or [""]
     texts = attributes.get("sources") or []
     if texts:
-        return [_from_text(str(text), commit or "") for text, commit in zip_longest(texts, commits[: len(texts)])]
+        return [
+            _from_text(str(text), commit or "")
+            for text, commit in zip_longest(texts, commits[: len(texts)])
+        ]
     return [State(commit.partition("+")[2], commit) for commit in commits]
 
 
@@ -95,7 +110,9 @@ def _from_text(text: str, commit: str) -> State:
 
 @lru_cache(maxsize=256)
 def resolved(found: State, method: str, root: Path) -> State | None:
-    """The state with its hash, which a commit alone has in this checkout's history; None where that does not know it."""
+    """The state with its hash, which a commit alone has in this checkout's history; None where that
+    does not know it.
+    """
     if found.digest:
         return found
     if not COMMIT.fullmatch(found.commit):
@@ -105,18 +122,25 @@ def resolved(found: State, method: str, root: Path) -> State | None:
         archive = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as files:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tarfile.open(fileobj=io.BytesIO(archive)) as files,
+    ):
         files.extractall(folder, filter="data")
         return replace(state(method, Path(folder)), commit=found.commit)
 
 
 def same(ones: Iterable[State], others: Iterable[State], method: str, root: Path) -> bool:
-    """Whether two runs of a method are of one state: their hashes, or else their commits, are the same."""
+    """Whether two runs of a method are of one state: their hashes, or else their commits, are the
+    same.
+    """
     ones, others = list(ones), list(others)
     if ones == others:
         return True
     known = [[resolved(each, method, root) for each in each_run] for each_run in (ones, others)]
-    return None not in known[0] and [each and each.digest for each in known[0]] == [each and each.digest for each in known[1]]
+    return None not in known[0] and [each and each.digest for each in known[0]] == [
+        each and each.digest for each in known[1]
+    ]
 
 
 def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> str:
@@ -125,13 +149,17 @@ def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> s
 
 
 def commit(method: str = "", root: Path = ROOT) -> str:
-    """The git commit of the sources. Where they differ from it, or are no checkout, a + and the hash of a run come after it.
+    """The git commit of the sources.
+
+    Where they differ from it, or are no checkout, a + and the hash of a run come after it.
 
     A program that takes the place of dls.train is one of the sources, and of no commit.
     """
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     own = [*_own_program(root), *imported()]
     try:
@@ -143,7 +171,9 @@ def commit(method: str = "", root: Path = ROOT) -> str:
 
 
 def training_files(method: str, root: Path = ROOT) -> list[str]:
-    """The modules of dls that `dls.train` and the method import, directly or by others, and the folders of what has no import."""
+    """The modules of dls that `dls.train` and the method import, directly or by others, and the
+    folders of what has no import.
+    """
     found: set[str] = set()
     waiting = {"", "train", *(f"{package}.{method.replace('-', '_')}" for package in METHODS)}
     waiting |= {name for path in imported() for name in _imported(path.read_bytes())}
@@ -153,20 +183,27 @@ def training_files(method: str, root: Path = ROOT) -> list[str]:
         for path in (f"{place}.py", f"{place}/__init__.py"):
             if path not in found and (root / path).exists():
                 found.add(path)
-                waiting.add(name.rpartition(".")[0])  # the package that it is in is imported with it
+                waiting.add(
+                    name.rpartition(".")[0]
+                )  # the package that it is in is imported with it
                 waiting.update(_imported((root / path).read_bytes()))
     return sorted(found.union(BY_NAME))
 
 
 def imported() -> list[Path]:
-    """The files that `--import` has run. They count for every run, as each may bring a method, a model or a data set."""
+    """The files that `--import` has run.
+
+    They count for every run, as each may bring a method, a model or a data set.
+    """
     modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     return [Path(module.__file__) for module in modules if module.__file__]
 
 
 @lru_cache(maxsize=1024)
 def _imported(source: bytes) -> tuple[str, ...]:
-    """The modules of dls that a source may import, as what comes after `dls.`; imports inside functions count."""
+    """The modules of dls that a source may import, as what comes after `dls.`; imports inside
+    functions count.
+    """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # no run can read it either, and says so
@@ -181,7 +218,9 @@ def _imported(source: bytes) -> tuple[str, ...]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All statements below a node, and what holds some; expressions, of which there are many times more, hold none."""
+    """All statements below a node, and what holds some; expressions, of which there are many times
+    more, hold none.
+    """
     for part in ("body", "orelse", "finalbody", "handlers", "cases"):
         for statement in getattr(node, part, ()):
             yield statement
@@ -199,7 +238,12 @@ def _own_program(root: Path) -> Iterator[Path]:
 def _below(root: Path, names: Iterable[str]) -> list[Path]:
     """The files of these names, and those in the folders of these names."""
     places = [root / name for name in names]
-    return [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*"))) if _is_source(path)]
+    return [
+        path
+        for place in places
+        for path in ([place] if place.is_file() else sorted(place.rglob("*")))
+        if _is_source(path)
+    ]
 
 
 def _is_source(path: Path) -> bool:
@@ -229,6 +273,8 @@ def _named(files: Iterable[Path], root: Path) -> dict[str, Path]:
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes or, for a program in an archive, the archive's; none where it was read from a pipe, or is gone by now."""
+    """A file's bytes or, for a program in an archive, the archive's; none where it was read from a
+    pipe, or is gone by now.
+    """
     found = next((place for place in (path, *path.parents) if place.is_file()), None)
     return found.read_bytes() if found else b""

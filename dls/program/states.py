@@ -1,4 +1,6 @@
-"""What a run must keep to go on with the same bits: every part registers its own, and one loop saves, loads and hashes it all."""
+"""What a run must keep to go on with the same bits: every part registers its own, and one loop
+saves, loads and hashes it all.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ Arrays = Mapping[str, NDArray[Any]]
 class Part:
     """What one part keeps: how to read it, on the host, and how to take it over.
 
-    shared: the same on all ranks, saved once; hashed: and compared between them. load None: it follows from the rest, and is
-    saved for others to read.
+    shared: the same on all ranks, saved once; hashed: and compared between them. load None: it
+    follows from the rest, and is saved for others to read.
     """
 
     save: Callable[[], Arrays]
@@ -40,7 +42,10 @@ class States:
         self._parts.append(part)
 
     def save(self, shared: bool) -> dict[str, NDArray[Any]]:
-        """What is the same on all ranks, or what is this rank's own. Every rank calls it: a part may have to ask the others."""
+        """What is the same on all ranks, or what is this rank's own.
+
+        Every rank calls it: a part may have to ask the others.
+        """
         return _together(part for part in self._parts if part.shared is shared)
 
     def expected(self, shared: bool) -> dict[str, NDArray[Any]]:

@@ -1,1 +1,3 @@
-"""What a run leaves on the disk: its trace, its checkpoints, and how files are written so that they stay whole."""
+"""What a run leaves on the disk: its trace, its checkpoints, and how files are written so that they
+stay whole.
+"""

@@ -1,9 +1,10 @@
 """Checkpoints: everything that a run needs to go on with the same bits.
 
-OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean statistics), rank-00000.h5, …
-(each rank's own state) and manifest.json, written last: the configuration, the place in the data, the SHA-256 of every file
-and, as its seal, of itself. There is no random state: all randomness is a function of seed and step. A checkpoint is written
-aside, synced to disk and renamed, so that a folder with its final name is complete.
+OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean
+statistics), rank-00000.h5, … (each rank's own state) and manifest.json, written last: the
+configuration, the place in the data, the SHA-256 of every file and, as its seal, of itself. There
+is no random state: all randomness is a function of seed and step. A checkpoint is written aside,
+synced to disk and renamed, so that a folder with its final name is complete.
 """
 
 from __future__ import annotations
@@ -74,20 +75,29 @@ def place(out: Path, step: int) -> Path:
 
 
 def complete(out: Path) -> dict[Path, int]:
-    """The folders of a run's complete checkpoints, whole or damaged, and their steps: the last step first, whatever the date."""
-    numbers = {p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()}
-    steps = {p: int(number) for p, number in numbers.items() if number.isascii() and number.isdigit() and len(number) < 20}
+    """The folders of a run's complete checkpoints, whole or damaged, and their steps: the last step
+    first, whatever the date.
+    """
+    numbers = {
+        p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()
+    }
+    steps = {
+        p: int(number)
+        for p, number in numbers.items()
+        if number.isascii() and number.isdigit() and len(number) < 20
+    }
     return dict(sorted(steps.items(), key=lambda item: item[1], reverse=True))
 
 
-# --- writing ---------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) -> list[str]:
     """Write a checkpoint, then remove all but the newest `keep` (0: none). Every rank calls it.
 
     Returns a line for each thing that is not needed any more and cannot be removed.
-    CheckpointError, on all ranks, where any of them cannot write; then nothing is left of it, and the one before it is as it was.
+    CheckpointError, on all ranks, where any of them cannot write; then nothing is left of it, and
+    the one before it is as it was.
     """
 
     def write(aside: Path) -> dict[str, str]:
@@ -104,7 +114,9 @@ def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) 
     except OSError as error:
         if comm.rank == 0 and aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"cannot write {about.folder}: {files.reason(error)}; earlier checkpoints are untouched") from None
+        raise CheckpointError(
+            f"cannot write {about.folder}: {files.reason(error)}; earlier checkpoints are untouched"
+        ) from None
     return left + comm.from_rank_0(lambda: _prune(about, keep))
 
 
@@ -128,7 +140,8 @@ def _prepare(final: Path) -> tuple[Path, list[str]]:
 def _write(path: Path, arrays: Arrays) -> str:
     """Write arrays to a new HDF5 file, sync it, and return its SHA-256. OSError.
 
-    The datasets stay open until all is flushed: h5py drops the error where closing one of them writes what it still holds.
+    The datasets stay open until all is flushed: h5py drops the error where closing one of them
+    writes what it still holds.
     """
     file = h5py.File(path, "x", locking=False)  # the run has its folder's lock
     try:
@@ -144,27 +157,48 @@ def _write(path: Path, arrays: Arrays) -> str:
 
 
 def _publish(about: Checkpoint, aside: Path, hashes: Mapping[str, str]) -> list[str]:
-    where = {"step": about.position.step, "epoch": about.position.epoch, "seen": about.position.seen}
-    manifest = {"format": FORMAT, "world_size": about.world_size, "position": where, "config": about.config}
+    where = {
+        "step": about.position.step,
+        "epoch": about.position.epoch,
+        "seen": about.position.seen,
+    }
+    manifest = {
+        "format": FORMAT,
+        "world_size": about.world_size,
+        "position": where,
+        "config": about.config,
+    }
     manifest |= {"data": about.data, "environment": dict(about.environment)}
     manifest |= {"layers": about.layers, "sha256": dict(hashes)}
     files.write_text(aside / MANIFEST, json.dumps(manifest | {"seal": _seal(manifest)}, indent=1))
-    left = _take_down(about.folder) if about.folder.exists() else []  # a damaged one, which this run did not start from
+    left = (
+        _take_down(about.folder) if about.folder.exists() else []
+    )  # a damaged one, which this run did not start from
     files.publish(aside, about.folder)
     return left
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps({name: value for name, value in manifest.items() if name != "seal"}, sort_keys=True)
+    text = json.dumps(
+        {name: value for name, value in manifest.items() if name != "seal"}, sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _prune(about: Checkpoint, keep: int) -> list[str]:
-    """Remove what is older than the newest `keep` up to this one; later steps are damaged ones, which were passed over."""
-    ours = [folder for folder, step in complete(about.folder.parent.parent).items() if step <= about.step]
+    """Remove what is older than the newest `keep` up to this one; later steps are damaged ones,
+    which were passed over.
+    """
+    ours = [
+        folder
+        for folder, step in complete(about.folder.parent.parent).items()
+        if step <= about.step
+    ]
     left: list[str] = []
     for folder in ours[keep:] if keep else []:
-        if not os.access(folder, os.W_OK | os.X_OK):  # before its name goes: somebody wants to keep it
+        if not os.access(
+            folder, os.W_OK | os.X_OK
+        ):  # before its name goes: somebody wants to keep it
             left.append(f"{folder} is write-protected; it stays")
             continue
         try:
@@ -175,7 +209,10 @@ def _prune(about: Checkpoint, keep: int) -> list[str]:
 
 
 def _take_down(folder: Path) -> list[str]:
-    """Remove a checkpoint. Its name goes first, so that it never stands for half a one. OSError where even that stays."""
+    """Remove a checkpoint.
+
+    Its name goes first, so that it never stands for half a one. OSError where even that stays.
+    """
     aside = files.aside(folder.with_name(folder.name + ".removed"))
     os.replace(folder, aside)
     return _remove(aside)
@@ -199,13 +236,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- reading ---------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def find(out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run in which every checksum is right, and a line for each newer one that was passed over.
+    """The newest checkpoint of a run in which every checksum is right, and a line for each newer
+    one that was passed over.
 
-    The ranks share the work and must see the same folder. CheckpointError, on all ranks, where there are some and none is whole.
+    The ranks share the work and must see the same folder. CheckpointError, on all ranks, where
+    there are some and none is whole.
     """
     passed: list[str] = []
     for folder in complete(out):
@@ -216,12 +255,16 @@ def find(out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
             return own, passed
         passed.append(faults[0])
     if passed:
-        raise CheckpointError(f"none of the {len(passed)} checkpoints in {out} is whole; of the newest, {passed[0]}")
+        raise CheckpointError(
+            f"none of the {len(passed)} checkpoints in {out} is whole; of the newest, {passed[0]}"
+        )
     return None, passed
 
 
 def _examine(folder: Path, rank: int, ranks: int) -> Checkpoint | str:
-    """The checkpoint in a folder, or what is wrong with it, of the files that are this rank's to look at."""
+    """The checkpoint in a folder, or what is wrong with it, of the files that are this rank's to
+    look at.
+    """
     try:
         found = describe(folder)
         for name in sorted(found.hashes)[rank::ranks]:
@@ -235,18 +278,29 @@ def _examine(folder: Path, rank: int, ranks: int) -> Checkpoint | str:
 
 
 def listing(out: Path) -> list[str]:
-    """The checkpoints that this rank sees, each with its manifest's checksum, for ranks to compare."""
+    """The checkpoints that this rank sees, each with its manifest's checksum, for ranks to
+    compare.
+    """
     manifests = {folder.name: folder / MANIFEST for folder in complete(out)}
-    return [f"{name} ({_sha256(path)[:8] if path.is_file() else 'no manifest'})" for name, path in manifests.items()]
+    return [
+        f"{name} ({_sha256(path)[:8] if path.is_file() else 'no manifest'})"
+        for name, path in manifests.items()
+    ]
 
 
 def latest(out: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run by its manifest alone, None where there is none. CheckpointError."""
+    """The newest complete checkpoint of a run by its manifest alone, None where there is none.
+
+    CheckpointError.
+    """
     return next((describe(folder) for folder in complete(out)), None)
 
 
 def describe(folder: Path) -> Checkpoint:
-    """What a checkpoint's manifest says. CheckpointError where it is missing, damaged or senseless."""
+    """What a checkpoint's manifest says.
+
+    CheckpointError where it is missing, damaged or senseless.
+    """
     try:
         with files.open_plain(folder / MANIFEST) as file:
             text = file.read(MANIFEST_BYTES + 1)
@@ -254,17 +308,23 @@ def describe(folder: Path) -> Checkpoint:
             raise ValueError("it is too long")
         return _parse(folder, json.loads(text))
     except OSError as error:
-        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} cannot be read ({files.reason(error)})") from None
+        raise CheckpointError(
+            f"{folder} is damaged: its {MANIFEST} cannot be read ({files.reason(error)})"
+        ) from None
     except KeyError as error:
         raise CheckpointError(f"{folder} is damaged: its {MANIFEST} has no {error}") from None
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} cannot be used ({error})") from None
+        raise CheckpointError(
+            f"{folder} is damaged: its {MANIFEST} cannot be used ({error})"
+        ) from None
 
 
 def _parse(folder: Path, manifest: Any) -> Checkpoint:
     """Every type and range is checked: the seal keeps out accidents, not malice."""
     if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {str(manifest['format'])[:40]!r}; this program reads {FORMAT}")
+        raise ValueError(
+            f"its format is {str(manifest['format'])[:40]!r}; this program reads {FORMAT}"
+        )
     if manifest["seal"] != _seal(manifest):
         raise ValueError("its seal is not that of its text")
     ranks = _count(manifest["world_size"], 1)
@@ -287,7 +347,9 @@ def _count(value: Any, low: int) -> int:
     return value
 
 
-def load(checkpoint: Checkpoint, rank: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def load(
+    checkpoint: Checkpoint, rank: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The shared arrays, and the rank's own. CheckpointError."""
     return load_shared(checkpoint), load_own(checkpoint, rank)
 

@@ -1,7 +1,8 @@
 """On what a run computes: what its bits depend on, beside its settings and its data.
 
-Another processor, BLAS or thread count adds up in another order, and a library of another version may. A checkpoint and a trace
-say on what they were made; where a run goes on elsewhere, a line names what differs.
+Another processor, BLAS or thread count adds up in another order, and a library of another version
+may. A checkpoint and a trace say on what they were made; where a run goes on elsewhere, a line
+names what differs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
 
 
 def describe(backend: Backend, threads: int, comm: Comm) -> Environment:
-    """The environment of all ranks, by NAMES; where ranks differ, all that there is, in the order of the ranks. Collective."""
+    """The environment of all ranks, by NAMES; where ranks differ, all that there is, in the order
+    of the ranks. Collective.
+    """
     own = {
         "processor": backends.processor(),
         "blas": _blas(),
@@ -37,16 +40,26 @@ def describe(backend: Backend, threads: int, comm: Comm) -> Environment:
 
 
 def _blas() -> str:
-    """The libraries for matrices that are loaded, with the kind of processor that each has chosen its code for."""
+    """The libraries for matrices that are loaded, with the kind of processor that each has chosen
+    its code for.
+    """
     loaded = (each for each in threadpool_info() if each["user_api"] == "blas")
-    words = (" ".join(str(each.get(part) or "") for part in ("internal_api", "version", "architecture")) for each in loaded)
+    words = (
+        " ".join(str(each.get(part) or "") for part in ("internal_api", "version", "architecture"))
+        for each in loaded
+    )
     return " and ".join(sorted({word.strip() for word in words}))
 
 
-def differences(before: Mapping[str, str], now: Mapping[str, str], library_sums: bool = True) -> str:
-    """A line that names what differs; empty where nothing does. What an older checkpoint does not say is left out.
+def differences(
+    before: Mapping[str, str], now: Mapping[str, str], library_sums: bool = True
+) -> str:
+    """A line that names what differs; empty where nothing does.
 
-    library_sums: whether the bits depend on what carries the messages, as it forms sums in an order of its own.
+    What an older checkpoint does not say is left out.
+
+    library_sums: whether the bits depend on what carries the messages, as it forms sums in an order
+    of its own.
     """
     depends = [name for name in NAMES if library_sums or name != "mpi"]
     names = [name for name in depends if name in before and before[name] != now[name]]

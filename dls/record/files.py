@@ -1,4 +1,6 @@
-"""Files that are whole or not there, why one cannot be written, in a few words, and what may stand in one."""
+"""Files that are whole or not there, why one cannot be written, in a few words, and what may stand
+in one.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def aside(path: Path) -> Path:
-    """A free name beside the path, to write at; a file that an earlier process left there goes, or keeps its name if it stays."""
+    """A free name beside the path, to write at; a file that an earlier process left there goes, or
+    keeps its name if it stays.
+    """
     for number in itertools.count(1):
         place = path.with_name(f"{path.name}.partial{'' if number == 1 else f'-{number}'}")
         with suppress(OSError):
@@ -42,7 +46,9 @@ def aside(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """The OSError of writing to a folder, which need not be there yet, before any work; nothing is touched."""
+    """The OSError of writing to a folder, which need not be there yet, before any work; nothing is
+    touched.
+    """
     place = path
     while not (found := _look(place)):
         place = place.parent
@@ -56,7 +62,10 @@ def check_folder(path: Path) -> None:
 
 
 def _look(path: Path) -> os.stat_result | None:
-    """What is there, None where nothing is; a link to nothing is a file that is in the way. OSError."""
+    """What is there, None where nothing is; a link to nothing is a file that is in the way.
+
+    OSError.
+    """
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -68,7 +77,9 @@ def _look(path: Path) -> os.stat_result | None:
 
 
 def obstacle(path: Path) -> str:
-    """Why a file cannot be written there, in a few words, before any work; empty where nothing speaks against it."""
+    """Why a file cannot be written there, in a few words, before any work; empty where nothing
+    speaks against it.
+    """
     try:
         if path.is_dir():
             return "that is a folder"
@@ -83,9 +94,13 @@ def obstacle(path: Path) -> str:
 
 
 def json_text(value: Any, indent: int, default: Callable[[Any], Any] | None = None) -> str:
-    """The value as JSON, with null for the numbers that JSON does not have. default: what is made of what is no JSON at all."""
+    """The value as JSON, with null for the numbers that JSON does not have. default: what is made
+    of what is no JSON at all.
+    """
     text = json.dumps(value, default=default)
-    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent, allow_nan=False)
+    return json.dumps(
+        json.loads(text, parse_constant=lambda _: None), indent=indent, allow_nan=False
+    )
 
 
 def publish(written: Path, final: Path) -> None:
@@ -95,14 +110,21 @@ def publish(written: Path, final: Path) -> None:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a plain file to read. OSError for anything else: a pipe in its place would be waited for."""
+    """Open a plain file to read.
+
+    OSError for anything else: a pipe in its place would be waited for.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-    raise OSError(number, os.strerror(errno.EISDIR) if stat.S_ISDIR(kind) else "it is no plain file", str(path))
+    raise OSError(
+        number,
+        os.strerror(errno.EISDIR) if stat.S_ISDIR(kind) else "it is no plain file",
+        str(path),
+    )
 
 
 def sync(path: Path) -> None:
@@ -115,20 +137,31 @@ def sync(path: Path) -> None:
 
 
 def one_line(text: str) -> str:
-    """A message that may quote what came from elsewhere, as one line without control characters, cut where it grows too long."""
+    """A message that may quote what came from elsewhere, as one line without control characters,
+    cut where it grows too long.
+    """
     words = " ".join(text.split())
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in words)
+    plain = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in words
+    )
     return plain if len(plain) <= LONGEST_LINE else plain[:LONGEST_LINE] + " …"
 
 
 def reason(error: BaseException) -> str:
-    """Why the system refused, in its own words; HDF5 hides its errno in the middle of a long text."""
+    """Why the system refused, in its own words; HDF5 hides its errno in the middle of a long
+    text.
+    """
     if isinstance(error, OSError) and error.strerror and not error.strerror.count("="):
         return error.strerror
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     number = re.search(r"errno = (\d+)", str(error))
-    return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        os.strerror(int(number[1]))
+        if number
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def described(error: BaseException) -> str:

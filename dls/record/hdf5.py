@@ -1,8 +1,10 @@
-"""What both kinds of HDF5 file share, h5py's objects being handed in: reading with suspicion, and giving a file up.
+"""What both kinds of HDF5 file share, h5py's objects being handed in: reading with suspicion, and
+giving a file up.
 
-A file may come from anywhere. A name in it may lead to another file (external and soft links), a dataset may lie in another file
-(external storage, virtual datasets), or pass through a filter, which HDF5 loads as a plugin; and a shape costs nothing to claim.
-None of this is needed here, so none of it is followed.
+A file may come from anywhere. A name in it may lead to another file (external and soft links), a
+dataset may lie in another file (external storage, virtual datasets), or pass through a filter,
+which HDF5 loads as a plugin; and a shape costs nothing to claim. None of this is needed here, so
+none of it is followed.
 """
 
 from __future__ import annotations
@@ -16,16 +18,32 @@ VIRTUAL = 3
 """HDF5's H5D_VIRTUAL."""
 HEAP, BLOCK = b"GCOL\1\0\0\0", 2**20
 """What every collection of texts begins with, and how many bytes are searched for it at once."""
-ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
+ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 """What h5py raises over a file that is damaged."""
 
 
 def dataset(file: Any, name: str, size: int) -> Any:
-    """The dataset of that path, which lies plainly in this very file of `size` bytes. KeyError says what is wrong with it."""
+    """The dataset of that path, which lies plainly in this very file of `size` bytes.
+
+    KeyError says what is wrong with it.
+    """
     found = file
     for part in name.split("/"):
         if not hasattr(found, "keys") or type(found.get(part, getlink=True)).__name__ != "HardLink":
-            raise KeyError(f"it holds no {name}" if not hasattr(found, "keys") or part not in found else f"{name} is a link")
+            raise KeyError(
+                f"it holds no {name}"
+                if not hasattr(found, "keys") or part not in found
+                else f"{name} is a link"
+            )
         found = found[part]
     if not hasattr(found, "dtype") or not hasattr(found, "ndim"):
         raise KeyError(f"{name} is no table")
@@ -38,10 +56,12 @@ def dataset(file: Any, name: str, size: int) -> Any:
 
 
 def check_heaps(file: IO[bytes]) -> None:
-    """KeyError where a collection of texts is damaged: HDF5 would walk on the spot in it for ever, over a piece of no length.
+    """KeyError where a collection of texts is damaged: HDF5 would walk on the spot in it for ever,
+    over a piece of no length.
 
-    A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes, size (8) and content, padded
-    to 8; a piece of index 0 is free space up to the end, and its size counts from its own beginning (HDF5 File Format, III.E).
+    A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes,
+    size (8) and content, padded to 8; a piece of index 0 is free space up to the end, and its size
+    counts from its own beginning (HDF5 File Format, III.E).
     """
     place = 0
     file.seek(0)
@@ -68,7 +88,10 @@ def _check_heap(file: IO[bytes], place: int) -> None:
 
 
 def give_up(file: Any) -> None:
-    """Close a file that could not be written. HDF5 would try again, at close and exit, and crash: what is left goes nowhere."""
+    """Close a file that could not be written.
+
+    HDF5 would try again, at close and exit, and crash: what is left goes nowhere.
+    """
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         nowhere = os.memfd_create("given up")
         os.dup2(nowhere, file.id.get_vfd_handle())

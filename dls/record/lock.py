@@ -1,8 +1,10 @@
-"""Who has a run's folder: one lock, on OUT/lock, which rank 0 takes before anything is touched and holds to the end.
+"""Who has a run's folder: one lock, on OUT/lock, which rank 0 takes before anything is touched and
+holds to the end.
 
-It is the kernel's (flock), so it ends with its process, however that ends; no program that the process starts inherits it.
-NFS grants an exclusive lock only to a descriptor that may write, and a shared one to a descriptor that may read: so the
-holder's is exclusive, and whoever asks tries a shared one, for which the right to read the file is enough.
+It is the kernel's (flock), so it ends with its process, however that ends; no program that the
+process starts inherits it. NFS grants an exclusive lock only to a descriptor that may write, and a
+shared one to a descriptor that may read: so the holder's is exclusive, and whoever asks tries a
+shared one, for which the right to read the file is enough.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from dls.record import files
 
 NAME = "lock"
 PATIENCE, PAUSE = 2.0, 0.05
-"""Seconds that a lock is waited for, as a killed process may still be dying, or somebody asking; and those between two looks."""
+"""Seconds that a lock is waited for, as a killed process may still be dying, or somebody asking;
+and those between two looks.
+"""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What a file system answers that has no locks."""
 WORDS = 200
@@ -58,7 +62,9 @@ def state(out: Path) -> State:
 
 
 class Lock:
-    """This process's lock on a run's folder, not taken yet. `missing`: why the file system gave none; empty where it did."""
+    """This process's lock on a run's folder, not taken yet. `missing`: why the file system gave
+    none; empty where it did.
+    """
 
     def __init__(self) -> None:
         self.missing = ""
@@ -70,7 +76,10 @@ class Lock:
         return self._descriptor >= 0
 
     def take(self, out: Path, patience: float = PATIENCE) -> None:
-        """Take it, unless it is taken already; `patience`: seconds to wait for one who has it. InUse, OSError."""
+        """Take it, unless it is taken already; `patience`: seconds to wait for one who has it.
+
+        InUse, OSError.
+        """
         if self.taken:
             return
         descriptor = _open(out / NAME)
@@ -96,7 +105,10 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise InUse(f"{out} is in use, by a run that goes on{_holder(descriptor)}; let that end first") from None
+                    raise InUse(
+                        f"{out} is in use, by a run that goes on{_holder(descriptor)}; let that end"
+                        " first"
+                    ) from None
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
                     raise
@@ -108,7 +120,9 @@ class Lock:
 
 
 def _open(path: Path) -> int:
-    """A descriptor to lock: one that may write, as NFS wants it, unless the file is another user's, in a shared folder."""
+    """A descriptor to lock: one that may write, as NFS wants it, unless the file is another user's,
+    in a shared folder.
+    """
     how = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | how, 0o666)

@@ -1,4 +1,6 @@
-"""Reading traces, also those that are being written, whose writer was killed, or that are damaged."""
+"""Reading traces, also those that are being written, whose writer was killed, or that are
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ MOST = 65_536
 
 def series(out: Path) -> list[Path]:
     """The trace files of a run's folder, in the order of their steps."""
-    return sorted((p for p in out.glob("trace*.h5") if p.name == "trace.h5" or begins(p)), key=begins)
+    return sorted(
+        (p for p in out.glob("trace*.h5") if p.name == "trace.h5" or begins(p)), key=begins
+    )
 
 
 def begins(path: Path) -> int:
@@ -50,10 +54,12 @@ def begins(path: Path) -> int:
 
 
 def read(path: Path, own: bool = False) -> Trace:
-    """Read a trace, also one that is being written or whose writer was killed. TraceError. own: nobody writes but this process.
+    """Read a trace, also one that is being written or whose writer was killed.
 
-    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode for readers would do that too,
-    but takes any damage for a writer's work, and waits for ever.
+    TraceError. own: nobody writes but this process.
+
+    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode
+    for readers would do that too, but takes any damage for a writer's work, and waits for ever.
     """
     for _ in range(0 if own else ATTEMPTS - 1):
         written = state(path)
@@ -73,10 +79,15 @@ def _read_file(path: Path) -> Trace:
         raise TraceError(f"{path}: {words}; a run's folder holds a trace.h5")
     try:
         if path.stat().st_size == 0:
-            raise TraceError(f"{path} is empty: it was never written, or the disk was full; remove it and start its run again")
+            raise TraceError(
+                f"{path} is empty: it was never written, or the disk was full; remove it and start"
+                " its run again"
+            )
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
-        with path.open("rb") as raw:  # through Python's own file HDF5 does not mind that a writer left it marked as open
+        with (
+            path.open("rb") as raw
+        ):  # through Python's own file HDF5 does not mind that a writer left it marked as open
             hdf5.check_heaps(raw)
             with h5py.File(raw, "r") as file:
                 return _parse(path, file)
@@ -91,13 +102,17 @@ def _read_file(path: Path) -> Trace:
 
 
 def state(path: Path) -> State:
-    """Whether a run that lives has the trace's folder; what its writer has closed is free in any case."""
+    """Whether a run that lives has the trace's folder; what its writer has closed is free in any
+    case.
+    """
     found = lock.state(path.parent)
     return State.FREE if found is State.UNKNOWN and not left_open(path) else found
 
 
 def left_open(path: Path) -> bool:
-    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a superblock's byte 11."""
+    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a
+    superblock's byte 11.
+    """
     try:
         with files.open_plain(path) as file:
             head = file.read(12)
@@ -107,9 +122,11 @@ def left_open(path: Path) -> bool:
 
 
 def _cut_short(path: Path) -> bool:
-    """Whether the file ends before the end that its superblock states; HDF5 says so in a long text, or in SWMR mode waits.
+    """Whether the file ends before the end that its superblock states; HDF5 says so in a long text,
+    or in SWMR mode waits.
 
-    The end-of-file address stands at byte 28 of a superblock of version 2 or 3 with 8-byte offsets (HDF5 File Format, II.A).
+    The end-of-file address stands at byte 28 of a superblock of version 2 or 3 with 8-byte offsets
+    (HDF5 File Format, II.A).
     """
     with path.open("rb") as file:
         head = file.read(36)
@@ -121,14 +138,26 @@ def _cut_short(path: Path) -> bool:
 def _parse(path: Path, file: h5py.File) -> Trace:
     schema, size = _attribute(file, "schema"), path.stat().st_size
     if schema != SCHEMA:
-        raise TraceError(f"{path} has the schema {str(schema)[:40]!r}, and this program reads {SCHEMA}{_advice(file, schema)}")
+        raise TraceError(
+            f"{path} has the schema {str(schema)[:40]!r}, and this program reads"
+            f" {SCHEMA}{_advice(file, schema)}"
+        )
     found = {name: _attribute(file, name) for name in ATTRIBUTES}
-    attributes = {name: value for name, value in found.items() if value is not None and (name in LISTS) == _is_texts(value)}
+    attributes = {
+        name: value
+        for name, value in found.items()
+        if value is not None and (name in LISTS) == _is_texts(value)
+    }
     ranks = attributes.get("world_size")
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
-        raise TraceError(f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}")
+        raise TraceError(
+            f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}"
+        )
     header = Header(attributes, _layers(file, size))
-    groups = {name: _rows(file, name, shapes, size) for name, shapes in shapes_of(ranks, header.layer_count).items()}
+    groups = {
+        name: _rows(file, name, shapes, size)
+        for name, shapes in shapes_of(ranks, header.layer_count).items()
+    }
     return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
 
 
@@ -141,16 +170,24 @@ def _advice(file: h5py.File, schema: Any) -> str:
     if not re.fullmatch(r"dls-trace/[0-9]+", str(schema)):
         return "; give the trace.h5 of a run"
     version = _attribute(file, "version")
-    return "; look at it with the version of this program that wrote it" + (f", {str(version)[:40]}" if version else "")
+    return "; look at it with the version of this program that wrote it" + (
+        f", {str(version)[:40]}" if version else ""
+    )
 
 
 def _attribute(file: h5py.File, name: str) -> Any:
-    """A text, a number or a list of them, as Python's own; None where it is missing, or anything else."""
+    """A text, a number or a list of them, as Python's own; None where it is missing, or anything
+    else.
+    """
     if name not in file.attrs:
         return None
     stored = file.attrs.get_id(name)
     text = h5py.check_string_dtype(stored.dtype) is not None
-    if len(stored.shape) > 1 or max(stored.shape, default=1) > MOST or not (text or stored.dtype.kind in "iuf"):
+    if (
+        len(stored.shape) > 1
+        or max(stored.shape, default=1) > MOST
+        or not (text or stored.dtype.kind in "iuf")
+    ):
         return None
     value = file.attrs[name]
     if isinstance(value, np.ndarray):
@@ -164,7 +201,10 @@ def _layers(file: h5py.File, size: int) -> dict[str, list[Any]]:
     for name in LAYER_FIELDS:
         if name not in WORDS:
             columns[name] = _column(file, f"layers/{name}", (), size)[()].tolist()
-    if len({len(column) for column in columns.values()}) != 1 or min(columns["size"], default=0) < 1:
+    if (
+        len({len(column) for column in columns.values()}) != 1
+        or min(columns["size"], default=0) < 1
+    ):
         raise KeyError("its layers are not described")
     return columns
 
@@ -198,16 +238,26 @@ def _column(file: h5py.File, name: str, row: tuple[int, ...], size: int) -> h5py
 
 
 def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, NDArray[Any]]:
-    """A group's columns, cut to the rows that are complete: a writer may be between two columns, or have met a full disk."""
+    """A group's columns, cut to the rows that are complete: a writer may be between two columns, or
+    have met a full disk.
+    """
     if group == ADDED and file.get(group, getlink=True) is None:
         return {name: np.zeros((0, *row), kind) for name, (row, kind) in shapes.items()}
-    there = {name: row for name, (row, _) in shapes.items() if not _was_added(file, f"{group}/{name}")}
+    there = {
+        name: row for name, (row, _) in shapes.items() if not _was_added(file, f"{group}/{name}")
+    }
     columns = {name: _column(file, f"{group}/{name}", row, size) for name, row in there.items()}
     claimed = min(column.shape[0] for column in columns.values())
     ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
     complete = claimed if ascending.all() else int(ascending.argmin())
-    rows = {name: column[:complete].astype(shapes[name][1], copy=False) for name, column in columns.items()}
-    return {name: rows.get(name, np.full((complete, *row), UNKNOWN, kind)) for name, (row, kind) in shapes.items()}
+    rows = {
+        name: column[:complete].astype(shapes[name][1], copy=False)
+        for name, column in columns.items()
+    }
+    return {
+        name: rows.get(name, np.full((complete, *row), UNKNOWN, kind))
+        for name, (row, kind) in shapes.items()
+    }
 
 
 def _was_added(file: h5py.File, name: str) -> bool:

@@ -20,7 +20,10 @@ FLUSH_ROWS = 50
 
 
 class Recorder:
-    """Collects recorded steps on every rank and brings them to rank 0's writer, many at a time. Every rank calls all methods."""
+    """Collects recorded steps on every rank and brings them to rank 0's writer, many at a time.
+
+    Every rank calls all methods.
+    """
 
     def __init__(self, comm: Comm, writer: Writer | None) -> None:
         self._comm, self._writer = comm, writer
@@ -36,7 +39,9 @@ class Recorder:
             self.flush()
 
     def diagnosis(self, step: int, found: Diagnosis) -> None:
-        """Keep what a close look at a step found; it goes to the file with the recorded steps, or when there are as many."""
+        """Keep what a close look at a step found; it goes to the file with the recorded steps, or
+        when there are as many.
+        """
         self._diagnoses.append((step, found))
         if len(self._diagnoses) >= FLUSH_ROWS:
             self.flush()
@@ -51,9 +56,19 @@ class Recorder:
     def _flush_steps(self) -> None:
         columns: dict[str, NDArray[Any]] = {
             name: np.array([getattr(row, name) for row in self._rows])
-            for name in ("loss", "payload_bytes", "received_bytes", "k", "threshold", "residual_norm")
+            for name in (
+                "loss",
+                "payload_bytes",
+                "received_bytes",
+                "k",
+                "threshold",
+                "residual_norm",
+            )
         }
-        columns |= {f"seconds/{phase}": np.array([row.seconds[phase] for row in self._rows]) for phase in SECONDS}
+        columns |= {
+            f"seconds/{phase}": np.array([row.seconds[phase] for row in self._rows])
+            for phase in SECONDS
+        }
         rows = self._gathered(columns)
         if self._writer is not None:
             once = zip(("step", "epoch", "lr"), zip(*self._once, strict=True), strict=True)
@@ -63,15 +78,26 @@ class Recorder:
 
     def _flush_diagnoses(self) -> None:
         names = ("global_share", "begin", "end")
-        rows = self._gathered({name: np.array([getattr(found, name) for _, found in self._diagnoses]) for name in names})
+        rows = self._gathered(
+            {
+                name: np.array([getattr(found, name) for _, found in self._diagnoses])
+                for name in names
+            }
+        )
         if self._writer is not None:
-            self._writer.diagnostics(rows | {"step": np.array([step for step, _ in self._diagnoses])})
+            self._writer.diagnostics(
+                rows | {"step": np.array([step for step, _ in self._diagnoses])}
+            )
         self._diagnoses.clear()
 
     def _gathered(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """On rank 0 every rank's columns, as axis 1; nothing elsewhere."""
         gathered = {name: self._comm.gather(column) for name, column in columns.items()}
-        return {name: np.swapaxes(column, 0, 1) for name, column in gathered.items() if column is not None}
+        return {
+            name: np.swapaxes(column, 0, 1)
+            for name, column in gathered.items()
+            if column is not None
+        }
 
     def evaluation(self, step: int, loss: float, accuracy: float) -> None:
         """Write an evaluation, after the steps before it."""

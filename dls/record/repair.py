@@ -1,4 +1,6 @@
-"""Going on with the trace of a run that is resumed, and repairing what a killed writer left behind."""
+"""Going on with the trace of a run that is resumed, and repairing what a killed writer left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ THEN = " → "
 
 
 def go_on(out: Path, step: int, header: Header) -> Writer:
-    """Go on with a run's trace after `step`; what was recorded after it is dropped. TraceError, OSError.
+    """Go on with a run's trace after `step`; what was recorded after it is dropped.
 
-    The last file is written anew, up to there. It takes the new rows too where the ranks are as many as before; otherwise a file
-    of their own does.
+    TraceError, OSError.
+
+    The last file is written anew, up to there. It takes the new rows too where the ranks are as
+    many as before; otherwise a file of their own does.
     """
     kept: list[Path] = []
     for path in series(out):
@@ -38,19 +42,27 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
     if old.header.ranks != header.ranks:
         _rewrite(old, step, old.header).close()
         return Writer(out / f"trace-{step:08d}.h5", header)
-    return _rewrite(old, step, Header({**header.attributes, **_inherited(old.header, header)}, header.layers))
+    return _rewrite(
+        old, step, Header({**header.attributes, **_inherited(old.header, header)}, header.layers)
+    )
 
 
 def _drop(path: Path) -> None:
-    """Remove a trace of later steps. OSError: with it there, nobody could tell which of the two is true."""
+    """Remove a trace of later steps.
+
+    OSError: with it there, nobody could tell which of the two is true.
+    """
     try:
         path.unlink()
     except OSError as error:
-        raise OSError(f"{path} is of steps that are done again, and cannot be removed: {files.reason(error)}") from None
+        raise OSError(
+            f"{path} is of steps that are done again, and cannot be removed: {files.reason(error)}"
+        ) from None
 
 
 def _inherited(old: Header, new: Header) -> dict[str, Any]:
-    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it, in order.
+    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it,
+    in order.
 
     Where the beginning tells of its commit alone, and not of the sources, so does the whole.
     """
@@ -58,14 +70,20 @@ def _inherited(old: Header, new: Header) -> dict[str, Any]:
     for name in environment.NAMES:
         words = [*str(old.attributes.get(name, "")).split(THEN), str(new.attributes.get(name, ""))]
         kept |= {name: THEN.join(dict.fromkeys(filter(None, words)))} if any(words) else {}
-    commits = [*str(old.attributes.get("commit", "")).split(), *str(new.attributes["commit"]).split()]
+    commits = [
+        *str(old.attributes.get("commit", "")).split(),
+        *str(new.attributes["commit"]).split(),
+    ]
     before, now = (list(each.attributes.get("sources") or []) for each in (old, new))
     read = list(dict.fromkeys([*before, *now])) if before and now else []
     return kept | {"commit": " ".join(dict.fromkeys(commits)), "sources": read}
 
 
 def repair(path: Path) -> str:
-    """Make a trace that a killed writer left behind open in any viewer. Returns what there was to do. TraceError, OSError."""
+    """Make a trace that a killed writer left behind open in any viewer.
+
+    Returns what there was to do. TraceError, OSError.
+    """
     found = read(path)
     if not left_open(path):
         return f"{path} is in order, with {_extent(found)}"
@@ -73,7 +91,10 @@ def repair(path: Path) -> str:
     try:
         own.take(path.parent)
         if own.missing:
-            raise TraceError(f"whether a run still writes {path} cannot be told here ({own.missing}); copy it and repair that")
+            raise TraceError(
+                f"whether a run still writes {path} cannot be told here ({own.missing}); copy it"
+                " and repair that"
+            )
         found = read(path, own=True)
         _rewrite(found, None, found.header).close()
     except lock.InUse as error:
@@ -88,7 +109,10 @@ def _extent(found: Trace) -> str:
 
 
 def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
-    """Write a trace anew, up to `step`, and let that take its place. The old one stays where this fails."""
+    """Write a trace anew, up to `step`, and let that take its place.
+
+    The old one stays where this fails.
+    """
     aside = files.aside(old.path)
     try:
         writer = Writer(aside, header)

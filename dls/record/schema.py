@@ -1,4 +1,5 @@
-"""A run's trace, HDF5 with schema dls-trace/1: what stands in it, under which names, and in what units.
+"""A run's trace, HDF5 with schema dls-trace/1: what stands in it, under which names, and in what
+units.
 
 trace.h5 holds a run from its first step on, and trace-STEP.h5 goes on after that step where another
 number of ranks took over.
@@ -19,14 +20,35 @@ from dls.record import environment
 
 SCHEMA = "dls-trace/1"
 ATTRIBUTES = (
-    *("config", "version", "commit", "sources", "world_size", "backend", "seed", "hosts", "started", "data"),
+    *(
+        "config",
+        "version",
+        "commit",
+        "sources",
+        "world_size",
+        "backend",
+        "seed",
+        "hosts",
+        "started",
+        "data",
+    ),
     *environment.NAMES,
 )
 LISTS = ("sources", "hosts")
 """Those that are lists of texts; the others are a text or a number."""
 WORDS = ("name", "kind")
 LAYER_FIELDS = ("kind", "size", "inputs", "outputs", "kernel", "positions")
-SECONDS = ("forward", "backward", "select", "exchange", "decode", "update", "adjust", "exposed", "total")
+SECONDS = (
+    "forward",
+    "backward",
+    "select",
+    "exchange",
+    "decode",
+    "update",
+    "adjust",
+    "exposed",
+    "total",
+)
 ADDED, ADDED_COLUMN = "diagnostics", "steps/received_bytes"
 """The group, and the column, that older traces of this schema do not have."""
 UNKNOWN = -1
@@ -80,7 +102,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace in memory: its header, and arrays by name below `steps`, `evals` and `diagnostics`."""
+    """A trace in memory: its header, and arrays by name below `steps`, `evals` and
+    `diagnostics`.
+    """
 
     path: Path
     header: Header
@@ -97,7 +121,13 @@ def shapes_of(ranks: int, layers: int) -> dict[str, Shapes]:
     steps |= {name: (per_rank, np.int64) for name in ("payload_bytes", "received_bytes")}
     steps |= {name: (per_layer, np.float64) for name in ("threshold", "residual_norm")}
     steps |= {f"seconds/{phase}": (per_rank, np.float64) for phase in SECONDS}
-    evals: Shapes = {"step": (once, np.int64), "loss": (once, np.float64), "accuracy": (once, np.float64)}
+    evals: Shapes = {
+        "step": (once, np.int64),
+        "loss": (once, np.float64),
+        "accuracy": (once, np.float64),
+    }
     diagnostics: Shapes = {"step": (once, np.int64), "global_share": (per_rank, np.float64)}
-    diagnostics |= {name: ((*per_layer, len(clock.OF_LAYERS)), np.float64) for name in ("begin", "end")}
+    diagnostics |= {
+        name: ((*per_layer, len(clock.OF_LAYERS)), np.float64) for name in ("begin", "end")
+    }
     return {"steps": steps, "evals": evals, "diagnostics": diagnostics}

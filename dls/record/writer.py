@@ -20,13 +20,16 @@ from dls.record.schema import SCHEMA, UNITS, Header, shapes_of
 class Writer:
     """Appends recorded steps and evaluations; what was flushed survives a killed process.
 
-    OSError where the file cannot be written; then it is closed, and holds what was flushed before. Whoever writes has the
-    folder's lock (`dls.record.lock`): HDF5's own, which some file systems do not have, is not asked for.
+    OSError where the file cannot be written; then it is closed, and holds what was flushed before.
+    Whoever writes has the folder's lock (`dls.record.lock`): HDF5's own, which some file systems do
+    not have, is not asked for.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path = path
-        self._datasets: dict[str, h5py.Dataset] = {}  # open as long as the file: h5py drops the errors of closing one
+        self._datasets: dict[
+            str, h5py.Dataset
+        ] = {}  # open as long as the file: h5py drops the errors of closing one
         self._file = h5py.File(path, "x", libver="latest", locking=False)
         try:
             with self._or_give_up():
@@ -43,7 +46,9 @@ class Writer:
 
     def evals(self, step: int, loss: float, accuracy: float) -> None:
         """Append one evaluation and flush."""
-        self.evaluations({"step": np.array([step]), "loss": np.array([loss]), "accuracy": np.array([accuracy])})
+        self.evaluations(
+            {"step": np.array([step]), "loss": np.array([loss]), "accuracy": np.array([accuracy])}
+        )
 
     def evaluations(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Append several."""
@@ -68,7 +73,9 @@ class Writer:
         self._append("diagnostics", rows)
 
     def _append(self, group: str, rows: Mapping[str, NDArray[Any]]) -> None:
-        """The step's number comes last, when the rest is in the file: a row counts once its number is there."""
+        """The step's number comes last, when the rest is in the file: a row counts once its number
+        is there.
+        """
         with self._or_give_up():
             if os.fstat(self._file.id.get_vfd_handle()).st_nlink == 0:
                 raise OSError("it was removed")
@@ -94,10 +101,16 @@ class Writer:
 
 
 def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
-    """Create everything the schema names, steps, evaluations and diagnostics empty. Returns the datasets by name."""
+    """Create everything the schema names, steps, evaluations and diagnostics empty.
+
+    Returns the datasets by name.
+    """
     for name, value in ({"schema": SCHEMA} | dict(header.attributes)).items():
         file.attrs[name] = value
-    datasets = [file.create_dataset(f"layers/{name}", data=list(column)) for name, column in header.layers.items()]
+    datasets = [
+        file.create_dataset(f"layers/{name}", data=list(column))
+        for name, column in header.layers.items()
+    ]
     for dataset in datasets:
         dataset.attrs["unit"] = UNITS.get(dataset.name.rsplit("/", 1)[-1], "1")
     for group, shapes in shapes_of(header.ranks, header.layer_count).items():
@@ -107,7 +120,10 @@ def _lay_out(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
 
 
 def _name_axes(file: h5py.File, header: Header, datasets: Sequence[h5py.Dataset]) -> None:
-    """A name and a scale for each axis, in HDF5's own way. It is done before others read: SWMR allows no new attributes."""
+    """A name and a scale for each axis, in HDF5's own way.
+
+    It is done before others read: SWMR allows no new attributes.
+    """
     file["axes/rank"] = np.arange(header.ranks)
     file["axes/phase"] = list(clock.OF_LAYERS)
     scales = {"rank": file["axes/rank"], "layer": file["layers/name"], "phase": file["axes/phase"]}
@@ -127,6 +143,8 @@ def _name_axes(file: h5py.File, header: Header, datasets: Sequence[h5py.Dataset]
 
 def _extendable(file: h5py.File, name: str, shape: tuple[int, ...], kind: type) -> h5py.Dataset:
     rows = max(1, min(256, 65536 // max(1, 8 * int(np.prod(shape)))))
-    dataset = file.create_dataset(name, (0, *shape), kind, maxshape=(None, *shape), chunks=(rows, *shape))
+    dataset = file.create_dataset(
+        name, (0, *shape), kind, maxshape=(None, *shape), chunks=(rows, *shape)
+    )
     dataset.attrs["unit"] = "s" if "/seconds/" in name else UNITS[name.rsplit("/", 1)[-1]]
     return dataset

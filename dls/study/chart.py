@@ -22,7 +22,10 @@ ABREAST = 3
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Means over the seeds, bars are standard deviations. Workloads without a density have no panel."""
+    """Means over the seeds, bars are standard deviations.
+
+    Workloads without a density have no panel.
+    """
     reached = [row for row in rows if row["seeds"]]
     workloads = list(
         dict.fromkeys(row["workload"] for row in reached if row["density"] is not None)

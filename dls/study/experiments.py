@@ -1,7 +1,8 @@
-"""The runs of a study, from its experiment files (TOML, see runs/study/): which there are, and which are complete.
+"""The runs of a study, from its experiment files (TOML, see runs/study/): which there are, and
+which are complete.
 
-A file names a workload, ranks, seeds, densities, the settings that all its runs share, and those of each method. A method that
-sets its own density is run once a seed, the others at every density.
+A file names a workload, ranks, seeds, densities, the settings that all its runs share, and those of
+each method. A method that sets its own density is run once a seed, the others at every density.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ from dls.program.config import Config
 from dls.record import checkpoint, files
 from dls.tools.hosts import mpirun, python
 
-KEYS = {"workload": str, "ranks": int, "seeds": list, "densities": list, "settings": dict, "methods": dict}
+KEYS = {
+    "workload": str,
+    "ranks": int,
+    "seeds": list,
+    "densities": list,
+    "settings": dict,
+    "methods": dict,
+}
 """What an experiment file holds."""
 BASELINES = ("layerwise-topk", "global-topk")
-"""The methods that others are compared with, unless a file names its own: what DLS wants to beat, and what it wants to reach."""
+"""The methods that others are compared with, unless a file names its own: what DLS wants to beat,
+and what it wants to reach.
+"""
 WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 Cell = tuple[str, float | None, str]
 """Workload, density and method."""
@@ -67,7 +77,15 @@ class Experiment:
         """What runs it, or goes on with it."""
         flags = [_flag(name, value) for name, value in self.settings.items()]
         imports = [f"--import={path}" for path in sources.imported()]
-        program = [*python(), "-m", "dls.train", *imports, *flags, f"--out={out / self.name}", "--resume=auto"]
+        program = [
+            *python(),
+            "-m",
+            "dls.train",
+            *imports,
+            *flags,
+            f"--out={out / self.name}",
+            "--resume=auto",
+        ]
         if self.in_one_process:
             return [*program, f"--workers={self.ranks}"]
         return [mpirun(), "-n", str(self.ranks), *program]
@@ -80,10 +98,17 @@ def _flag(name: str, value: Any) -> str:
 
 
 def load(paths: Sequence[Path]) -> list[Experiment]:
-    """The runs of experiment files, each seed by seed. UsageError where one cannot be used, or two runs have one name."""
+    """The runs of experiment files, each seed by seed.
+
+    UsageError where one cannot be used, or two runs have one name.
+    """
     experiments = [each for file in paths for each in _load(file)]
-    if twice := [name for name, count in Counter(each.name for each in experiments).items() if count > 1]:
-        raise UsageError(f"{' and '.join(map(str, dict.fromkeys(paths)))}: {twice[0]} is named more than once")
+    if twice := [
+        name for name, count in Counter(each.name for each in experiments).items() if count > 1
+    ]:
+        raise UsageError(
+            f"{' and '.join(map(str, dict.fromkeys(paths)))}: {twice[0]} is named more than once"
+        )
     return experiments
 
 
@@ -112,7 +137,10 @@ def _check_keys(table: Mapping[str, Any]) -> None:
         if not isinstance(table.get(key), kind) or isinstance(table[key], bool):
             raise ValueError(f"it needs {key}, {WORDS[kind]}")
     if odd := table.keys() - KEYS.keys() - {"baselines"}:
-        raise ValueError(f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}, and may hold baselines")
+        raise ValueError(
+            f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}, and may hold"
+            " baselines"
+        )
     if table["ranks"] < 1:
         raise ValueError("ranks must be 1 or more")
     _check_lists(table)
@@ -137,11 +165,17 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check_baselines(baselines: Any, methods: Mapping[str, Any], given: bool) -> None:
     """ValueError where those that are given are no methods of the file, each once."""
-    if not isinstance(baselines, list) or not all(isinstance(name, str) for name in baselines) or (given and not baselines):
+    if (
+        not isinstance(baselines, list)
+        or not all(isinstance(name, str) for name in baselines)
+        or (given and not baselines)
+    ):
         raise ValueError("baselines must be a list of its methods' names, one at least")
     for name in baselines:
         if name not in methods:
-            raise ValueError(f"baselines names {name!r}, which is none of its methods, {', '.join(methods)}")
+            raise ValueError(
+                f"baselines names {name!r}, which is none of its methods, {', '.join(methods)}"
+            )
         if baselines.count(name) > 1:
             raise ValueError(f"baselines names {name!r} more than once")
 
@@ -152,9 +186,13 @@ def _check_settings(settings: Mapping[str, Any], methods: Mapping[str, Any]) -> 
         if not isinstance(own, dict):
             raise ValueError(f"the method {method} needs a table of settings")
     for place, found in {"settings": settings, **methods}.items():
-        taken = found.keys() & ({"density", "seed", "out"} if found is settings else {"seed", "out"})
+        taken = found.keys() & (
+            {"density", "seed", "out"} if found is settings else {"seed", "out"}
+        )
         if taken:
-            raise ValueError(f"{', '.join(sorted(taken))} cannot stand in {place}: each run has its own")
+            raise ValueError(
+                f"{', '.join(sorted(taken))} cannot stand in {place}: each run has its own"
+            )
 
 
 def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
@@ -166,11 +204,23 @@ def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
                 if ("density" in own) == (density is None):
                     settings = {"density": density, **table["settings"], **own, "seed": seed}
                     settings = config.from_toml(tomli_w.dumps(settings), str(file))
-                    yield Experiment(table["workload"], method, density, seed, table["ranks"], settings, file, baselines)
+                    yield Experiment(
+                        table["workload"],
+                        method,
+                        density,
+                        seed,
+                        table["ranks"],
+                        settings,
+                        file,
+                        baselines,
+                    )
 
 
 def is_complete(experiment: Experiment, out: Path) -> bool:
-    """Whether the run came to its end. UsageError where its folder holds a run with other settings or ranks."""
+    """Whether the run came to its end.
+
+    UsageError where its folder holds a run with other settings or ranks.
+    """
     folder = out / experiment.name
     if not (folder / "config.toml").exists():
         return False
@@ -178,11 +228,15 @@ def is_complete(experiment: Experiment, out: Path) -> bool:
     for name in config.FIELDS.keys() - {"out"}:
         found, wanted = (show(getattr(each, name)) for each in (theirs, ours))
         if found != wanted:
-            raise UsageError(f"{folder} was run with {flag(name)} {found}, not {wanted}; {ELSEWHERE}")
+            raise UsageError(
+                f"{folder} was run with {flag(name)} {found}, not {wanted}; {ELSEWHERE}"
+            )
     try:
         newest = checkpoint.latest(folder)
     except checkpoint.CheckpointError:
         return False
     if newest is not None and newest.world_size != experiment.ranks:
-        raise UsageError(f"{folder} was run on {newest.world_size} ranks, not {experiment.ranks}; {ELSEWHERE}")
+        raise UsageError(
+            f"{folder} was run on {newest.world_size} ranks, not {experiment.ranks}; {ELSEWHERE}"
+        )
     return newest is not None and newest.step == ours.steps

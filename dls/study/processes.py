@@ -1,4 +1,6 @@
-"""The processes of a study: so many runs at a time, until all are done or somebody asks for an end."""
+"""The processes of a study: so many runs at a time, until all are done or somebody asks for an
+end.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,24 @@ class Stop:
         self.made = False
 
     def make(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Start no further run, and ask those that are there for a checkpoint. As a signal's handler too."""
+        """Start no further run, and ask those that are there for a checkpoint.
+
+        As a signal's handler too.
+        """
         with self._lock:
             self.made = True
             for launcher in self._launchers:
-                launcher.send_signal(signal.SIGUSR1)  # MPICH's and Open MPI's mpirun both hand it on
+                launcher.send_signal(
+                    signal.SIGUSR1
+                )  # MPICH's and Open MPI's mpirun both hand it on
 
     def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command to its end, its words added to a file. Returns its exit status, STOPPED where it did not start any more.
+        """Run a command to its end, its words added to a file.
 
-        In a session of its own: a terminal's Ctrl-C reaches the study alone, which passes it on once.
+        Returns its exit status, STOPPED where it did not start any more.
+
+        In a session of its own: a terminal's Ctrl-C reaches the study alone, which passes it on
+        once.
         """
         with log.open("ab") as file:
             with self._lock:
@@ -75,18 +85,24 @@ class Stop:
 def _launch(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     nothing, same = subprocess.DEVNULL, subprocess.STDOUT
-    return subprocess.Popen(command, stdin=nothing, stdout=log, stderr=same, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, stdin=nothing, stdout=log, stderr=same, env=environment, start_new_session=True
+    )
 
 
 def last_words(log: Path) -> str:
-    """The last line that the run itself said since it was last started; a killed one may have said none, and mpirun many."""
+    """The last line that the run itself said since it was last started; a killed one may have said
+    none, and mpirun many.
+    """
     since = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
     own = [line for line in since.splitlines() if line.startswith("dls.train: ")]
     return one_line(own[-1]) if own else "it said nothing of its own"
 
 
 def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
-    """Run it, or go on with it, to its end, what it says going to a file beside its folder. Returns its exit status.
+    """Run it, or go on with it, to its end, what it says going to a file beside its folder.
+
+    Returns its exit status.
 
     ELSEWHERE where another study, or whoever, is at it. UsageError where it cannot be started.
     """
@@ -97,13 +113,20 @@ def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
         log.parent.mkdir(parents=True, exist_ok=True)
         return stop.run(experiment.command(out), log)
     except OSError as error:
-        raise UsageError(f"cannot start {experiment.name}: {error.filename or log}: {reason(error)}") from None
+        raise UsageError(
+            f"cannot start {experiment.name}: {error.filename or log}: {reason(error)}"
+        ) from None
 
 
-def run_all(runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop) -> Iterator[tuple[Experiment, int]]:
-    """Each run with its exit status, as they end. Those that a stop kept from ending, or from starting, are left out.
+def run_all(
+    runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop
+) -> Iterator[tuple[Experiment, int]]:
+    """Each run with its exit status, as they end.
 
-    A run that was asked to stop by others stops the study. An error, of a run's start or of the caller, does too.
+    Those that a stop kept from ending, or from starting, are left out.
+
+    A run that was asked to stop by others stops the study. An error, of a run's start or of the
+    caller, does too.
     """
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(_unless_stopped, each, out, stop): each for each in runs}
@@ -117,7 +140,9 @@ def run_all(runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop) -> Ite
 
 
 def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
-    """In a thread of the pool, which takes the next run at once: whatever ends the study is said here."""
+    """In a thread of the pool, which takes the next run at once: whatever ends the study is said
+    here.
+    """
     if stop.made:
         return STOPPED
     try:
@@ -127,4 +152,6 @@ def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
         raise
     if status == STOPPED and not stop.made:
         stop.make()
-    return STOPPED if status and stop.made else status  # one that was only starting dies of the request, and can go on as well
+    return (
+        STOPPED if status and stop.made else status
+    )  # one that was only starting dies of the request, and can go on as well

@@ -1,4 +1,6 @@
-"""What the runs of a study reached, from their traces: a row for each workload, density and method."""
+"""What the runs of a study reached, from their traces: a row for each workload, density and
+method.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,24 @@ ORIGINS = ("commits", "sources", "places")
 Known = Mapping[str, Row]
 """Results by the names of their runs."""
 STATED = (
-    *("method", "density", "batch_size", "lr", "lr_schedule", "momentum", "clip_norm", "weight_decay"),
+    *(
+        "method",
+        "density",
+        "batch_size",
+        "lr",
+        "lr_schedule",
+        "momentum",
+        "clip_norm",
+        "weight_decay",
+    ),
     *("model", "dataset", "steps"),
 )
 """Settings that a report states."""
 
 
 def collect(experiments: Sequence[Experiment], out: Path, known: Known | None = None) -> list[Row]:
-    """A row for each workload, density and method: what its complete runs reached, those planned, and those that failed.
+    """A row for each workload, density and method: what its complete runs reached, those planned,
+    and those that failed.
 
     `known`: results of runs that another machine may have made.
     """
@@ -54,7 +66,11 @@ def known(report: Path, experiments: Sequence[Experiment], out: Path) -> Known:
         return {}
     try:
         rows = {cell(row): row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
-        return {each.name: found for each in experiments for found in _known(each, rows.get(each.cell), out)}
+        return {
+            each.name: found
+            for each in experiments
+            for found in _known(each, rows.get(each.cell), out)
+        }
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(f"{file} is no report to add to: {files.reason(error)}") from None
 
@@ -66,11 +82,15 @@ def _known(experiment: Experiment, row: Row | None, out: Path) -> Iterator[Row]:
     if (row["settings"], row["ranks"]) != (_stated(experiment, out), experiment.ranks):
         raise ValueError(f"its {experiment.name} was run with other settings")
     place = row["seeds"].index(experiment.seed)
-    yield {name: row[name][place] if name in row else None for name in FIGURES} | {name: row[name] for name in ORIGINS}
+    yield {name: row[name][place] if name in row else None for name in FIGURES} | {
+        name: row[name] for name in ORIGINS
+    }
 
 
 def baselines(rows: Sequence[Row]) -> list[str]:
-    """The methods that the others of a workload are compared with, in order; rows of before there was a choice name none."""
+    """The methods that the others of a workload are compared with, in order; rows of before there
+    was a choice name none.
+    """
     return list(rows[0].get("baselines", BASELINES))
 
 
@@ -84,11 +104,26 @@ def _row(runs: Sequence[Experiment], out: Path, known: Known) -> Row:
     results = {each.seed: known[each.name] for each in runs if each.name in known}
     results |= {each.seed: result(each, out) for each in runs if is_complete(each, out)}
     failures = {each.seed: failure(each, out) for each in runs if each.seed not in results}
-    row: Row = {"workload": first.workload, "density": first.density, "method": first.method, "planned": len(runs)}
-    row |= {"seeds": sorted(results), "failed": {seed: why for seed, why in failures.items() if why}}
+    row: Row = {
+        "workload": first.workload,
+        "density": first.density,
+        "method": first.method,
+        "planned": len(runs),
+    }
+    row |= {
+        "seeds": sorted(results),
+        "failed": {seed: why for seed, why in failures.items() if why},
+    }
     row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
-    row |= {name: sorted({each for found in results.values() for each in found[name]}) for name in ORIGINS}
-    row["ranks"], row["settings"], row["baselines"] = first.ranks, _stated(first, out), list(first.baselines)
+    row |= {
+        name: sorted({each for found in results.values() for each in found[name]})
+        for name in ORIGINS
+    }
+    row["ranks"], row["settings"], row["baselines"] = (
+        first.ranks,
+        _stated(first, out),
+        list(first.baselines),
+    )
     pattern = f"{glob.escape(first.name.rpartition('seed')[0])}seed[0-9]*"
     row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={pattern}"])
     return row
@@ -102,10 +137,11 @@ def _stated(experiment: Experiment, out: Path) -> Row:
 def result(experiment: Experiment, out: Path) -> Row:
     """What a complete run reached. UsageError where its trace lacks that.
 
-    accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a rank sent in a step, on
-    average; overlap: the share of Global Top-k's choice that was sent, averaged over ranks and the steps that were looked at,
-    None where none was; spread: the standard deviation over the layers of the threshold's logarithm, averaged over ranks and
-    steps, None where a threshold is 0; k: what each layer sent in a step, averaged over ranks and steps.
+    accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a
+    rank sent in a step, on average; overlap: the share of Global Top-k's choice that was sent,
+    averaged over ranks and the steps that were looked at, None where none was; spread: the standard
+    deviation over the layers of the threshold's logarithm, averaged over ranks and steps, None
+    where a threshold is 0; k: what each layer sent in a step, averaged over ranks and steps.
     """
     found = _whole_trace(experiment, out / experiment.name)
     share, about = found.diagnostics["global_share"], found.header.attributes
@@ -119,17 +155,26 @@ def result(experiment: Experiment, out: Path) -> Row:
         "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
         "commits": str(about.get("commit", "")).split() or [""],
         "sources": [state.digest or state.commit for state in sources.states(about)],
-        "places": [f"{about.get('backend', 'unknown')} on {host}" for host in about.get("hosts", ["unknown"])],
+        "places": [
+            f"{about.get('backend', 'unknown')} on {host}"
+            for host in about.get("hosts", ["unknown"])
+        ],
     }
 
 
 def spread(thresholds: NDArray[np.float64]) -> float | None:
     """How uneven thresholds (steps, ranks, L) are: see `result`."""
-    return float(np.log(thresholds).std(axis=2).mean()) if thresholds.size and (thresholds > 0).all() else None
+    return (
+        float(np.log(thresholds).std(axis=2).mean())
+        if thresholds.size and (thresholds > 0).all()
+        else None
+    )
 
 
 def _whole_trace(experiment: Experiment, folder: Path) -> Trace:
-    """UsageError where it cannot be read, is of several numbers of ranks, or does not reach the end."""
+    """UsageError where it cannot be read, is of several numbers of ranks, or does not reach the
+    end.
+    """
     try:
         parts = [reader.read(path) for path in reader.series(folder)]
     except TraceError as error:
@@ -147,4 +192,7 @@ def failure(experiment: Experiment, out: Path) -> str:
     report = out / experiment.name / "failure.txt"
     if not report.exists():
         return ""
-    return one_line(report.read_text(encoding="utf-8", errors="replace").partition("\n")[0]) or "it left no words"
+    return (
+        one_line(report.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
+        or "it left no words"
+    )

@@ -48,9 +48,9 @@ def global_indices(
 class Batches:
     """The training batches of one rank, by step number; it keeps no position.
 
-    batch_size: images per rank and step. augment: see `augment_images`. start: where batches of this
-    size begin; what is left of its epoch before the next whole batch is dropped.
-    Raises DataError where a global batch is larger than the training set.
+    batch_size: images per rank and step. augment: see `augment_images`. start: where batches of
+    this size begin; what is left of its epoch before the next whole batch is dropped. Raises
+    DataError where a global batch is larger than the training set.
     """
 
     dataset: Dataset

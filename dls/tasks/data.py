@@ -4,7 +4,8 @@ Images stay uint8, [N, C, H, W]; a batch becomes float32 when it is drawn (`dls.
 randomness is a pure function of (seed, purpose, epoch, index), so a checkpoint has no random state
 to keep.
 
-A new data set is one function, marked with `@register("its-name")`, here or in a program of one's own.
+A new data set is one function, marked with `@register("its-name")`, here or in a program of one's
+own.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def generator(seed: int, purpose: int, epoch: int, index: int) -> np.random.Gene
     return np.random.Generator(np.random.Philox(sequence))
 
 
-# --- the data sets ---------------------------------------------------------------------------
+# --- the data sets --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,7 @@ FILES = ("data_dir",)
 NOISE = ("synthetic_shape", "synthetic_classes", "synthetic_size")
 
 
-def register(
-    name: str, reads: Collection[str] = (*FILES, *NOISE)
-) -> Callable[[Loader], Loader]:
+def register(name: str, reads: Collection[str] = (*FILES, *NOISE)) -> Callable[[Loader], Loader]:
     """Offer a function under a name; `assemble` makes what it returns.
 
     reads: the settings of data sets that it reads; the others are named where they are given.
@@ -201,7 +200,11 @@ def _cifar100(request: Request) -> Dataset:
 @register("synthetic", reads=NOISE)
 def _synthetic(request: Request) -> Dataset:
     """Noise around one random image for each class, for measuring; a quarter more for testing."""
-    shape, classes, train_size = request.synthetic_shape, request.synthetic_classes, request.synthetic_size
+    shape, classes, train_size = (
+        request.synthetic_shape,
+        request.synthetic_classes,
+        request.synthetic_size,
+    )
     if len(shape) != 3 or min(*shape, classes, train_size) < 1:
         raise DataError(
             f"synthetic: shape {shape}, {classes} classes and {train_size} "
@@ -218,10 +221,9 @@ def _synthetic(request: Request) -> Dataset:
     return assemble("synthetic", train, test, classes)
 
 
-def assemble(
-    name: str, train: Split, test: Split, classes: int, *, mirror: bool = True
-) -> Dataset:
-    """Make the Dataset of (images, labels), as it has them: measure mean and std, and write-protect the arrays.
+def assemble(name: str, train: Split, test: Split, classes: int, *, mirror: bool = True) -> Dataset:
+    """Make the Dataset of (images, labels), as it has them: measure mean and std, and write-protect
+    the arrays.
 
     DataError where they are not what a Dataset holds.
     """
@@ -238,11 +240,17 @@ def assemble(
 def _check(name: str, images: ImagesU8, labels: Labels, classes: int) -> None:
     """DataError unless these are uint8 [N, C, H, W] and int64 [N] below classes."""
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise DataError(f"{name}: images are {images.dtype} {[*images.shape]}, not uint8 [N, C, H, W]")
+        raise DataError(
+            f"{name}: images are {images.dtype} {[*images.shape]}, not uint8 [N, C, H, W]"
+        )
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-        raise DataError(f"{name}: labels are {labels.dtype} {[*labels.shape]}, not int64 [{len(images)}]")
+        raise DataError(
+            f"{name}: labels are {labels.dtype} {[*labels.shape]}, not int64 [{len(images)}]"
+        )
     if not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"{name}: labels go from {labels.min()} to {labels.max()}, of {classes} classes")
+        raise DataError(
+            f"{name}: labels go from {labels.min()} to {labels.max()}, of {classes} classes"
+        )
 
 
 def _channel_statistics(images: ImagesU8) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

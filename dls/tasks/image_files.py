@@ -1,4 +1,6 @@
-"""Files of images, as MNIST, Fashion-MNIST (IDX) and CIFAR (binary) come: checked before anything of their size is allocated."""
+"""Files of images, as MNIST, Fashion-MNIST (IDX) and CIFAR (binary) come: checked before anything
+of their size is allocated.
+"""
 
 import gzip
 import math
@@ -27,7 +29,7 @@ IDX_FILES = (
 )
 
 
-# --- files in IDX format (MNIST, Fashion-MNIST) ----------------------------------------------
+# --- files in IDX format (MNIST, Fashion-MNIST) ---------------------------------------------------
 
 
 def read_idx_folder(
@@ -139,7 +141,7 @@ def _parse_idx_header(path: Path, header: bytes, dimensions: int) -> tuple[int, 
     return tuple(shape)
 
 
-# --- files in CIFAR's binary format ----------------------------------------------------------
+# --- files in CIFAR's binary format ---------------------------------------------------------------
 
 
 def cifar_folder(
@@ -190,7 +192,7 @@ def read_cifar(path: Path, label_classes: Sequence[int]) -> Split:
     return images, records[:, labels - 1].astype(np.int64)
 
 
-# --- what the readers share ------------------------------------------------------------------
+# --- what the readers share -----------------------------------------------------------------------
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -198,7 +200,9 @@ def _check_folder(name: str, folder: Path) -> None:
     try:
         os.listdir(folder)
     except OSError as error:
-        raise DataError(f"{name}: --data-dir {folder} cannot be read: {files.reason(error)}") from None
+        raise DataError(
+            f"{name}: --data-dir {folder} cannot be read: {files.reason(error)}"
+        ) from None
 
 
 def _first_folder_with(folders: Sequence[Path], wanted: Sequence[str]) -> Path | None:

@@ -1,7 +1,7 @@
 """Models: small networks over one flat buffer of parameters and one of gradients.
 
-A model is a tuple of modules (`dls.tasks.modules`), which see its buffers as reshaped views, so that whoever
-writes the flat buffer changes the model.
+A model is a tuple of modules (`dls.tasks.modules`), which see its buffers as reshaped views, so
+that whoever writes the flat buffer changes the model.
 
 To add a model, write one function below that appends modules to a `Builder`, under `@register`.
 """
@@ -48,7 +48,7 @@ class LayerInfo:
     channels_in: int  # channels before the flatten in front of a linear layer, else `inputs`
 
 
-# Building -------------------------------------------------------------------------------------
+# Building -----------------------------------------------------------------------------------------
 
 
 class Builder:
@@ -57,9 +57,7 @@ class Builder:
     Weights are He-normal, biases 0, gamma 1, beta 0, running means 0 and variances 1.
     """
 
-    def __init__(
-        self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: Nn
-    ) -> None:
+    def __init__(self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: Nn) -> None:
         self.shape: tuple[int, ...] = input_shape  # (C, H, W), or (features,) after a flatten
         self.channels = input_shape[0]  # a flatten leaves it, which `channels_in` relies on
         self.modules: list[Module] = []
@@ -277,7 +275,7 @@ def enlarge(images: Array, wanted: int) -> Array:
     return images
 
 
-# The models -----------------------------------------------------------------------------------
+# The models ---------------------------------------------------------------------------------------
 
 Architecture = Callable[[Builder, int, Sequence[int]], Any]
 _ARCHITECTURES: dict[str, tuple[Architecture, int]] = {}

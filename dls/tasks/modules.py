@@ -1,8 +1,8 @@
 """The modules that models are made of, forward and backward.
 
-They hold no numbers. Those lie in a model's flat buffers, and modules see them as reshaped views, so
-that whoever writes the flat buffer changes the model. The functions come from the backend: `nn` is a
-namespace with the names of `reference.nn`.
+They hold no numbers. Those lie in a model's flat buffers, and modules see them as reshaped views,
+so that whoever writes the flat buffer changes the model. The functions come from the backend: `nn`
+is a namespace with the names of `reference.nn`.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ class Residual:
         dbody, dshortcut = views.nn.add_backward(dy)
         if not self.identity:
             dshortcut = views.nn.shortcut_backward(dshortcut, shape, self.stride)
-        dx: Any = backward(self.body, views, dbody, caches, done)  # something is in front of a block
+        dx: Any = backward(
+            self.body, views, dbody, caches, done
+        )  # something is in front of a block
         return views.nn.add_forward(dx, dshortcut)
 
 

@@ -21,14 +21,19 @@ EVALUATION_BATCH = 256
 
 
 class Task:
-    """One rank's model. clip_norm: largest L2 norm of its own gradient, 0: any; skips: a loss that is not finite ends nothing."""
+    """One rank's model. clip_norm: largest L2 norm of its own gradient, 0: any; skips: a loss that
+    is not finite ends nothing.
+    """
 
-    def __init__(self, model: Model, backend: Backend, clip_norm: float = 0.0, skips: bool = False) -> None:
+    def __init__(
+        self, model: Model, backend: Backend, clip_norm: float = 0.0, skips: bool = False
+    ) -> None:
         self.model, self.backend, self.clip_norm, self.skips = model, backend, clip_norm, skips
         self._statistics = model.statistics.copy()
 
     def differentiate(self, batches: Batches, finished: int, exchanger: Exchanger) -> float:
-        """The loss of the mini-batch that follows so many finished steps; its gradient goes to the exchange, layer by layer.
+        """The loss of the mini-batch that follows so many finished steps; its gradient goes to the
+        exchange, layer by layer.
 
         NonFiniteError where the loss is not finite, unless such steps are skipped.
         """
@@ -48,7 +53,9 @@ class Task:
         return float(loss)
 
     def _backward(self, dlogits: NDArray[np.float32], exchanger: Exchanger) -> None:
-        """From the last layer to the first; each gradient is handed over as soon as it may leave."""
+        """From the last layer to the first; each gradient is handed over as soon as it may
+        leave.
+        """
         if not self.clip_norm:
             self.model.backward(dlogits, exchanger.ready)
             return
@@ -62,7 +69,9 @@ class Task:
         self.model.statistics[...] = self._statistics
 
     def mean_statistics(self, comm: Comm) -> NDArray[np.float32]:
-        """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank order."""
+        """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank
+        order.
+        """
         own = self.backend.ops.to_host(self.model.statistics)
         gathered: NDArray[Any] = comm.allgather(own, "the other ranks' statistics").wait()
         total = np.zeros(gathered.shape[1], dtype=np.float32)
@@ -71,12 +80,16 @@ class Task:
         return total * np.float32(1 / comm.size)
 
     def evaluate(self, dataset: Dataset, comm: Comm) -> tuple[float, float]:
-        """Mean loss and accuracy over the test set; each rank takes its share, batch norm uses the mean statistics."""
+        """Mean loss and accuracy over the test set; each rank takes its share, batch norm uses the
+        mean statistics.
+        """
         own = self.model.statistics.copy()
         self.model.statistics[...] = self.backend.ops.from_host(self.mean_statistics(comm))
         sums = np.zeros(3)
         for images, labels in test_shard(dataset, comm.rank, comm.size, EVALUATION_BATCH):
-            loss, _, correct = self.backend.nn.softmax_cross_entropy(self.model.forward(images, training=False), labels)
+            loss, _, correct = self.backend.nn.softmax_cross_entropy(
+                self.model.forward(images, training=False), labels
+            )
             sums += (loss * len(labels), correct, len(labels))
         self.model.statistics[...] = own
         gathered = comm.allgather(sums, "the other ranks' evaluation").wait()

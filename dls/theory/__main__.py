@@ -67,23 +67,78 @@ def _network(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
-    parser = Parser(prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1])
+    parser = Parser(
+        prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1]
+    )
     add = parser.add_argument
-    words = f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW} behind one: "
+    words = (
+        f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW}"
+        " behind one: "
+    )
     words += "images from 0 up instead of centred ones (default: all chains, mlp, cnn, vgg16)"
     add("--models", type=_list_of(_network), default=NETWORKS, metavar="NAME,…", help=words)
-    add("--seeds", type=_POSITIVE, default=4, metavar="N", help="networks of other weights, per name (default %(default)s)")
-    add("--batches", type=_POSITIVE, default=2, metavar="N", help="mini-batches of a measurement (default %(default)s)")
-    add("--batch-size", type=_POSITIVE, default=16, metavar="N", help="images of a mini-batch (default %(default)s)")
+    add(
+        "--seeds",
+        type=_POSITIVE,
+        default=4,
+        metavar="N",
+        help="networks of other weights, per name (default %(default)s)",
+    )
+    add(
+        "--batches",
+        type=_POSITIVE,
+        default=2,
+        metavar="N",
+        help="mini-batches of a measurement (default %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=_POSITIVE,
+        default=16,
+        metavar="N",
+        help="images of a mini-batch (default %(default)s)",
+    )
     words = "measure after so many training steps, and at initialisation in any case (default 20)"
     add("--steps", type=_list_of(_NOT_NEGATIVE), default=[20], metavar="N,…", help=words)
-    add("--lr", type=_RATE, default=0.005, metavar="X", help="learning rate of plain SGD (default %(default)s)")
-    words = "networks on whose gradients Algorithm 2 is repeated (default mlp,cnn; none: not at all)"
-    add("--property-models", type=_properties_of, default=["mlp", "cnn"], metavar="NAME,…", help=words)
+    add(
+        "--lr",
+        type=_RATE,
+        default=0.005,
+        metavar="X",
+        help="learning rate of plain SGD (default %(default)s)",
+    )
+    words = (
+        "networks on whose gradients Algorithm 2 is repeated (default mlp,cnn; none: not at all)"
+    )
+    add(
+        "--property-models",
+        type=_properties_of,
+        default=["mlp", "cnn"],
+        metavar="NAME,…",
+        help=words,
+    )
     words = "densities there (default 0.1,0.01,0.001)"
-    add("--densities", type=_list_of(_DENSITY), default=[0.1, 0.01, 0.001], metavar="X,…", help=words)
-    add("--record", type=_POSITIVE, default=30, metavar="N", help="training steps of the run there (default %(default)s)")
-    add("--adjustments", type=_POSITIVE, default=400, metavar="N", help="most adjustments of one gradient (default %(default)s)")
+    add(
+        "--densities",
+        type=_list_of(_DENSITY),
+        default=[0.1, 0.01, 0.001],
+        metavar="X,…",
+        help=words,
+    )
+    add(
+        "--record",
+        type=_POSITIVE,
+        default=30,
+        metavar="N",
+        help="training steps of the run there (default %(default)s)",
+    )
+    add(
+        "--adjustments",
+        type=_POSITIVE,
+        default=400,
+        metavar="N",
+        help="most adjustments of one gradient (default %(default)s)",
+    )
     add("--dataset", choices=data.names(), default="digits", help="images (default %(default)s)")
     add("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
     add("--plot", type=Path, metavar="FILE", help="draw them: .png, .pdf, .svg")
@@ -96,12 +151,18 @@ def _properties_of(text: str) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of all tables (`table`: settings, ratio, error, fixed, run); their modules name the columns."""
+    """Yield the rows of all tables (`table`: settings, ratio, error, fixed, run); their modules
+    name the columns.
+    """
     steps = tuple(sorted({0, *options.steps}))
     dataset = data.load(options.dataset, options.data_dir)
     plan = Plan(dataset, options.seeds, options.batches, options.batch_size, steps, options.lr)
     _check(options, plan)
-    yield {"table": "settings", "record": options.record} | {**vars(plan), "dataset": dataset.name, "steps": list(steps)}
+    yield {"table": "settings", "record": options.record} | {
+        **vars(plan),
+        "dataset": dataset.name,
+        "steps": list(steps),
+    }
     ratios = []
     for name in options.models:
         _progress(f"variances of {name}")
@@ -142,7 +203,9 @@ def _prepare(options: argparse.Namespace) -> None:
 def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     report.print_all(rows)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if options.plot:
         report.draw(rows, options.plot)
     if options.report:

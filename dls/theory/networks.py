@@ -1,6 +1,7 @@
 """The networks that `dls.theory` measures, and which of their layers are neighbours.
 
-To add one, name it in CHAINS: a chain of convolutions or linear layers, each with a ReLU, and a last linear layer.
+To add one, name it in CHAINS: a chain of convolutions or linear layers, each with a ReLU, and a
+last linear layer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ LINEAR = 0
 
 
 class Stage(NamedTuple):
-    """One layer of a chain with its ReLU: output channels, side of the kernel, stride, and side of the max pooling behind it."""
+    """One layer of a chain with its ReLU: output channels, side of the kernel, stride, and side of
+    the max pooling behind it.
+    """
 
     channels: int
     kernel: int = 3
@@ -37,7 +40,9 @@ class Stage(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A small network; `norm`: batch norm before each ReLU; `average`: a global average in place of the last flatten."""
+    """A small network; `norm`: batch norm before each ReLU; `average`: a global average in place of
+    the last flatten.
+    """
 
     stages: tuple[Stage, ...]
     norm: bool = False
@@ -61,10 +66,12 @@ CHAINS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two neighbouring layers with weights, and where they stand: what may break an assumption of the theory.
+    """Two neighbouring layers with weights, and where they stand: what may break an assumption of
+    the theory.
 
-    `where` holds any of: first (`previous` sees the images), raw images (with first: their mean is not zero), last (no ReLU
-    follows `layer`), other kernel, stride, pooling, flatten, average, batch norm (in front of `layer`).
+    `where` holds any of: first (`previous` sees the images), raw images (with first: their mean is
+    not zero), last (no ReLU follows `layer`), other kernel, stride, pooling, flatten, average,
+    batch norm (in front of `layer`).
     """
 
     previous: LayerInfo
@@ -85,13 +92,22 @@ def check(name: str) -> None:
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:
-    """The network, float32, He-normal weights of this seed. UsageError where it is unknown or not a chain."""
+    """The network, float32, He-normal weights of this seed.
+
+    UsageError where it is unknown or not a chain.
+    """
     check(name)
     plain = name.removesuffix(RAW)
     chain = CHAINS.get(plain)
-    model = _build(plain, chain, dataset, seed) if chain else models.build(plain, dataset.input_shape, dataset.classes, seed, nn)
+    model = (
+        _build(plain, chain, dataset, seed)
+        if chain
+        else models.build(plain, dataset.input_shape, dataset.classes, seed, nn)
+    )
     if not model.chain:
-        raise UsageError(f"{plain} is not a chain: with shortcuts a layer has more than one neighbour")
+        raise UsageError(
+            f"{plain} is not a chain: with shortcuts a layer has more than one neighbour"
+        )
     return model
 
 
@@ -111,7 +127,9 @@ def _append(net: models.Builder, stage: Stage, norm: bool) -> None:
     if stage.kernel == LINEAR:
         net.linear(stage.channels)
     else:
-        net.conv(stage.channels, stage.kernel, stage.stride, padding=stage.kernel // 2, bias=not norm)
+        net.conv(
+            stage.channels, stage.kernel, stage.stride, padding=stage.kernel // 2, bias=not norm
+        )
     if norm:
         net.batch_norm()
     net.relu()
@@ -120,7 +138,9 @@ def _append(net: models.Builder, stage: Stage, norm: bool) -> None:
 
 
 def prepare(name: str, dataset: Dataset, images: ImagesF32) -> ImagesF32:
-    """The normalised images [N, C, H, W] as the network gets them: with `/raw` from 0 up again, at a mean square of 1."""
+    """The normalised images [N, C, H, W] as the network gets them: with `/raw` from 0 up again, at
+    a mean square of 1.
+    """
     if not name.endswith(RAW):
         return images
     shift = dataset.mean / dataset.std
@@ -129,20 +149,30 @@ def prepare(name: str, dataset: Dataset, images: ImagesF32) -> ImagesF32:
 
 
 def pairs(name: str, model: Model) -> list[Pair]:
-    """The W − 1 pairs of neighbours among the W layers with weights (batch norm left out), in forward order."""
+    """The W − 1 pairs of neighbours among the W layers with weights (batch norm left out), in
+    forward order.
+    """
     found = list(_weight_layers(model))
     result = []
     for number, ((previous, _), (layer, before)) in enumerate(pairwise(found)):
         where = ["first", *(["raw images"] if name.endswith(RAW) else [])] if number == 0 else []
         where += ["last"] if number == len(found) - 2 else []
-        where += ["other kernel"] if layer.kind == previous.kind and layer.kernel != previous.kernel else []
+        where += (
+            ["other kernel"]
+            if layer.kind == previous.kind and layer.kernel != previous.kernel
+            else []
+        )
         result.append(Pair(previous, layer, (*where, *before)))
     return result
 
 
 def _weight_layers(model: Model) -> Iterator[tuple[LayerInfo, list[str]]]:
     """Each layer with weights, and what stands between the one before and its product."""
-    words = {modules.MaxPool2d: "pooling", modules.GlobalAvgPool: "average", modules.BatchNorm: "batch norm"}
+    words = {
+        modules.MaxPool2d: "pooling",
+        modules.GlobalAvgPool: "average",
+        modules.BatchNorm: "batch norm",
+    }
     before: list[str] = []
     maps = False
     for module in model._modules:

@@ -1,1 +1,3 @@
-"""What the programs beside training share: hosts that one machine plays, reports of measurements, and drawing."""
+"""What the programs beside training share: hosts that one machine plays, reports of measurements,
+and drawing.
+"""

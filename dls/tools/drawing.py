@@ -1,7 +1,8 @@
-"""What the pictures of all tools share: one look a method, which the colour-blind, and a grey print, tell from the others.
+"""What the pictures of all tools share: one look a method, which the colour-blind, and a grey
+print, tell from the others.
 
-A method has one colour and one marker wherever it is drawn. Its variants (other densities, settings, buckets) keep both, and
-differ in dashes, in shade, and in whether the marker is filled.
+A method has one colour and one marker wherever it is drawn. Its variants (other densities,
+settings, buckets) keep both, and differ in dashes, in shade, and in whether the marker is filled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ OF_METHODS = {
 }
 """Colour and marker of the methods that the project begins with."""
 OF_OTHERS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
-"""One of these, by its name alone, is any other method's: it stays the same whatever is drawn beside it."""
+"""One of these, by its name alone, is any other method's: it stays the same whatever is drawn
+beside it.
+"""
 SHADES = (0.0, 0.35, 0.2, 0.5)
 """How far the colours of variants are mixed with white."""
 MISSING = "needs matplotlib: pip install 'dls[plot]'"
@@ -59,7 +62,9 @@ class Look:
 
 
 def looks(methods: Sequence[str]) -> list[Look]:
-    """One for each of what is drawn together, in order, by the names of their methods: the second of one name is a variant."""
+    """One for each of what is drawn together, in order, by the names of their methods: the second
+    of one name is a variant.
+    """
     return [_look(name, list(methods[:i]).count(name)) for i, name in enumerate(methods)]
 
 

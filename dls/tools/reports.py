@@ -1,4 +1,6 @@
-"""What a measurement leaves: its rows as a table, and as a file that says on what they were measured."""
+"""What a measurement leaves: its rows as a table, and as a file that says on what they were
+measured.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,28 @@ from dls import backends
 from dls.program import sources
 from dls.record import files
 
-PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "torch")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "torch",
+)
 """Those on which a time may depend."""
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows as one table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
-        table.add_column("\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True)
+        table.add_column(
+            "\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True
+        )
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
     wide = Console(width=1000)
@@ -46,8 +60,13 @@ def _cell(value: Any) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Where a measurement's rows are to go, too."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of all tables there")
-    words = "write the rows, and on what they were measured, to a file there that is named after the device"
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows of all tables there"
+    )
+    words = (
+        "write the rows, and on what they were measured, to a file there that is named after the"
+        " device"
+    )
     parser.add_argument("--report", type=Path, metavar="FOLDER", help=words)
 
 
@@ -62,7 +81,9 @@ def prepare(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """What a command measures with a backend, for a file in the folder that is named after both the command and the device."""
+    """What a command measures with a backend, for a file in the folder that is named after both the
+    command and the device.
+    """
 
     folder: Path
     command: str
@@ -84,7 +105,9 @@ class Report:
 
 
 def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write a measurement that is complete to <command>-<device>.json in the folder; return the file."""
+    """Write a measurement that is complete to <command>-<device>.json in the folder; return the
+    file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return Report.begin(folder, command, backend).write(rows, complete=True)
 

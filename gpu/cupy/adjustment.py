@@ -1,4 +1,6 @@
-"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved thresholds in one search."""
+"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved
+thresholds in one search.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +26,42 @@ class Adjustment(base.Adjustment):
         inner = _kth([v[layer] for layer in np.flatnonzero(between).tolist()], k[between])
         return self.complete_thresholds(v, k, inner.tolist())
 
-    def complete_thresholds(self, v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
+    def complete_thresholds(
+        self, v: Sequence[Vector], k: Counts, inner: Sequence[float]
+    ) -> Thresholds:
         """See `reference.adjustment.complete_thresholds`."""
         sizes = np.array([layer.size for layer in v])
         between, empty = (k > 0) & (k < sizes), k == 0
         t = np.empty(k.size)
         t[between] = inner
         if not between.all():
-            end = _kth([v[layer] for layer in np.flatnonzero(~between).tolist()], np.where(empty, 1, sizes)[~between])
+            end = _kth(
+                [v[layer] for layer in np.flatnonzero(~between).tolist()],
+                np.where(empty, 1, sizes)[~between],
+            )
             middle = lower_median(inner) if len(inner) else end
-            t[~between] = np.where(empty[~between], np.maximum(end, middle), np.minimum(end, middle))
+            t[~between] = np.where(
+                empty[~between], np.maximum(end, middle), np.minimum(end, middle)
+            )
         return t
 
-    def one_step_adjustment(self, v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
+    def one_step_adjustment(
+        self, v: Sequence[Vector], k: Counts, t: Thresholds
+    ) -> tuple[Counts, Thresholds]:
         """See `reference.adjustment.one_step_adjustment`."""
         return _step(v, k, t, with_thresholds=True)
 
     def adjust(
-        self, v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None
+        self,
+        v: Sequence[Vector],
+        k: Counts,
+        t: Thresholds,
+        steps: int,
+        heads: Sequence[Head] | None = None,
     ) -> Counts:
-        """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over the heads."""
+        """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over
+        the heads.
+        """
         for step in range(steps):
             k, t = _step(v, k, t, with_thresholds=step < steps - 1)
         return k
@@ -73,8 +91,12 @@ def _kth(v: Sequence[Vector], k: NDArray[np.int64]) -> NDArray[np.float64]:
     return device.to_host(bits).view(np.float32).astype(np.float64)
 
 
-def _step(v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool) -> tuple[Counts, Thresholds]:
-    """One step. Without thresholds, those that come back are not to be used: to search them takes longer than all the rest."""
+def _step(
+    v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool
+) -> tuple[Counts, Thresholds]:
+    """One step. Without thresholds, those that come back are not to be used: to search them takes
+    longer than all the rest.
+    """
     k, t = k.copy(), t.copy()
     order = np.array(pair_order([layer.size for layer in v], k, t))
     low, high = order[: order.size // 2], order[::-1][: order.size // 2]

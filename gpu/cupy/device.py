@@ -1,4 +1,7 @@
-"""Where the CUDA kernels run: a GPU through CuPy. Tests put another Device here, which runs the same source on the CPU."""
+"""Where the CUDA kernels run: a GPU through CuPy.
+
+Tests put another Device here, which runs the same source on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ SOURCE = Path(__file__).with_name("kernels.cu")
 THREADS = 256
 """Threads of a block."""
 CHUNK = 1 << 13
-"""Most values that one block takes: few, so that a small model too gives work to all of a GPU; 16-bit places tell them apart."""
+"""Most values that one block takes: few, so that a small model too gives work to all of a GPU;
+16-bit places tell them apart.
+"""
 DIGITS = 1 << 11
 """Most digits of a level of the radix search: a block counts each in shared memory."""
 SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
@@ -33,7 +38,9 @@ class Device(Protocol):
         """Compute on the machine's GPU of this number, counted round and round, from now on."""
 
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
-        """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64, 0 no array."""
+        """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64, 0 no
+        array.
+        """
 
     def wait(self) -> None:
         """Return when everything launched so far is done."""
@@ -53,7 +60,9 @@ class Cuda:
 
         cupy.cuda.runtime.getDeviceCount()  # raises where there is no GPU
         self.xp: ModuleType = cupy
-        self._module = cupy.RawModule(code="extern \"C\" {\n" + SOURCE.read_text() + "\n}", options=OPTIONS)
+        self._module = cupy.RawModule(
+            code='extern "C" {\n' + SOURCE.read_text() + "\n}", options=OPTIONS
+        )
 
     def choose(self, number: int) -> None:
         """See Device."""
@@ -77,7 +86,10 @@ class Cuda:
     def describe(self) -> dict[str, str]:
         """See Device."""
         runtime = self.xp.cuda.runtime
-        card, driver = runtime.getDeviceProperties(self.xp.cuda.Device().id), Path("/proc/driver/nvidia/version")
+        card, driver = (
+            runtime.getDeviceProperties(self.xp.cuda.Device().id),
+            Path("/proc/driver/nvidia/version"),
+        )
         found = re.search(r"\d+\.[\d.]+", driver.read_text()) if driver.exists() else None
         return {
             "device": card["name"].decode(),
@@ -99,7 +111,10 @@ _chosen: list[Device] = []
 
 
 def current() -> Device:
-    """The device in use; the current GPU unless `use` said otherwise. ImportError where CuPy or a GPU is missing."""
+    """The device in use; the current GPU unless `use` said otherwise.
+
+    ImportError where CuPy or a GPU is missing.
+    """
     if not _chosen:
         try:
             _chosen.append(Cuda())

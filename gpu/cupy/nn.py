@@ -1,6 +1,8 @@
-"""`reference.nn` on CuPy arrays: its functions, in a second copy of the module whose `np` is the device's library.
+"""`reference.nn` on CuPy arrays: its functions, in a second copy of the module whose `np` is the
+device's library.
 
-CuPy has numpy's functions under the same names, so the layers mean the same by construction; cuBLAS multiplies the matrices.
+CuPy has numpy's functions under the same names, so the layers mean the same by construction; cuBLAS
+multiplies the matrices.
 """
 
 from __future__ import annotations

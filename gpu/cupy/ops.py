@@ -1,4 +1,6 @@
-"""`reference.ops` on CuPy arrays: all layers of a model in a constant number of launches, the same bits."""
+"""`reference.ops` on CuPy arrays: all layers of a model in a constant number of launches, the same
+bits.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,14 @@ class Ops(base.Ops):
         index, values, _ = choose(v, None, whole, np.array([k]), np.array([math.nan]))
         return index, values
 
-    def select(self, residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+    def select(
+        self, residual: Vector, gradient: Vector, k: int, hint: float
+    ) -> tuple[Index, Vector, float]:
         """See `reference.ops.select`."""
         whole = np.array([0, residual.size], dtype=np.int64)
-        index, values, thresholds, _ = self.select_layers(residual, gradient, whole, np.array([k]), np.array([hint]))
+        index, values, thresholds, _ = self.select_layers(
+            residual, gradient, whole, np.array([k]), np.array([hint])
+        )
         return index, values, float(thresholds[0])
 
     def select_layers(
@@ -71,8 +77,12 @@ class Ops(base.Ops):
         return index, values, thresholds, heads
 
     def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
-        """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as no zero is chosen."""
-        places = [self._chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)]
+        """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as
+        no zero is chosen.
+        """
+        places = [
+            self._chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)
+        ]
         taken = device.current().xp.concatenate(places)
         before = v[taken]
         v[taken] = 0
@@ -82,7 +92,10 @@ class Ops(base.Ops):
             v[taken] = before
         if bool(values.all()):
             return index, values
-        on_host = [Head(device.to_host(head.places), device.to_host(head.values), head.chosen, *head[3:]) for head in heads]
+        on_host = [
+            Head(device.to_host(head.places), device.to_host(head.values), head.chosen, *head[3:])
+            for head in heads
+        ]
         index, values = reference.top_k_of_rest(device.to_host(v), offsets, on_host, k)
         return device.from_host(index), device.from_host(values)
 
@@ -112,15 +125,21 @@ class Ops(base.Ops):
         v *= np.float32(factor)
 
     def l2_norm(self, v: Vector) -> float:
-        """See `reference.ops.l2_norm`; the sum's order is the device's, so the last bits may differ."""
+        """See `reference.ops.l2_norm`; the sum's order is the device's, so the last bits may
+        differ.
+        """
         return float(self.l2_norms(v, np.array([0, v.size]))[0])
 
     def l2_norms(self, v: Vector, offsets: Index) -> NDArray[np.float64]:
-        """See `reference.ops.l2_norms`: in one launch, always in the same order, which is not the reference's."""
+        """See `reference.ops.l2_norms`: in one launch, always in the same order, which is not the
+        reference's.
+        """
         chunks = chunks_of(bounds_of(offsets))
         sums = device.current().xp.empty(chunks.layer.size, dtype=np.float64)
         device.current().launch("sum_of_squares", chunks.layer.size, [v, chunks.table, sums])
-        return np.sqrt(np.bincount(chunks.layer, weights=device.to_host(sums), minlength=chunks.layers))
+        return np.sqrt(
+            np.bincount(chunks.layer, weights=device.to_host(sums), minlength=chunks.layers)
+        )
 
     # The device ---------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""Ranks and counts of many layers in a constant number of launches: a radix search over the magnitudes' bits.
+"""Ranks and counts of many layers in a constant number of launches: a radix search over the
+magnitudes' bits.
 
 All decisions of a search are taken on the device.
 """
@@ -21,7 +22,9 @@ LEVELS = ((20, device.DIGITS, 31), (9, device.DIGITS, 20), (0, 512, 9))
 
 
 class Layers(NamedTuple):
-    """Layers as the kernels find them: where their value number 0 lies (an array on the device), and their chunks."""
+    """Layers as the kernels find them: where their value number 0 lies (an array on the device),
+    and their chunks.
+    """
 
     addresses: NDArray[np.uint64]
     chunks: Chunks
@@ -38,7 +41,9 @@ def neighbours(v: NDArray[Any], chunks: Chunks) -> Layers:
 
 
 def _addresses(layers: Sequence[Vector]) -> NDArray[np.uint64]:
-    return device.from_host(np.array([device.current().address(layer) for layer in layers], dtype=np.uint64))
+    return device.from_host(
+        np.array([device.current().address(layer) for layer in layers], dtype=np.uint64)
+    )
 
 
 def bounds_of(offsets: Index) -> Index:
@@ -52,16 +57,26 @@ def chunks_of(bounds: Index) -> Chunks:
 
 
 def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[np.uint32], Index]:
-    """The bits of each layer's k-th largest magnitude, and how many of those equal to it are among the k; both on the device.
+    """The bits of each layer's k-th largest magnitude, and how many of those equal to it are among
+    the k; both on the device.
 
-    A radix search from the highest digit down, all layers in two launches a level. Beyond all magnitudes where k is 0.
-    `together`: of all layers as if one; k then has one value.
+    A radix search from the highest digit down, all layers in two launches a level. Beyond all
+    magnitudes where k is 0. `together`: of all layers as if one; k then has one value.
     """
     xp, launch = device.current().xp, device.current().launch
     prefix, left = xp.zeros(k.size, dtype=np.uint32), xp.array(k, dtype=np.int64)
     for shift, digits, higher in LEVELS:
         histogram = xp.zeros((k.size, digits), dtype=np.uint64)
-        level = [layers.addresses, layers.chunks.table, prefix, shift, digits, higher, int(together), histogram]
+        level = [
+            layers.addresses,
+            layers.chunks.table,
+            prefix,
+            shift,
+            digits,
+            higher,
+            int(together),
+            histogram,
+        ]
         launch("digit_histogram", layers.chunks.layer.size, level)
         launch("next_digit", k.size, [histogram, digits, prefix, left])
     return prefix, left
@@ -77,7 +92,9 @@ def kth_largest(v: Vector, k: int) -> float:
 
 def counts_at_least(layers: Sequence[Vector], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
     """N_l(t) of each layer for each of its thresholds (layers × width), in one launch."""
-    bits = np.array([float32_ceiling(float(t)) for t in thresholds.ravel()], dtype=np.float32).view(np.uint32)
+    bits = np.array([float32_ceiling(float(t)) for t in thresholds.ravel()], dtype=np.float32).view(
+        np.uint32
+    )
     addresses, chunks = apart(layers)
     counts = device.current().xp.zeros(thresholds.shape, dtype=np.uint64)
     args = [addresses, chunks.table, device.from_host(bits), thresholds.shape[1], counts]

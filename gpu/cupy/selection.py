@@ -1,8 +1,9 @@
 """The choice of the k largest of each layer on the device.
 
-A selection collects candidates, whatever reaches a cut a little below the hint, in the pass that accumulates; if they are enough
-and fit, the exact choice is made among them. Where the hint was no good, a radix search over the bits of the layer's magnitudes
-finds the exact threshold first. Gradient, residual and selection stay on the device; the host asks how many candidates there are,
+A selection collects candidates, whatever reaches a cut a little below the hint, in the pass that
+accumulates; if they are enough and fit, the exact choice is made among them. Where the hint was no
+good, a radix search over the bits of the layer's magnitudes finds the exact threshold first.
+Gradient, residual and selection stay on the device; the host asks how many candidates there are,
 and what the thresholds were.
 """
 
@@ -27,22 +28,34 @@ NEVER = 0xFFFFFFFF
 def choose(
     v: Vector, gradient: Vector | None, offsets: Index, k: Index, hints: NDArray[np.float64]
 ) -> tuple[Index, Vector, NDArray[np.float64]]:
-    """v += gradient, if there is one; then the k largest of each layer: index, values and thresholds."""
+    """v += gradient, if there is one; then the k largest of each layer: index, values and
+    thresholds.
+    """
     if v.size > 1 << 32:
-        raise ValueError(f"{v.size} values are too many: an index has 32 bits here, as in a message")
+        raise ValueError(
+            f"{v.size} values are too many: an index has 32 bits here, as in a message"
+        )
     bounds, k = bounds_of(offsets), k.astype(np.int64)
     candidates = Candidates(v, bounds, k)
-    candidates.collect(np.arange(k.size), device.from_host(_cuts(np.diff(offsets), k, hints)), gradient)
+    candidates.collect(
+        np.arange(k.size), device.from_host(_cuts(np.diff(offsets), k, hints)), gradient
+    )
     missed = candidates.missed()
     if missed.size:
         exact, _ = kth_bits(neighbours(v, chunks_of(bounds[missed])), k[missed])
         candidates.collect(missed, exact)
     index, threshold = candidates.choose()
-    return index, v[index], np.where(k > 0, device.to_host(threshold).view(np.float32).astype(np.float64), math.inf)
+    return (
+        index,
+        v[index],
+        np.where(k > 0, device.to_host(threshold).view(np.float32).astype(np.float64), math.inf),
+    )
 
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """The bits from which on a value is a candidate; NEVER where the hint is useless, so that the layer is searched."""
+    """The bits from which on a value is a candidate; NEVER where the hint is useless, so that the
+    layer is searched.
+    """
     guess = hints * (1 - np.minimum(0.9, MARGIN + SPREAD / np.sqrt(np.maximum(k, 1))))
     usable = (k > 0) & (guess > 0) & (guess < np.finfo(np.float32).max)
     cuts = np.where(usable, np.where(usable, guess, 0).astype(np.float32).view(np.uint32), NEVER)
@@ -50,7 +63,8 @@ def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint
 
 
 class Candidates:
-    """Room for the candidates of each layer of v, one layer after another, and the exact choice among them.
+    """Room for the candidates of each layer of v, one layer after another, and the exact choice
+    among them.
 
     An entry holds the index in v and, in the lower 32 bits, the bits of the magnitude.
     """
@@ -62,15 +76,26 @@ class Candidates:
         self.entries = device.current().xp.empty(int(size.sum()), dtype=np.uint64)
         self.found = np.zeros(k.size, dtype=np.int64)
 
-    def collect(self, layers: Index, cuts: NDArray[np.uint32], gradient: Vector | None = None) -> None:
-        """v += gradient, if there is one, in these layers, and what reaches their cuts, bits on the device.
+    def collect(
+        self, layers: Index, cuts: NDArray[np.uint32], gradient: Vector | None = None
+    ) -> None:
+        """v += gradient, if there is one, in these layers, and what reaches their cuts, bits on the
+        device.
 
         NonFiniteError where something is not finite.
         """
         tally = device.current().xp.zeros(layers.size + 1, dtype=np.uint64)
         chunks = chunks_of(self.bounds[layers])
-        args = [self.v, 0 if gradient is None else gradient, chunks.table, cuts, device.from_host(self.rooms[layers])]
-        device.current().launch("collect", chunks.layer.size, [*args, tally[:-1], tally[-1:], self.entries])
+        args = [
+            self.v,
+            0 if gradient is None else gradient,
+            chunks.table,
+            cuts,
+            device.from_host(self.rooms[layers]),
+        ]
+        device.current().launch(
+            "collect", chunks.layer.size, [*args, tally[:-1], tally[-1:], self.entries]
+        )
         *found, bad = device.to_host(tally).tolist()
         if bad:
             raise NonFiniteError("NaN or infinity in the accumulated gradient")
@@ -81,7 +106,9 @@ class Candidates:
         return np.flatnonzero((self.found < self.k) | (self.found > self.rooms[:, 1]))
 
     def choose(self) -> tuple[Index, NDArray[np.uint32]]:
-        """The indices of each layer's k largest, ascending, lower ones first among equals; and the bits of the k-th largest."""
+        """The indices of each layer's k largest, ascending, lower ones first among equals; and the
+        bits of the k-th largest.
+        """
         xp = device.current().xp
         if not self.k.any():
             return xp.empty(0, dtype=np.int64), xp.zeros(self.k.size, dtype=np.uint32)
@@ -90,17 +117,25 @@ class Candidates:
         begin, end, shift = device.from_host(np.stack([start, stop, self.rooms[:, 0] - start]))
         place = xp.arange(int(stop[-1]))
         layer = xp.searchsorted(end, place, side="right")
-        entries = xp.sort(self.entries[place + shift[layer]])  # by index, so each layer's stay together
+        entries = xp.sort(
+            self.entries[place + shift[layer]]
+        )  # by index, so each layer's stay together
         index, bits = (entries >> 32).astype(np.int64), entries.astype(np.uint32)
-        exact, equals = kth_bits(neighbours(bits, device.cut(np.stack([start, stop], axis=1))), self.k)
+        exact, equals = kth_bits(
+            neighbours(bits, device.cut(np.stack([start, stop], axis=1))), self.k
+        )
         tied = bits == exact[layer]
-        chosen = index[(bits > exact[layer]) | (tied & (_ranks(tied, begin[layer]) <= equals[layer]))]
+        chosen = index[
+            (bits > exact[layer]) | (tied & (_ranks(tied, begin[layer]) <= equals[layer]))
+        ]
         for crowded in np.flatnonzero(self.found > self.rooms[:, 1]):
             self._many_equals(int(crowded), exact[crowded], chosen)
         return chosen, exact
 
     def _many_equals(self, layer: int, threshold: NDArray[np.uint32], chosen: Index) -> None:
-        """More values equal the exact threshold than fit: take what lies above, then equals from the lowest index on."""
+        """More values equal the exact threshold than fit: take what lies above, then equals from
+        the lowest index on.
+        """
         start, stop = self.bounds[layer].tolist()
         k, first = int(self.k[layer]), int(self.k[:layer].sum())
         xp = device.current().xp

@@ -1,8 +1,10 @@
-"""`reference.adjustment` for CPU threads, compiled by numba: the same names, the same signatures, the same results.
+"""`reference.adjustment` for CPU threads, compiled by numba: the same names, the same signatures,
+the same results.
 
-A step asks each layer how many of its values reach two thresholds. The layer's head mostly answers, its largest values, which the
-selection has come by; else a pass over all of it. Whoever takes several steps, or looks for the optimum, first reduces every
-layer to those of its values that any later question can concern.
+A step asks each layer how many of its values reach two thresholds. The layer's head mostly answers,
+its largest values, which the selection has come by; else a pass over all of it. Whoever takes
+several steps, or looks for the optimum, first reduces every layer to those of its values that any
+later question can concern.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ PIECE = 1 << 16
 """Values counted in 32 bits, which keeps the vectors full; their sum goes on in 64."""
 
 
-# Counting -------------------------------------------------------------------------------------------------------------------
+# Counting -----------------------------------------------------------------------------------------
 
 
 @njit(nogil=True)
@@ -61,7 +63,9 @@ def _count_two_threads(v, t, other, threads):
 
 
 class _Layer(NamedTuple):
-    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude is above `floor`."""
+    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude
+    is above `floor`.
+    """
 
     v: Vector
     head: Vector
@@ -100,10 +104,16 @@ class Adjustment(base.Adjustment):
 
     def fresh_thresholds(self, v: Sequence[Vector], k: Counts) -> Thresholds:
         """See `reference.adjustment.fresh_thresholds`."""
-        inner = [kth_largest(layer, int(kl)) for layer, kl in zip(v, k, strict=True) if 0 < kl < layer.size]
+        inner = [
+            kth_largest(layer, int(kl))
+            for layer, kl in zip(v, k, strict=True)
+            if 0 < kl < layer.size
+        ]
         return self.complete_thresholds(v, k, inner)
 
-    def complete_thresholds(self, v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
+    def complete_thresholds(
+        self, v: Sequence[Vector], k: Counts, inner: Sequence[float]
+    ) -> Thresholds:
         """See `reference.adjustment.complete_thresholds`."""
         known, middle = iter(inner), [lower_median(inner)] if inner else []
         t = np.empty(len(v), dtype=np.float64)
@@ -117,23 +127,40 @@ class Adjustment(base.Adjustment):
                 t[layer] = min([kth_largest(v[layer], n), *middle])
         return t
 
-    def one_step_adjustment(self, v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
+    def one_step_adjustment(
+        self, v: Sequence[Vector], k: Counts, t: Thresholds
+    ) -> tuple[Counts, Thresholds]:
         """See `reference.adjustment.one_step_adjustment`."""
-        return _step([_with_head(layer, None) for layer in v], [layer.size for layer in v], k, t, True)
+        return _step(
+            [_with_head(layer, None) for layer in v], [layer.size for layer in v], k, t, True
+        )
 
     def adjust(
-        self, v: Sequence[Vector], k: Counts, t: Thresholds, steps: int, heads: Sequence[Head] | None = None
+        self,
+        v: Sequence[Vector],
+        k: Counts,
+        t: Thresholds,
+        steps: int,
+        heads: Sequence[Head] | None = None,
     ) -> Counts:
         """See `reference.adjustment.adjust`."""
-        sizes, layers = [layer.size for layer in v], list(map(_with_head, v, [None] * len(v) if heads is None else heads))
+        sizes, layers = (
+            [layer.size for layer in v],
+            list(map(_with_head, v, [None] * len(v) if heads is None else heads)),
+        )
         if steps > 1:
-            layers = [_reduced(layer, float(t.min()), int(kl)) for layer, kl in zip(layers, k, strict=True)]
+            layers = [
+                _reduced(layer, float(t.min()), int(kl))
+                for layer, kl in zip(layers, k, strict=True)
+            ]
         for step in range(steps):
             k, t = _step(layers, sizes, k, t, with_thresholds=step < steps - 1)
         return k
 
     def optimal_adjustment(self, v: Sequence[Vector], k: Counts) -> Counts:
-        """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all, found by histograms."""
+        """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all,
+        found by histograms.
+        """
         total, layers = int(k.sum()), _contiguous(v)
         cut = above = 0
         for shift, width in LEVELS:
@@ -155,7 +182,9 @@ def _contiguous(v: Sequence[Vector]) -> list[Vector]:
 
 
 def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
-    """The layer without the values below the lowest threshold: thresholds only move inwards, so that no step asks for them."""
+    """The layer without the values below the lowest threshold: thresholds only move inwards, so
+    that no step asks for them.
+    """
     if layer.floor < lowest:
         return layer
     bits = int(float32_ceiling(lowest).view(np.int32))
@@ -164,7 +193,9 @@ def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
 
 
 def _reduce(v: Vector, cut: int, room: int) -> Vector:
-    """Those values of v whose magnitude reaches the cut, given as its bits; v itself where they exceed the room."""
+    """Those values of v whose magnitude reaches the cut, given as its bits; v itself where they
+    exceed the room.
+    """
     found = values_from(v, cut, room) if cut > 0 else None
     return v if found is None else found
 
@@ -172,7 +203,10 @@ def _reduce(v: Vector, cut: int, room: int) -> Vector:
 def _step(
     layers: Sequence[_Layer], sizes: Sequence[int], k: Counts, t: Thresholds, with_thresholds: bool
 ) -> tuple[Counts, Thresholds]:
-    """One step. Layers may lack values below the lowest of t. Without thresholds, those that come back are not to be used."""
+    """One step. Layers may lack values below the lowest of t.
+
+    Without thresholds, those that come back are not to be used.
+    """
     k, t = k.copy(), t.copy()
     order = pair_order(sizes, k, t)
     for low, high in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -183,7 +217,9 @@ def _step(
         k_low, k_high = int(k[low]), int(k[high])
         low_at_t2, low_at_mid = layers[low].counts(t2, mid)
         enough = k_high + k_low - low_at_t2
-        high_at_t1, high_at_mid = (enough, 0) if layers[high].has(t1, enough) else layers[high].counts(t1, mid)
+        high_at_t1, high_at_mid = (
+            (enough, 0) if layers[high].has(t1, enough) else layers[high].counts(t1, mid)
+        )
         if high_at_t1 >= enough:
             d = k_low - low_at_mid
             t[low] = mid
@@ -207,10 +243,16 @@ def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) ->
 
 
 def _divide(layers: Sequence[Vector], cut: int, total: int) -> Counts:
-    """How many of the `total` largest lie in each layer (L), `cut` being the bits of the last: ties go to the first layers."""
+    """How many of the `total` largest lie in each layer (L), `cut` being the bits of the last: ties
+    go to the first layers.
+    """
     threshold = float(np.int32(cut).view(np.float32))
-    beyond = np.nextafter(threshold, np.inf)  # of float64: beyond the largest float32 is no infinity yet
-    reach = np.array([_counts(layer, threshold, float(beyond)) for layer in layers], dtype=np.int64).reshape(-1, 2)
+    beyond = np.nextafter(
+        threshold, np.inf
+    )  # of float64: beyond the largest float32 is no infinity yet
+    reach = np.array(
+        [_counts(layer, threshold, float(beyond)) for layer in layers], dtype=np.int64
+    ).reshape(-1, 2)
     ties, chosen = total - int(reach[:, 1].sum()), reach[:, 1].copy()
     for layer, (at, above) in enumerate(reach.tolist()):
         share = min(at - above, ties)

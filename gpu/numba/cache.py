@@ -1,9 +1,12 @@
-"""Where numba's machine code is kept between runs: in a folder that is named for all that it depends on.
+"""Where numba's machine code is kept between runs: in a folder that is named for all that it
+depends on.
 
-Numba's own cache looks at the file of a function alone. But its machine code also holds what it calls in other files, constants,
-and vectors as long as those of one kind of processor. Here the folder's name is a hash of all of these, so that other sources
-or another processor find another folder. Within it every file is complete or does not count: it is written under another name
-first, and begins with its checksum. Ranks that compile the same function at the same time write the same file.
+Numba's own cache looks at the file of a function alone. But its machine code also holds what it
+calls in other files, constants, and vectors as long as those of one kind of processor. Here the
+folder's name is a hash of all of these, so that other sources or another processor find another
+folder. Within it every file is complete or does not count: it is written under another name first,
+and begins with its checksum. Ranks that compile the same function at the same time write the same
+file.
 
 Where no folder can be written, the code lasts as long as the process; `notes` says so.
 """
@@ -34,7 +37,14 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
-SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
+SETTINGS = (
+    "OPT",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+    "USING_SVML",
+)
 """Those of numba's settings that change machine code."""
 PREFIX, SUFFIX = "dls-", ".code"
 PACKAGES = ("gpu.numba", "gpu", "reference")
@@ -42,7 +52,9 @@ PACKAGES = ("gpu.numba", "gpu", "reference")
 LAST = "gpu.numba.ops._sgd"
 """The function that a training step calls last: where its code is, the others' is."""
 KEPT, DAY = 8, 86400.0
-"""So many folders stay, those that were used last; and every one that was used within a day, in seconds."""
+"""So many folders stay, those that were used last; and every one that was used within a day, in
+seconds.
+"""
 OURS = re.compile(PREFIX + "[0-9a-f]{20}")
 """The names of such folders: others beside them are somebody else's."""
 PROBE = 1 << 20
@@ -63,7 +75,9 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Kept(NullCache):
-    """What a dispatcher of numba asks for the code of one function, and tells of code that is new."""
+    """What a dispatcher of numba asks for the code of one function, and tells of code that is
+    new.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = f"{function.__module__}.{function.__qualname__}"
@@ -112,17 +126,21 @@ def _write(path: Path, code: bytes) -> bool:
     return True
 
 
-# The folders ------------------------------------------------------------------------------------
+# The folders --------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
 def folders() -> tuple[Path, ...]:
-    """Where machine code of these sources for this processor may lie; the first that can be written is written to."""
+    """Where machine code of these sources for this processor may lie; the first that can be written
+    is written to.
+    """
     return tuple(base / f"{PREFIX}{_key()}" for base in _bases())
 
 
 def _bases() -> Iterator[Path]:
-    """NUMBA_CACHE_DIR, if that is set; else beside the sources, or else in the user's folder for such things."""
+    """NUMBA_CACHE_DIR, if that is set; else beside the sources, or else in the user's folder for
+    such things.
+    """
     if numba.config.CACHE_DIR:
         yield Path(numba.config.CACHE_DIR)
         return
@@ -146,7 +164,9 @@ def _key() -> str:
 
 
 def target() -> tuple[str, str, str]:
-    """For what numba compiles: triple, name of the processor and its features, as NUMBA_CPU_NAME and _FEATURES have them."""
+    """For what numba compiles: triple, name of the processor and its features, as NUMBA_CPU_NAME
+    and _FEATURES have them.
+    """
     triple, name, features = cpu_target.target_context.codegen().magic_tuple()
     return triple, name, features
 
@@ -207,7 +227,11 @@ def _remove_old(base: Path) -> None:
     A process that still reads one finds nothing there, and compiles.
     """
     try:
-        used = {each: each.stat().st_mtime for each in base.glob(f"{PREFIX}*") if OURS.fullmatch(each.name)}
+        used = {
+            each: each.stat().st_mtime
+            for each in base.glob(f"{PREFIX}*")
+            if OURS.fullmatch(each.name)
+        }
     except OSError:  # another rank is at it
         return
     for folder in sorted(used, key=lambda folder: -used[folder])[KEPT:]:

@@ -1,8 +1,9 @@
 """Convolution on CPU threads, one of the layers of `gpu.numba.nn`.
 
-Two roads lead through it. One with stride 1 over few channels, where a matrix product would be too thin for BLAS, is
-summed directly (`_forward_direct` and around it). Every other one goes through im2col and matrix products, in parts that stay in
-the processor's cache. Scratch memory is kept between calls.
+Two roads lead through it. One with stride 1 over few channels, where a matrix product would be too
+thin for BLAS, is summed directly (`_forward_direct` and around it). Every other one goes through
+im2col and matrix products, in parts that stay in the processor's cache. Scratch memory is kept
+between calls.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ _DIRECT_CHANNELS = 2  # times the width of an image: up to here direct sums beat
 
 
 class ConvCache(NamedTuple):
-    """What the gradients of conv2d need: the input, channels-first [C, N, H, W], and the geometry."""
+    """What the gradients of conv2d need: the input, channels-first [C, N, H, W], and the
+    geometry.
+    """
 
     x: Array
     stride: int
     padding: int
 
 
-def forward(x: Array, w: Array, b: Array | None, stride: int, padding: int) -> tuple[Array, ConvCache]:
+def forward(
+    x: Array, w: Array, b: Array | None, stride: int, padding: int
+) -> tuple[Array, ConvCache]:
     """Cross-correlate x [N, C, H, W] with w [D, C, k, k], add b [D], return (y, cache).
 
-    y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of `padding` pixels is zero.
+    y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of
+    `padding` pixels is zero.
 
     Raises ValueError where the kernel is larger than the padded image.
     """
@@ -72,7 +78,8 @@ def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[
     height, width = shape[2] + 2 * padding - kernel, shape[3] + 2 * padding - kernel
     if min(height, width) < 0:
         raise ValueError(
-            f"a {kernel}x{kernel} kernel does not fit an image of {shape[2]}x{shape[3]} pixels with a border of {padding}"
+            f"a {kernel}x{kernel} kernel does not fit an image of {shape[2]}x{shape[3]} pixels with"
+            f" a border of {padding}"
         )
     return height // stride + 1, width // stride + 1
 
@@ -87,7 +94,7 @@ def _row_sums(rows, sums):
         sums[d] = total
 
 
-# Convolution by im2col and matrix products ------------------------------------------------------
+# Convolution by im2col and matrix products --------------------------------------------------------
 
 
 def _forward_by_matrix(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
@@ -115,7 +122,9 @@ def _weights_by_matrix(dy: Array, cache: ConvCache, dw: Array) -> None:
 
     def work(some: slice, places: slice, columns: Array) -> None:
         _fill_columns(x[some], 0, stride, padding, columns)
-        np.matmul(rows, columns.reshape(-1, rows.shape[1]).T, out=dw.reshape(len(dw), -1)[:, places])
+        np.matmul(
+            rows, columns.reshape(-1, rows.shape[1]).T, out=dw.reshape(len(dw), -1)[:, places]
+        )
 
     _by_channels(work, dy, cache, dw.shape[-1])
 
@@ -132,24 +141,31 @@ def _input_by_matrix(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
     _by_channels(work, dy, cache, w.shape[-1])
 
 
-def _by_channels(work: Callable[[slice, slice, Array], None], dy: Array, cache: ConvCache, kernel: int) -> None:
-    """Call work with slices of the input channels, the slices of their taps, and memory for their columns, in parts."""
+def _by_channels(
+    work: Callable[[slice, slice, Array], None], dy: Array, cache: ConvCache, kernel: int
+) -> None:
+    """Call work with slices of the input channels, the slices of their taps, and memory for their
+    columns, in parts.
+    """
     x, taps = cache.x, kernel * kernel
     parts = _parts(len(x), taps * dy[0].size * x.itemsize, taps)
 
     def one(part: int) -> None:
         some = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
-        columns = scratch("columns", (some.stop - some.start, kernel, kernel, *dy.shape[1:]), x.dtype)
+        columns = scratch(
+            "columns", (some.stop - some.start, kernel, kernel, *dy.shape[1:]), x.dtype
+        )
         work(some, slice(some.start * taps, some.stop * taps), columns)
 
     team.run(one, parts)
 
 
 def _parts(count: int, size: int, rows: int) -> int:
-    """Return into how many parts to split `count` images or channels, each worth `size` bytes and so many rows of columns.
+    """Return into how many parts to split `count` images or channels, each worth `size` bytes and
+    so many rows of columns.
 
-    The columns of a part stay in the cache; there are parts for several threads where these do not get too thin for BLAS.
-    The number of threads has no say: the bits would follow it.
+    The columns of a part stay in the cache; there are parts for several threads where these do not
+    get too thin for BLAS. The number of threads has no say: the bits would follow it.
     """
     small_enough = -(-count * size // _COLUMN_BYTES)
     thick_enough = max(1, count * rows // _PRODUCT_ROWS)
@@ -158,7 +174,9 @@ def _parts(count: int, size: int, rows: int) -> int:
 
 @compiled
 def _span(tap, stride, padding, pixels, places):
-    """Return [first, last): the outputs of a row of `places` whose tap meets one of the pixels, not the border."""
+    """Return [first, last): the outputs of a row of `places` whose tap meets one of the pixels, not
+    the border.
+    """
     first = min(places, max(0, (padding - tap + stride - 1) // stride))
     last = min(places, (pixels - 1 + padding - tap) // stride + 1)
     return first, max(first, last)
@@ -168,7 +186,8 @@ def _span(tap, stride, padding, pixels, places):
 def _fill_columns(x, first, stride, padding, columns):
     """Write columns [C, k, k, B, OH, OW] of x [C, N, H, W] from image `first` on.
 
-    columns[c, i, j, n, r, q] is x[c, first + n, r * stride + i - padding, q * stride + j - padding], zero outside the image.
+    columns[c, i, j, n, r, q] is x[c, first + n, r * stride + i - padding, q * stride + j -
+    padding], zero outside the image.
     """
     channels, kernel, _, count, height, width = columns.shape
     same = stride == 1 and height == x.shape[2] and width == x.shape[3]
@@ -177,15 +196,22 @@ def _fill_columns(x, first, stride, padding, columns):
             for j in range(kernel):
                 if same:
                     shift = (i - padding) * width + j - padding
-                    _copy_shifted(x[c, first : first + count].reshape(-1), shift, columns[c, i, j].reshape(-1))
+                    _copy_shifted(
+                        x[c, first : first + count].reshape(-1), shift, columns[c, i, j].reshape(-1)
+                    )
                     _clear_border(columns[c, i, j], i - padding, j - padding)
                 else:
-                    _copy_strided(x[c, first : first + count], i, j, stride, padding, columns[c, i, j])
+                    _copy_strided(
+                        x[c, first : first + count], i, j, stride, padding, columns[c, i, j]
+                    )
 
 
 @compiled
 def _add_columns(columns, stride, padding, dx):
-    """Sum columns [C, k, k, N, OH, OW] into dx [C, N, H, W]: _fill_columns transposed. The columns are lost."""
+    """Sum columns [C, k, k, N, OH, OW] into dx [C, N, H, W]: _fill_columns transposed.
+
+    The columns are lost.
+    """
     channels, kernel, _, _, height, width = columns.shape
     same = stride == 1 and height == dx.shape[2] and width == dx.shape[3]
     for c in range(channels):
@@ -202,7 +228,9 @@ def _add_columns(columns, stride, padding, dx):
 
 @compiled
 def _copy_shifted(x, shift, target):
-    """Write x[p + shift] to target[p] wherever both exist: where outputs and pixels match one to one, rows run on in memory."""
+    """Write x[p + shift] to target[p] wherever both exist: where outputs and pixels match one to
+    one, rows run on in memory.
+    """
     target, source = target[max(0, -shift) :], x[max(0, shift) :]
     for p in range(min(target.size, source.size)):
         target[p] = source[p]
@@ -218,7 +246,9 @@ def _add_shifted(values, shift, target):
 
 @compiled
 def _clear_border(images, down, right):
-    """Set to zero the places of images [N, H, W] from where a step down and to the right leads out of the image."""
+    """Set to zero the places of images [N, H, W] from where a step down and to the right leads out
+    of the image.
+    """
     count, height, width = images.shape
     top, bottom = min(height, max(0, -down)), max(0, height - max(0, down))
     left, end = min(width, max(0, -right)), max(0, width - max(0, right))
@@ -242,7 +272,10 @@ def _copy_strided(x, i, j, stride, padding, target):
         target[:] = 0
     for n in range(count):
         for r in range(top, bottom):
-            source, row = x[n, r * stride + i - padding, left * stride + j - padding :], target[n, r, left:right]
+            source, row = (
+                x[n, r * stride + i - padding, left * stride + j - padding :],
+                target[n, r, left:right],
+            )
             for q in range(row.size):
                 row[q] = source[q * stride]
 
@@ -255,35 +288,47 @@ def _add_strided(values, i, j, stride, padding, target):
     left, right = _span(j, stride, padding, target.shape[2], width)
     for n in range(count):
         for r in range(top, bottom):
-            row, sums = values[n, r, left:right], target[n, r * stride + i - padding, left * stride + j - padding :]
+            row, sums = (
+                values[n, r, left:right],
+                target[n, r * stride + i - padding, left * stride + j - padding :],
+            )
             for q in range(row.size):
                 sums[q * stride] += row[q]
 
 
 # Direct convolution with stride 1 -----------------------------------------------------------------
 #
-# An image lies in one row of memory, a gap of zeros after every row of pixels, rows of zeros above and below. The zeros serve as
-# the border on both sides, and what tap (i, j) sees at output p lies at p + i * pitch + j, whatever p: all loops run over p, long
-# and without a branch. Outputs that fall on a gap are computed and thrown away.
+# An image lies in one row of memory, a gap of zeros after every row of pixels, rows of zeros above
+# and below. The zeros serve as the border on both sides, and what tap (i, j) sees at output p lies
+# at p + i * pitch + j, whatever p: all loops run over p, long and without a branch. Outputs that
+# fall on a gap are computed and thrown away.
 
-_TOGETHER = 8  # images that a tile of weights goes through before the next one's turn; they stay in the cache meanwhile
+# images that a tile of weights goes through before the next one's turn; they stay in the cache
+# meanwhile
+_TOGETHER = 8
 
 
 def _is_direct(cache: ConvCache, shape: Shape) -> bool:
-    """Whether a convolution with weights [D, C, k, k] goes the direct way; narrow images waste more of it on gaps."""
+    """Whether a convolution with weights [D, C, k, k] goes the direct way; narrow images waste more
+    of it on gaps.
+    """
     fits = cache.stride == 1 and cache.padding < shape[-1]
     return fits and max(shape[:2]) <= _DIRECT_CHANNELS * cache.x.shape[3]
 
 
 def _gapped_scratch(use: str, x: Array, border: int) -> Array:
-    """Return memory [N, C, length] for images x [C, N, H, W] with gaps and borders of so many zeros."""
+    """Return memory [N, C, length] for images x [C, N, H, W] with gaps and borders of so many
+    zeros.
+    """
     channels, count, height, width = x.shape
     length = (height + 2 * border) * (width + border) + border + tiles.PLACES
     return scratch("gapped " + use, (count, channels, length), x.dtype)
 
 
 def _places(images: Array, pitch: int) -> int:
-    """Return how many places of a row get an output of [D, N, OH, OW]: up to the last pixel, then to whole vectors."""
+    """Return how many places of a row get an output of [D, N, OH, OW]: up to the last pixel, then
+    to whole vectors.
+    """
     last = (images.shape[2] - 1) * pitch + images.shape[3]
     return -(-last // tiles.PLACES) * tiles.PLACES
 
@@ -300,7 +345,9 @@ def _forward_direct(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
 
 
 def _correlate(x: Array, border: int, w: Array, b: Array, gapped: Array, y: Array) -> None:
-    """Fill y [D, N, OH, OW] of x [C, N, H, W], w [D, C, k, k], b [D]; x lies in gapped [N, C, length] afterwards."""
+    """Fill y [D, N, OH, OW] of x [C, N, H, W], w [D, C, k, k], b [D]; x lies in gapped [N, C,
+    length] afterwards.
+    """
     pitch = x.shape[3] + border
     offsets = _offsets(gapped, w.shape[-1], pitch)
     blocks = _pad(w.reshape(len(w), -1), tiles.ROWS).reshape(-1, tiles.ROWS, offsets.size)
@@ -319,20 +366,30 @@ def _weights_direct(dy: Array, cache: ConvCache, dw: Array) -> None:
     (x, _, padding), border = cache, dw.shape[-1] - 1 - cache.padding
     gapped_x, gapped_dy = _gapped_scratch("x", x, padding), _gapped_scratch("dy", dy, border)
     share_out(lambda some: _fill_gapped(x[:, some], padding, gapped_x[some]), len(gapped_x), x.size)
-    share_out(lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size)
+    share_out(
+        lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size
+    )
     pitch = x.shape[3] + padding
     _correlate_weights(gapped_x, gapped_dy, pitch, _places(dy, pitch), border, dw)
 
 
 def _input_direct(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
-    """Fill dx [C, N, H, W] for dy [D, N, OH, OW]: dy correlated with the weights of swapped channels, turned by 180 degrees."""
+    """Fill dx [C, N, H, W] for dy [D, N, OH, OW]: dy correlated with the weights of swapped
+    channels, turned by 180 degrees.
+    """
     border = w.shape[-1] - 1 - cache.padding
     turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
-    _correlate(dy, border, turned, np.zeros(len(dx), dx.dtype), _gapped_scratch("dy", dy, border), dx)
+    _correlate(
+        dy, border, turned, np.zeros(len(dx), dx.dtype), _gapped_scratch("dy", dy, border), dx
+    )
 
 
-def _correlate_weights(x: Array, dy: Array, pitch: int, places: int, border: int, dw: Array) -> None:
-    """Fill dw [D, C, k, k]: sums of products of gapped x [N, C, length] and dy [N, D, length]; both have the same pitch."""
+def _correlate_weights(
+    x: Array, dy: Array, pitch: int, places: int, border: int, dw: Array
+) -> None:
+    """Fill dw [D, C, k, k]: sums of products of gapped x [N, C, length] and dy [N, D, length]; both
+    have the same pitch.
+    """
     first = border * (pitch + 1)
     offsets = _pad(_offsets(x, dw.shape[-1], pitch), tiles.COLUMNS).reshape(-1, tiles.COLUMNS)
     starts = _pad(np.arange(len(dw)) * dy.shape[2] + first, tiles.ROWS).reshape(-1, tiles.ROWS)
@@ -369,7 +426,9 @@ def _fill_gapped(x, border, rows):
 
 @compiled
 def _correlate_images(gapped, offsets, taps, b, pitch, sums, y):
-    """Write y [D, N, OH, OW] of gapped rows [N, C, length], a few outputs at a time; sums [ROWS, places] is scratch."""
+    """Write y [D, N, OH, OW] of gapped rows [N, C, length], a few outputs at a time; sums [ROWS,
+    places] is scratch.
+    """
     for n in range(len(gapped)):
         image = gapped[n].reshape(-1)
         for block in range(len(taps)):
@@ -402,7 +461,9 @@ def _drop_gaps(sums, bias, pitch, y):
 
 @compiled
 def _add_weights(x, dy, offsets, starts, places, first, sums):
-    """Add to sums [B, ROWS, COLUMNS] of tiles first to first + B - 1 the products of gapped x and dy, both [N, values]."""
+    """Add to sums [B, ROWS, COLUMNS] of tiles first to first + B - 1 the products of gapped x and
+    dy, both [N, values].
+    """
     for n in range(0, len(x), _TOGETHER):
         some, slopes = x[n : n + _TOGETHER], dy[n : n + _TOGETHER]
         for tile in range(len(sums)):

@@ -1,8 +1,8 @@
 """The exact choice among magnitudes: counting, ranks, and writing out what was chosen.
 
 The magnitude of a float32 is its bit pattern without the sign, an int32 here: it orders exactly as
-|v| does, zeros of both signs are equal, denormals are not flushed, and whatever reaches 0x7f800000 is
-infinity or NaN. So the selection compares integers.
+|v| does, zeros of both signs are equal, denormals are not flushed, and whatever reaches 0x7f800000
+is infinity or NaN. So the selection compares integers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from reference.ops import Vector
 BLOCK = 256
 """Values between two looks at the threshold."""
 SHARE = 1 << 15
-"""Fewest values worth a thread of their own: some ten microseconds of work, more than waking a thread takes."""
+"""Fewest values worth a thread of their own: some ten microseconds of work, more than waking a
+thread takes.
+"""
 MANY, BUCKETS = 1 << 16, 2048
 """Candidates from which on one histogram of so many buckets beats bisecting them all."""
 
@@ -28,8 +30,12 @@ def threads_for(n: int) -> int:
 
 
 def plain(*vectors: Vector) -> bool:
-    """Whether all are contiguous float32 vectors that may be written to, the one type the kernels are compiled for."""
-    return all(v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors)
+    """Whether all are contiguous float32 vectors that may be written to, the one type the kernels
+    are compiled for.
+    """
+    return all(
+        v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors
+    )
 
 
 @njit(nogil=True)
@@ -37,7 +43,10 @@ def count_from(bits, cut):
     """How many magnitudes reach the cut."""
     count = 0
     for first in range(0, bits.size, 1 << 30):
-        here, part = bits[first : first + (1 << 30)], np.int32(0)  # a 32-bit sum keeps the vectors full
+        here, part = (
+            bits[first : first + (1 << 30)],
+            np.int32(0),
+        )  # a 32-bit sum keeps the vectors full
         for i in range(here.size):
             part += np.int32((here[i] & MAGNITUDE) >= cut)
         count += part
@@ -73,7 +82,9 @@ def _bisect(bits, k, low, high):
 
 @njit(nogil=True)
 def kth(bits, k, low, high):
-    """The k-th largest magnitude, k >= 1, of magnitudes between low and high: by bisection, of many first to one bucket."""
+    """The k-th largest magnitude, k >= 1, of magnitudes between low and high: by bisection, of many
+    first to one bucket.
+    """
     if bits.size <= MANY:
         return _bisect(bits, k, low, high)
     shift = 0
@@ -106,7 +117,8 @@ def largest_magnitude(bits):
 
 @njit(nogil=True)
 def emit(v, bits, k, threshold, above, origin, index, values):
-    """Write the entries above the threshold, and of those equal to it the first k − above, from a whole layer.
+    """Write the entries above the threshold, and of those equal to it the first k − above, from a
+    whole layer.
 
     The layer's first value is number `origin` of the index space.
     """
@@ -125,7 +137,10 @@ def emit(v, bits, k, threshold, above, origin, index, values):
 
 @njit(nogil=True)
 def emit_found(places, found, k, threshold, origin, index, values):
-    """`emit`, from a layer's candidates. Every one is written, and the next one over it unless it counts: no branch to guess."""
+    """`emit`, from a layer's candidates.
+
+    Every one is written, and the next one over it unless it counts: no branch to guess.
+    """
     ties, count = k - count_from(found, threshold + np.int32(1)), 0
     floats = found.view(np.float32)
     for i in range(found.size):

@@ -1,11 +1,13 @@
-"""The functions of `reference.nn` on CPU threads: numba for what moves memory, BLAS for the large matrix products.
+"""The functions of `reference.nn` on CPU threads: numba for what moves memory, BLAS for the large
+matrix products.
 
-Names, signatures and meanings are those of `reference.nn`; caches differ and stay opaque. Results keep the dtype of the input
-and agree with the reference within rounding, not bit by bit. The same input gives the same bits again, whatever the number of
-threads, in all but the linear layers, whose matrix products BLAS may split differently.
+Names, signatures and meanings are those of `reference.nn`; caches differ and stay opaque. Results
+keep the dtype of the input and agree with the reference within rounding, not bit by bit. The same
+input gives the same bits again, whatever the number of threads, in all but the linear layers, whose
+matrix products BLAS may split differently.
 
-Memory order: every image that comes back is an [N, C, H, W] view of contiguous channels-first memory [C, N, H, W]. Images that
-come in may have any order; another one costs a copy.
+Memory order: every image that comes back is an [N, C, H, W] view of contiguous channels-first
+memory [C, N, H, W]. Images that come in may have any order; another one costs a copy.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from reference.nn import Array, Shape
 
 
 class PoolCache(NamedTuple):
-    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH, OW], and the input's shape."""
+    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH,
+    OW], and the input's shape.
+    """
 
     places: np.ndarray[Any, Any]
     shape: Shape
@@ -29,7 +33,9 @@ class PoolCache(NamedTuple):
 
 
 class NormCache(NamedTuple):
-    """What batch_norm_backward needs: the input as rows [C, M], the mean [C] and 1 / deviation [C]."""
+    """What batch_norm_backward needs: the input as rows [C, M], the mean [C] and 1 / deviation
+    [C].
+    """
 
     rows: Array
     mean: Array
@@ -64,7 +70,9 @@ class Nn(base.Nn):
         """Return dx for the output y of relu_forward; the slope at zero is 0."""
         slopes, values = flat(dy), flat(y)
         dx = np.empty_like(slopes)
-        share_out(lambda some: _mask(slopes[some], values[some], dx[some]), values.size, values.size)
+        share_out(
+            lambda some: _mask(slopes[some], values[some], dx[some]), values.size, values.size
+        )
         return unflat(dx, dy.shape)
 
     def add_forward(self, x: Array, shortcut: Array) -> Array:
@@ -82,7 +90,9 @@ class Nn(base.Nn):
         images = channels_first(x)
         y = np.empty((*images.shape[:2], x.shape[2] // size, x.shape[3] // size), x.dtype)
         places = np.empty(y.shape, np.min_scalar_type(size * size))
-        share_out(lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size)
+        share_out(
+            lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size
+        )
         return y.swapaxes(0, 1), PoolCache(places, x.shape, size)
 
     def max_pool2d_backward(self, dy: Array, cache: Any) -> Array:
@@ -90,11 +100,18 @@ class Nn(base.Nn):
         count, channels, height, width = cache.shape
         dx = np.empty((channels, count, height, width), dy.dtype)
         dy = channels_first(dy)
-        share_out(lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]), channels, dx.size)
+        share_out(
+            lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]),
+            channels,
+            dx.size,
+        )
         return dx.swapaxes(0, 1)
 
-    def batch_norm_forward(self, x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array, Array, Any]:
-        """Normalise x [N, C, H, W] or [N, C] per channel by the batch; return (y, mean, var, cache).
+    def batch_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float
+    ) -> tuple[Array, Array, Array, Any]:
+        """Normalise x [N, C, H, W] or [N, C] per channel by the batch; return (y, mean, var,
+        cache).
 
         mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
 
@@ -103,27 +120,51 @@ class Nn(base.Nn):
         rows = _rows(x)
         if rows.shape[1] < 2:
             raise ValueError("batch norm in training needs at least two values per channel")
-        y, mean, var, inverse = np.empty_like(rows), *(np.empty(len(rows), x.dtype) for _ in range(3))
+        y, mean, var, inverse = (
+            np.empty_like(rows),
+            *(np.empty(len(rows), x.dtype) for _ in range(3)),
+        )
 
         def work(some: slice) -> None:
-            _normalise(rows[some], gamma[some], beta[some], eps, y[some], mean[some], var[some], inverse[some])
+            _normalise(
+                rows[some],
+                gamma[some],
+                beta[some],
+                eps,
+                y[some],
+                mean[some],
+                var[some],
+                inverse[some],
+            )
 
         share_out(work, len(rows), rows.size)
         return _from_rows(y, x.shape), mean, var, NormCache(rows, mean, inverse)
 
-    def batch_norm_inference(self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> Array:
+    def batch_norm_inference(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, eps: float
+    ) -> Array:
         """Normalise x [N, C, H, W] or [N, C] by the given mean [C] and var [C]."""
         rows = _rows(x)
         y = np.empty_like(rows)
         scale = gamma / np.sqrt(var + eps)
         shift = beta - mean * scale
-        share_out(lambda some: _scale_rows(rows[some], scale[some], shift[some], y[some]), len(rows), rows.size)
+        share_out(
+            lambda some: _scale_rows(rows[some], scale[some], shift[some], y[some]),
+            len(rows),
+            rows.size,
+        )
         return _from_rows(y, x.shape)
 
-    def batch_norm_backward(self, dy: Array, cache: Any, gamma: Array) -> tuple[Array, Array, Array]:
+    def batch_norm_backward(
+        self, dy: Array, cache: Any, gamma: Array
+    ) -> tuple[Array, Array, Array]:
         """Return (dx, dgamma [C], dbeta [C]) for dy of the input's shape."""
         rows = _rows(dy)
-        dx, dgamma, dbeta = np.empty_like(rows), np.empty_like(cache.mean), np.empty_like(cache.mean)
+        dx, dgamma, dbeta = (
+            np.empty_like(rows),
+            np.empty_like(cache.mean),
+            np.empty_like(cache.mean),
+        )
         x, mean, inverse = cache
 
         def work(some: slice) -> None:
@@ -134,7 +175,8 @@ class Nn(base.Nn):
         return _from_rows(dx, dy.shape), dgamma, dbeta
 
 
-# Activation, pooling and the residual sum -------------------------------------------------------
+# Activation, pooling and the residual sum ---------------------------------------------------------
+
 
 @compiled
 def _rectify(x, y):
@@ -145,7 +187,10 @@ def _rectify(x, y):
 
 @compiled
 def _mask(dy, y, dx):
-    """Write dy where y > 0, dy * 0 elsewhere, to dx; rows. The product keeps NaN, as in the reference."""
+    """Write dy where y > 0, dy * 0 elsewhere, to dx; rows.
+
+    The product keeps NaN, as in the reference.
+    """
     for i in range(y.size):
         dx[i] = dy[i] * (y[i] > 0)
 
@@ -159,7 +204,9 @@ def _add(x, other, y):
 
 @compiled
 def _pool(x, size, y, places):
-    """Write the maxima y [C, N, OH, OW] of x [C, N, H, W] and their places i * size + j in the windows."""
+    """Write the maxima y [C, N, OH, OW] of x [C, N, H, W] and their places i * size + j in the
+    windows.
+    """
     for c in range(y.shape[0]):
         for n in range(y.shape[1]):
             for r in range(y.shape[2]):
@@ -178,7 +225,9 @@ def _beats(value, best):
 
 @compiled
 def _greatest_of_four(top, bottom, best, place):
-    """Write the maxima and places of 2x2 windows of two rows: without branches, for vector instructions."""
+    """Write the maxima and places of 2x2 windows of two rows: without branches, for vector
+    instructions.
+    """
     for q in range(best.size):
         value, here = top[2 * q], 0
         for which, other in ((1, top[2 * q + 1]), (2, bottom[2 * q]), (3, bottom[2 * q + 1])):
@@ -216,7 +265,7 @@ def _unpool(dy, places, size, dx):
                     dx[c, n, r * size + place // size, q * size + place % size] = dy[c, n, r, q]
 
 
-# Batch normalisation --------------------------------------------------------------------------
+# Batch normalisation ------------------------------------------------------------------------------
 
 
 def _rows(x: Array) -> Array:
@@ -231,7 +280,10 @@ def _from_rows(rows: Array, shape: Shape) -> Array:
 
 @compiled
 def _normalise(rows, gamma, beta, eps, y, mean, var, inverse):
-    """Write y [C, M] and the statistics [C] of rows [C, M]. Sums are float64; a row stays in the cache over its three passes."""
+    """Write y [C, M] and the statistics [C] of rows [C, M].
+
+    Sums are float64; a row stays in the cache over its three passes.
+    """
     for c in range(len(rows)):
         row, target, total, square = rows[c], y[c], 0.0, 0.0
         for m in range(row.size):

@@ -1,7 +1,9 @@
-"""`reference.ops` for CPU threads, compiled by numba: the same names, the same signatures, the same bits.
+"""`reference.ops` for CPU threads, compiled by numba: the same names, the same signatures, the same
+bits.
 
-What to select is decided in `gpu.numba.selection`. Threads are numba's, used where there is enough work for each; their number
-changes no result. A vector that is not contiguous or not float32 takes the reference's way.
+What to select is decided in `gpu.numba.selection`. Threads are numba's, used where there is enough
+work for each; their number changes no result. A vector that is not contiguous or not float32 takes
+the reference's way.
 """
 
 from __future__ import annotations
@@ -40,22 +42,38 @@ class Ops(base.Ops):
         hints: NDArray[np.float64],
         expected: Index | None = None,
     ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-        """See `reference.ops.select_layers`. A wrong k is refused before any layer is touched; NaN and infinity after all are."""
+        """See `reference.ops.select_layers`.
+
+        A wrong k is refused before any layer is touched; NaN and infinity after all are.
+        """
         if not plain(residual, gradient):
             return reference.select_layers(residual, gradient, offsets, k, hints)
-        offsets, k = np.ascontiguousarray(offsets, dtype=np.int64), np.ascontiguousarray(k, dtype=np.int64)
+        offsets, k = (
+            np.ascontiguousarray(offsets, dtype=np.int64),
+            np.ascontiguousarray(k, dtype=np.int64),
+        )
         hints = np.ascontiguousarray(hints, dtype=np.float64)
         if not offsets.size - 1 == k.size == hints.size:
-            raise ValueError(f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}")
-        index, values, thresholds, heads = choose_layers(residual, gradient, offsets, k, hints, expected)
+            raise ValueError(
+                f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}"
+            )
+        index, values, thresholds, heads = choose_layers(
+            residual, gradient, offsets, k, hints, expected
+        )
         if expected is None:  # nobody will ask where a head's values lie
             heads = [head._replace(places=_NO_PLACES) for head in heads]
         return index, values, thresholds, heads
 
-    def select(self, residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:
+    def select(
+        self, residual: Vector, gradient: Vector, k: int, hint: float
+    ) -> tuple[Index, Vector, float]:
         """See `reference.ops.select`."""
         index, values, thresholds, _ = self.select_layers(
-            residual, gradient, np.array([0, residual.size]), np.array([k]), np.array([hint], dtype=np.float64)
+            residual,
+            gradient,
+            np.array([0, residual.size]),
+            np.array([k]),
+            np.array([hint], dtype=np.float64),
         )
         return index, values, float(thresholds[0])
 
@@ -63,7 +81,9 @@ class Ops(base.Ops):
         """See `reference.ops.top_k`."""
         if not plain(v):
             return reference.top_k(v, k)
-        index, values, _, _ = choose_layers(v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1))
+        index, values, _, _ = choose_layers(
+            v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1)
+        )
         return index, values
 
     def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
@@ -73,7 +93,9 @@ class Ops(base.Ops):
             found = choose_rest(v, offsets, heads, k) or self._all_of_rest(v, offsets, heads, k)
         return reference.top_k_of_rest(v, offsets, heads, k) if found is None else found
 
-    def _all_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:
+    def _all_of_rest(
+        self, v: Vector, offsets: Index, heads: Sequence[Head], k: int
+    ) -> Selection | None:
         """`top_k_of_rest` by a search in all of v, in which zeros stand for what was chosen.
 
         None where a zero would be chosen.
@@ -140,7 +162,9 @@ class Ops(base.Ops):
             _scatter_threads(target, index, values, np.float32(-1), threads)
 
     def l2_norm(self, v: Vector) -> float:
-        """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy of v."""
+        """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy of
+        v.
+        """
         return math.sqrt(_sum_of_squares(v)) if plain(v) and v.size else reference.l2_norm(v)
 
     def sgd_update(
@@ -153,11 +177,19 @@ class Ops(base.Ops):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        """See `reference.ops.sgd_update`: one pass, each operation rounded to float32, without temporaries."""
-        if not plain(weights, momentum, update) or not weights.shape == momentum.shape == update.shape:
+        """See `reference.ops.sgd_update`: one pass, each operation rounded to float32, without
+        temporaries.
+        """
+        if (
+            not plain(weights, momentum, update)
+            or not weights.shape == momentum.shape == update.shape
+        ):
             reference.sgd_update(weights, momentum, update, lr, mu, weight_decay, nesterov)
             return
-        factors, threads = (np.float32(lr), np.float32(mu), np.float32(weight_decay)), threads_for(weights.size)
+        factors, threads = (
+            (np.float32(lr), np.float32(mu), np.float32(weight_decay)),
+            threads_for(weights.size),
+        )
         if threads == 1:
             _sgd(weights, momentum, update, *factors, nesterov)
         else:
@@ -183,10 +215,15 @@ class Ops(base.Ops):
 
 
 def _entries(target: Vector, index: Index, values: Vector) -> bool:
-    return plain(target, values) and index.dtype == np.int64 and index.flags.c_contiguous and index.size == values.size
+    return (
+        plain(target, values)
+        and index.dtype == np.int64
+        and index.flags.c_contiguous
+        and index.size == values.size
+    )
 
 
-# Compiled -----------------------------------------------------------------------------------------------------------------
+# Compiled -----------------------------------------------------------------------------------------
 
 
 @njit(nogil=True)
@@ -230,7 +267,9 @@ def _scatter_threads(target, index, values, sign, threads):
 
 @njit(nogil=True)
 def _sum_of_squares(v):
-    """numpy's pairwise summation: halves, a multiple of 8 long, down to 128 values, which eight sums share."""
+    """numpy's pairwise summation: halves, a multiple of 8 long, down to 128 values, which eight
+    sums share.
+    """
     n = v.size
     if n > 128:
         half = n // 2 - n // 2 % 8
@@ -240,7 +279,9 @@ def _sum_of_squares(v):
     for i in range(0, whole, 8):
         for j in range(8):
             sums[j] += np.float64(v[i + j]) * np.float64(v[i + j])
-    total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+    total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + (
+        (sums[4] + sums[5]) + (sums[6] + sums[7])
+    )
     for i in range(whole, n):
         total += np.float64(v[i]) * np.float64(v[i])
     return total

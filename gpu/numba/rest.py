@@ -1,4 +1,6 @@
-"""The choice among what a selection has left: from its heads, and where these do not reach, from layers."""
+"""The choice among what a selection has left: from its heads, and where these do not reach, from
+layers.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,12 @@ from reference.ops import Head, Index, Selection, Vector
 
 @njit(nogil=True)
 def _unchosen(places, bits, chosen, threshold, origin, index, left):
-    """Write a head's entries that were not chosen; the threshold is the chosen ones', as bits. Returns how many there are.
+    """Write a head's entries that were not chosen; the threshold is the chosen ones', as bits.
 
-    Every entry is written, and the next one over it unless it counts: index and left hold one more than there may be.
+    Returns how many there are.
+
+    Every entry is written, and the next one over it unless it counts: index and left hold one more
+    than there may be.
     """
     ties, count = chosen - count_from(bits, threshold + np.int32(1)), 0
     for i in range(bits.size):
@@ -38,19 +43,27 @@ def _rest_of(heads: Sequence[Head], offsets: Index) -> tuple[Index, Bits]:
     for head, origin in zip(heads, offsets, strict=False):
         if head.values.size > head.chosen:
             threshold, bits = np.float32(head.threshold).view(np.int32), head.values.view(np.int32)
-            count += _unchosen(head.places, bits, head.chosen, threshold, origin, index[count:], left[count:])
+            count += _unchosen(
+                head.places, bits, head.chosen, threshold, origin, index[count:], left[count:]
+            )
     return index[:count], left[:count]
 
 
 def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection | None:
-    """`top_k_of_rest` from the heads, and from those layers anew whose head might not hold all; None where that is no way."""
+    """`top_k_of_rest` from the heads, and from those layers anew whose head might not hold all;
+    None where that is no way.
+    """
     index, left = _rest_of(heads, offsets)
     if left.size < k or not (cut := int(kth(left, k, np.int32(0), MAGNITUDE))):
         return None
-    least = float(np.int32(cut).view(np.float32))  # with more entries the k-th largest is no smaller
+    least = float(
+        np.int32(cut).view(np.float32)
+    )  # with more entries the k-th largest is no smaller
     if any(head.floor >= least for head in heads):
         layers = (v[start:stop] for start, stop in pairwise(offsets))
-        heads = [_down_to(head, layer, cut, least, k) for head, layer in zip(heads, layers, strict=True)]
+        heads = [
+            _down_to(head, layer, cut, least, k) for head, layer in zip(heads, layers, strict=True)
+        ]
         index, left = _rest_of(heads, offsets)
         cut = int(kth(left, k, np.int32(0), MAGNITUDE))
     chosen, values = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
@@ -59,7 +72,8 @@ def choose_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Sel
 
 
 def _down_to(head: Head, v: Vector, cut: int, least: float, k: int) -> Head:
-    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut: k or fewer that were not chosen.
+    """A head that holds all of v (n) whose magnitude reaches `least`, whose bits are the cut: k or
+    fewer that were not chosen.
 
     The chosen ones are among them: a head's floor is below its threshold or equal.
     """
@@ -72,10 +86,18 @@ def _down_to(head: Head, v: Vector, cut: int, least: float, k: int) -> Head:
 
 
 def _collect(v: Vector, cut: int, expected: int) -> tuple[Places, Bits]:
-    """Places and bits of the values whose magnitude reaches the cut: in one pass, where there are not many more than expected."""
-    offsets, ends, none = np.array([0, v.size]), np.zeros(2, dtype=np.int64), np.empty(0, dtype=np.int64)
+    """Places and bits of the values whose magnitude reaches the cut: in one pass, where there are
+    not many more than expected.
+    """
+    offsets, ends, none = (
+        np.array([0, v.size]),
+        np.zeros(2, dtype=np.int64),
+        np.empty(0, dtype=np.int64),
+    )
     cuts, room = np.array([cut], dtype=np.int32), np.array([expected + SLACK])
-    _, places, found, summary = sweep_layers(v, NOTHING, offsets, ends, cuts, room, none, NOTHING, np.zeros(1, dtype=np.int32))
+    _, places, found, summary = sweep_layers(
+        v, NOTHING, offsets, ends, cuts, room, none, NOTHING, np.zeros(1, dtype=np.int32)
+    )
     at, count = summary[0].tolist()
     if count >= 0:
         return places[at : at + count], found[at : at + count]

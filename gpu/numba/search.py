@@ -1,4 +1,6 @@
-"""The search in all of a layer, where no cut is known: histograms of the magnitudes' bits, coarse to fine."""
+"""The search in all of a layer, where no cut is known: histograms of the magnitudes' bits, coarse
+to fine.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from numba import prange
 from numpy.typing import NDArray
 
 from gpu.numba.cache import njit
-from gpu.numba.magnitudes import count_from, emit, emit_found, kth, largest_magnitude, plain, threads_for
+from gpu.numba.magnitudes import (
+    count_from,
+    emit,
+    emit_found,
+    kth,
+    largest_magnitude,
+    plain,
+    threads_for,
+)
 from gpu.numba.sweep import COMMON, INFINITE, MAGNITUDE, Bits, sweep, tile_marks
 from reference import ops as reference
 from reference.ops import Index, Vector
@@ -17,7 +27,10 @@ SMALL = 1 << 15
 ROOM = 3
 """Found a layer has room for: ROOM·k + SLACK. With more the hint was of no use."""
 LEVELS = ((20, 11), (10, 10), (0, 10))
-"""The histograms of a search, coarse to fine: lowest bit looked at, and how many bits. Together the 31 bits of a magnitude."""
+"""The histograms of a search, coarse to fine: lowest bit looked at, and how many bits.
+
+Together the 31 bits of a magnitude.
+"""
 
 Places = NDArray[np.uint32]
 """Found' places in their layer."""
@@ -25,7 +38,8 @@ Places = NDArray[np.uint32]
 
 @njit(nogil=True)
 def _histogram_share(bits, prefix, shift, width, counts):
-    """Add to counts (2^width) the next `width` bits, from bit `shift` on, of each magnitude that begins with the prefix.
+    """Add to counts (2^width) the next `width` bits, from bit `shift` on, of each magnitude that
+    begins with the prefix.
 
     Two tables take turns: counting the same bucket twice in a row would wait for memory.
     """
@@ -53,9 +67,11 @@ def _histogram(bits, prefix, shift, width, threads):
 
 
 def narrow(bits: Bits, k: int, enough: int, threads: int) -> tuple[int, NDArray[np.int64], bool]:
-    """A cut that at least k magnitudes reach, and at most `enough` if possible: (cut, how many in each thread's share, exact).
+    """A cut that at least k magnitudes reach, and at most `enough` if possible: (cut, how many in
+    each thread's share, exact).
 
-    An exact cut is the k-th largest magnitude itself, which a higher one replaces as soon as few enough reach it.
+    An exact cut is the k-th largest magnitude itself, which a higher one replaces as soon as few
+    enough reach it.
     """
     cut, above = 0, np.zeros(threads, dtype=np.int64)
     reach = above
@@ -75,13 +91,17 @@ def _count_threads(bits, cut, threads):
     """How many magnitudes of each thread's equal share reach the cut: int64 (threads)."""
     counts = np.zeros(threads, dtype=np.int64)
     for thread in prange(threads):
-        counts[thread] = count_from(bits[bits.size * thread // threads : bits.size * (thread + 1) // threads], cut)
+        counts[thread] = count_from(
+            bits[bits.size * thread // threads : bits.size * (thread + 1) // threads], cut
+        )
     return counts
 
 
 @njit(nogil=True, parallel=True)
 def _collect_threads(v, bits, cut, starts, places, found):
-    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and COMMON more."""
+    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and
+    COMMON more.
+    """
     threads = starts.size - 1
     for thread in prange(threads):
         first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
@@ -92,20 +112,30 @@ def _collect_threads(v, bits, cut, starts, places, found):
 def reach_of(v: Vector, cut: int) -> NDArray[np.int64]:
     """How many values of each thread's equal share of v (n) reach the cut (threads)."""
     bits, threads = v.view(np.int32), threads_for(v.size)
-    return np.array([count_from(bits, np.int32(cut))]) if threads == 1 else _count_threads(bits, np.int32(cut), threads)
+    return (
+        np.array([count_from(bits, np.int32(cut))])
+        if threads == 1
+        else _count_threads(bits, np.int32(cut), threads)
+    )
 
 
 def collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[Places, Bits]:
-    """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being their number in each share."""
+    """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being
+    their number in each share.
+    """
     starts = np.concatenate([[0], np.cumsum(reach + COMMON)])
     places, found = np.empty(starts[-1], dtype=np.uint32), np.empty(starts[-1], dtype=np.int32)
     _collect_threads(v, v.view(np.int32), np.int32(cut), starts, places, found)
     inside = [slice(start, start + count) for start, count in zip(starts[:-1], reach, strict=True)]
-    return np.concatenate([places[part] for part in inside]), np.concatenate([found[part] for part in inside])
+    return np.concatenate([places[part] for part in inside]), np.concatenate(
+        [found[part] for part in inside]
+    )
 
 
 def choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: Vector) -> int:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold's magnitude."""
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold's
+    magnitude.
+    """
     bits, threads = v.view(np.int32), threads_for(v.size)
     cut, reach, exact = narrow(bits, k, ROOM * k + SMALL, threads)
     if exact:  # so many ties that collecting them all would fill the memory
@@ -117,7 +147,7 @@ def choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: Ve
     return int(threshold)
 
 
-# What the backend's modules call -------------------------------------------------------------------------------------------
+# What the backend's modules call ------------------------------------------------------------------
 
 
 @njit(nogil=True, parallel=True)
@@ -125,15 +155,21 @@ def largest_magnitude_threads(bits, threads):
     """`largest_magnitude` on several threads."""
     largest = np.zeros(threads, dtype=np.int32)
     for thread in prange(threads):
-        largest[thread] = largest_magnitude(bits[bits.size * thread // threads : bits.size * (thread + 1) // threads])
+        largest[thread] = largest_magnitude(
+            bits[bits.size * thread // threads : bits.size * (thread + 1) // threads]
+        )
     return largest.max()
 
 
 def kth_magnitude(v: Vector, k: int) -> int:
-    """The bits of the k-th largest magnitude of v (n), 1 <= k <= n; NaN counts as larger than infinity."""
+    """The bits of the k-th largest magnitude of v (n), 1 <= k <= n; NaN counts as larger than
+    infinity.
+    """
     bits, threads = v.view(np.int32), threads_for(v.size)
     if k == 1:
-        return int(largest_magnitude(bits) if threads == 1 else largest_magnitude_threads(bits, threads))
+        return int(
+            largest_magnitude(bits) if threads == 1 else largest_magnitude_threads(bits, threads)
+        )
     if v.size <= SMALL:
         return int(kth(bits, k, np.int32(0), MAGNITUDE))
     return narrow(bits, k, 0, threads)[0]
@@ -147,13 +183,19 @@ def kth_largest(v: Vector, k: int) -> float:
 
 
 def values_from(v: Vector, cut: int, room: int) -> Vector | None:
-    """The values of v (n) whose magnitude's bits reach the cut, in order; None where they exceed the room."""
+    """The values of v (n) whose magnitude's bits reach the cut, in order; None where they exceed
+    the room.
+    """
     reach = reach_of(v, cut)
     return None if reach.sum() > room else collect_exactly(v, cut, reach)[1].view(np.float32)
 
 
-def add_histogram(v: Vector, prefix: int, shift: int, width: int, counts: NDArray[np.int64]) -> None:
-    """Add to counts (2^width) how often each `width` bits from bit `shift` on occur in magnitudes that begin with the prefix."""
+def add_histogram(
+    v: Vector, prefix: int, shift: int, width: int, counts: NDArray[np.int64]
+) -> None:
+    """Add to counts (2^width) how often each `width` bits from bit `shift` on occur in magnitudes
+    that begin with the prefix.
+    """
     threads = threads_for(v.size)
     if threads == 1:
         _histogram_share(v.view(np.int32), np.int32(prefix), shift, width, counts)

@@ -1,11 +1,12 @@
 """The choice of the k largest of each layer on CPU threads: what `select_layers` comes to.
 
-A step goes over the values once (`gpu.numba.sweep`), which leaves the candidates: the values whose magnitude reaches the layer's
-cut. That lies a little below last step's threshold (the hint), or without one is guessed from a sample, so that somewhat more
-than k candidates remain, among which the choice is exact (`gpu.numba.magnitudes`). Where the cut was no good, the candidates are
-too few or too many, and the layer is searched afresh: a small one by bisection, a large one with a cut from a sample, and where
-that fails too, from histograms of all its magnitudes (`gpu.numba.search`). Neither the hint nor the number of threads changes a
-result.
+A step goes over the values once (`gpu.numba.sweep`), which leaves the candidates: the values whose
+magnitude reaches the layer's cut. That lies a little below last step's threshold (the hint), or
+without one is guessed from a sample, so that somewhat more than k candidates remain, among which
+the choice is exact (`gpu.numba.magnitudes`). Where the cut was no good, the candidates are too few
+or too many, and the layer is searched afresh: a small one by bisection, a large one with a cut from
+a sample, and where that fails too, from histograms of all its magnitudes (`gpu.numba.search`).
+Neither the hint nor the number of threads changes a result.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from gpu.numba.words import LINE
 from reference.ops import Head, Index, NonFiniteError, Vector
 
 MARGIN, WIDE, SPREAD = 0.02, 0.04, 0.5
-"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of random values varies. Where more
-than what is chosen may be asked for later, WIDE + SPREAD/√k below: to find that afresh costs more than candidates do."""
+"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of
+random values varies. Where more than what is chosen may be asked for later, WIDE + SPREAD/√k below:
+to find that afresh costs more than candidates do."""
 DENSE = 8
 """From k = n/DENSE on candidates save nothing: the histogram alone decides."""
 SAMPLE = 1 << 16
@@ -37,12 +39,14 @@ Found = tuple[bool, Places, Bits, Counts]
 """What the pass leaves: whether all is finite, candidates' places and bits, and whose they are."""
 
 
-# Compiled -----------------------------------------------------------------------------------------------------------------
+# Compiled -----------------------------------------------------------------------------------------
 
 
 @njit(nogil=True)
 def cuts_of(v, gradient, offsets, k, hints, margin):
-    """Each layer's cut and its room for candidates, of which k are wanted; infinity and no room where there shall be none."""
+    """Each layer's cut and its room for candidates, of which k are wanted; infinity and no room
+    where there shall be none.
+    """
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
         first, stop = offsets[layer], offsets[layer + 1]
@@ -61,7 +65,8 @@ def cuts_of(v, gradient, offsets, k, hints, margin):
 
 @njit(nogil=True)
 def guess_cut(v, gradient, k):
-    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach once the gradient is added.
+    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach once the
+    gradient is added.
 
     At most INFINITE, whatever is in the sample; an empty gradient adds nothing.
     """
@@ -77,8 +82,13 @@ def guess_cut(v, gradient, k):
 
 
 @njit(nogil=True)
-def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds):
-    """One thread's layers: the exact choice. A layer that must be searched afresh keeps −1 as its threshold's magnitude."""
+def _choose_share(
+    thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds
+):
+    """One thread's layers: the exact choice.
+
+    A layer that must be searched afresh keeps −1 as its threshold's magnitude.
+    """
     for layer in range(thread, cuts.size, threads):
         first, stop, begin, end = offsets[layer], offsets[layer + 1], ends[layer], ends[layer + 1]
         k, place, last = end - begin, summary[layer, 0], summary[layer, 0] + summary[layer, 1]
@@ -87,12 +97,29 @@ def _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, 
         elif last - place >= k:
             own = found[place:last]
             thresholds[layer] = kth(own, k, cuts[layer], largest_magnitude(own))
-            emit_found(places[place:last], own, k, thresholds[layer], first, index[begin:end], values[begin:end])
+            emit_found(
+                places[place:last],
+                own,
+                k,
+                thresholds[layer],
+                first,
+                index[begin:end],
+                values[begin:end],
+            )
         elif stop - first <= SMALL:
             own = bits[first:stop]
             thresholds[layer] = kth(own, k, 0, largest_magnitude(own))
             above = count_from(own, thresholds[layer] + np.int32(1))
-            emit(v[first:stop], own, k, thresholds[layer], above, first, index[begin:end], values[begin:end])
+            emit(
+                v[first:stop],
+                own,
+                k,
+                thresholds[layer],
+                above,
+                first,
+                index[begin:end],
+                values[begin:end],
+            )
 
 
 @njit(nogil=True)
@@ -102,7 +129,9 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
     sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite)
     summary = gather(parts, counts, places, found, cuts.size)
     if finite.all():
-        _choose_share(0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+        _choose_share(
+            0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds
+        )
     return finite.all(), places, found, summary
 
 
@@ -110,20 +139,37 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
 
-    Returns whether all are finite, the candidates' places and bits, and the summary of `gather` that says which are whose.
+    Returns whether all are finite, the candidates' places and bits, and the summary of `gather`
+    that says which are whose.
     """
     places, found, counts, finite = scratch(parts)
     threads = starts.size - 1
     for thread in prange(threads):
-        sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite)
+        sweep_share(
+            thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite
+        )
     summary = gather(parts, counts, places, found, cuts.size)
     if finite.all():
         for thread in prange(threads):
-            _choose_share(thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds)
+            _choose_share(
+                thread,
+                threads,
+                v,
+                bits,
+                offsets,
+                ends,
+                cuts,
+                places,
+                found,
+                summary,
+                index,
+                values,
+                thresholds,
+            )
     return finite.all(), places, found, summary
 
 
-# Called -------------------------------------------------------------------------------------------------------------------
+# Called -------------------------------------------------------------------------------------------
 
 
 def choose_layers(
@@ -143,13 +189,17 @@ def choose_layers(
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
     cuts, room = cuts_of(v, gradient, offsets, wanted, hints, margin)
-    finite, places, found, summary = sweep_layers(v, gradient, offsets, ends, cuts, room, index, values, thresholds)
+    finite, places, found, summary = sweep_layers(
+        v, gradient, offsets, ends, cuts, room, index, values, thresholds
+    )
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
     heads = _heads(v, offsets, k, cuts, places, found, summary)
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
-        thresholds[layer], heads[layer] = _choose_large(own, int(k[layer]), int(wanted[layer]), index[out], values[out])
+        thresholds[layer], heads[layer] = _choose_large(
+            own, int(k[layer]), int(wanted[layer]), index[out], values[out]
+        )
         index[out] += offsets[layer]
     exact = thresholds.view(np.float32).astype(np.float64)
     heads = [head._replace(threshold=t) for head, t in zip(heads, exact.tolist(), strict=True)]
@@ -159,17 +209,24 @@ def choose_layers(
 def _heads(
     v: Vector, offsets: Index, k: Index, cuts: Bits, places: Places, found: Bits, summary: Counts
 ) -> list[Head]:
-    """Each layer's candidates; of a small layer that has too few all there is. Thresholds are still to come."""
+    """Each layer's candidates; of a small layer that has too few all there is.
+
+    Thresholds are still to come.
+    """
     heads, candidates = [], found.view(np.float32)
     below = np.where(cuts > 0, np.maximum(cuts - 1, 0).view(np.float32), np.float32(-1))
     floors = below.astype(np.float64).tolist()  # whatever reaches the cut is a candidate
     bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    for kl, floor, (start, stop), (at, count) in zip(k.tolist(), floors, bounds, summary.tolist(), strict=True):
+    for kl, floor, (start, stop), (at, count) in zip(
+        k.tolist(), floors, bounds, summary.tolist(), strict=True
+    ):
         if count < max(kl, 1) and stop - start <= SMALL:
             heads.append(whole(v[start:stop], kl))
         else:  # with fewer than k the layer is still to be searched afresh
             own = slice(at, at + max(count, 0))
-            heads.append(Head(places[own], candidates[own], kl, math.nan, math.inf if count < 0 else floor))
+            heads.append(
+                Head(places[own], candidates[own], kl, math.nan, math.inf if count < 0 else floor)
+            )
     return heads
 
 
@@ -193,11 +250,16 @@ def sweep_layers(
     threads = threads_for(int(offsets[-1] - offsets[0]))
     parts, starts = plan(offsets, room, threads)
     step = _step if threads == 1 else _step_threads
-    return step(v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds)
+    return step(
+        v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds
+    )
 
 
-def _choose_large(v: Vector, k: int, expected: int, index: Index, values: Vector) -> tuple[int, Head]:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that more than `expected` reach.
+def _choose_large(
+    v: Vector, k: int, expected: int, index: Index, values: Vector
+) -> tuple[int, Head]:
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that more
+    than `expected` reach.
 
     Returns the threshold's magnitude and a head, whose threshold is still to come.
     """
@@ -205,8 +267,12 @@ def _choose_large(v: Vector, k: int, expected: int, index: Index, values: Vector
         cuts = np.array([guess_cut(v, NOTHING, expected)], dtype=np.int32)
         room, exact = np.array([ROOM * expected + SLACK]), np.array([-1], dtype=np.int32)
         offsets, ends = np.array([0, v.size]), np.array([0, k])
-        _, places, found, summary = sweep_layers(v, NOTHING, offsets, ends, cuts, room, index, values, exact)
+        _, places, found, summary = sweep_layers(
+            v, NOTHING, offsets, ends, cuts, room, index, values, exact
+        )
         if exact[0] >= 0:
             return int(exact[0]), _heads(v, offsets, ends[1:], cuts, places, found, summary)[0]
     threshold = choose_by_histogram(v, k, 0, index, values)
-    return threshold, Head(index.copy(), values, k, math.nan, float(np.int32(threshold).view(np.float32)))
+    return threshold, Head(
+        index.copy(), values, k, math.nan, float(np.int32(threshold).view(np.float32))
+    )

@@ -1,13 +1,13 @@
 """The one pass over all values: accumulate, and collect the candidates of each layer.
 
-Candidates are the values whose magnitude reaches their layer's cut. Each thread takes an equal share of
-the values, tile by tile. First the tile's gradient is added, and each 64 sums are compared with the cut
-while they are in registers: that gives a word of marks, and words with a mark are listed. Then, the
-tile still being in the fastest cache, the marked values are written out. Neither part has a branch that
-depends on the values and is often guessed wrong.
+Candidates are the values whose magnitude reaches their layer's cut. Each thread takes an equal
+share of the values, tile by tile. First the tile's gradient is added, and each 64 sums are compared
+with the cut while they are in registers: that gives a word of marks, and words with a mark are
+listed. Then, the tile still being in the fastest cache, the marked values are written out. Neither
+part has a branch that depends on the values and is often guessed wrong.
 
-NaN and infinity reach every cut, as none is above infinity. So they are found among the candidates, and
-no value need be looked at for them alone.
+NaN and infinity reach every cut, as none is above infinity. So they are found among the candidates,
+and no value need be looked at for them alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ INFINITE = np.int32(0x7F800000)
 TILE = 64 * WORD
 """Values of a tile: with their gradient few enough for the fastest cache."""
 COMMON = 4
-"""So many marks a word are written whether they are there or not; places hold as many more than they may be asked to."""
+"""So many marks a word are written whether they are there or not; places hold as many more than
+they may be asked to.
+"""
 SLACK = 256
 """Candidates that a part has room for beyond its share of its layer's."""
 
@@ -40,9 +42,9 @@ def sweep(v, bits, gradient, start, stop, cut, places, found, marks):
     """Accumulate v[start:stop] and collect what reaches the cut, which is at most INFINITE.
 
     `gradient` is as long as v, or empty to accumulate nothing; `bits` are v's; `marks` is what
-    `tile_marks` gives. Positions go to `places` and bits to `found`, of equal length and COMMON longer
-    than what they may hold. Returns how many reach the cut, or one more than there is room for, and
-    whether all of v[start:stop] is finite.
+    `tile_marks` gives. Positions go to `places` and bits to `found`, of equal length and COMMON
+    longer than what they may hold. Returns how many reach the cut, or one more than there is room
+    for, and whether all of v[start:stop] is finite.
     """
     count, room, over, finite = 0, max(0, places.size - COMMON), False, True
     for first in range(start, stop, TILE):
@@ -59,13 +61,18 @@ def sweep(v, bits, gradient, start, stop, cut, places, found, marks):
 
 @njit(nogil=True)
 def tile_marks():
-    """Memory for a tile's listed words, and for the places of their first values: two uint64 (words of a tile)."""
+    """Memory for a tile's listed words, and for the places of their first values: two uint64 (words
+    of a tile).
+    """
     return np.empty(TILE // WORD, dtype=np.uint64), np.empty(TILE // WORD, dtype=np.uint64)
 
 
 @njit(nogil=True, forceinline=True)
 def _mark_tile(v, bits, gradient, first, last, cut, marks):
-    """Accumulate v[first:last]; list in `marks` which values reach the cut. Returns how many words have any."""
+    """Accumulate v[first:last]; list in `marks` which values reach the cut.
+
+    Returns how many words have any.
+    """
     words, places = marks
     listed, rest = np.uint64(0), last - (last - first) % WORD
     if gradient.size:
@@ -107,10 +114,12 @@ def _total(words):
 
 @njit(nogil=True, forceinline=True)
 def _write(bits, marks, listed, places, found, count):
-    """Append the listed words' values to places and found, which hold `count` entries. Returns the new count.
+    """Append the listed words' values to places and found, which hold `count` entries.
 
-    The common number of marks is always written; the next word's go over what was too much. Unsigned positions, as numba tests
-    signed ones for counting from the end.
+    Returns the new count.
+
+    The common number of marks is always written; the next word's go over what was too much.
+    Unsigned positions, as numba tests signed ones for counting from the end.
     """
     at, (words, firsts) = np.uint64(count), marks
     for one in range(np.uint64(listed)):
@@ -140,17 +149,21 @@ def _all_finite(bits):
     return largest < INFINITE
 
 
-# All layers of a call -------------------------------------------------------------------------------------------------------
+# All layers of a call -----------------------------------------------------------------------------
 
 
 @njit(nogil=True)
 def plan(offsets, room, threads):
-    """Equal shares of the values for all threads, cut at layers: what each part is, and where each thread's parts begin.
+    """Equal shares of the values for all threads, cut at layers: what each part is, and where each
+    thread's parts begin.
 
-    Returns parts int64 (p, 5): layer, first value, last value + 1, first place for candidates, number of places; p <= layers +
-    threads. Then starts int64 (threads + 1).
+    Returns parts int64 (p, 5): layer, first value, last value + 1, first place for candidates,
+    number of places; p <= layers + threads. Then starts int64 (threads + 1).
     """
-    parts, starts = np.zeros((room.size + threads, 5), dtype=np.int64), np.zeros(threads + 1, dtype=np.int64)
+    parts, starts = (
+        np.zeros((room.size + threads, 5), dtype=np.int64),
+        np.zeros(threads + 1, dtype=np.int64),
+    )
     begin, total = offsets[0], offsets[-1] - offsets[0]
     count, layer, place = 0, 0, 0
     for thread in range(threads):
@@ -177,7 +190,9 @@ def scratch(parts):
 
 
 @njit(nogil=True)
-def sweep_share(thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite):
+def sweep_share(
+    thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite
+):
     """One thread's parts: `sweep` each, positions counted within the layer."""
     marks = tile_marks()
     for part in range(starts[thread], starts[thread + 1]):

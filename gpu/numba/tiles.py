@@ -1,8 +1,10 @@
-"""Tiles: sums of products that stay in vector registers through a whole loop, for numba's compiled functions.
+"""Tiles: sums of products that stay in vector registers through a whole loop, for numba's compiled
+functions.
 
-LLVM vectorises the innermost of nested loops alone, and would load and store the sums at every step of it. Here the vectors are
-written out in LLVM's own language: a tile is ROWS * columns vectors of sums, and one step of its loop loads `ROWS` and `columns`
-factors and adds all their products. `COLUMNS` of them fill the registers: 4 * 6 of 32 with AVX-512, 4 * 3 of 16 without.
+LLVM vectorises the innermost of nested loops alone, and would load and store the sums at every step
+of it. Here the vectors are written out in LLVM's own language: a tile is ROWS * columns vectors of
+sums, and one step of its loop loads `ROWS` and `columns` factors and adds all their products.
+`COLUMNS` of them fill the registers: 4 * 6 of 32 with AVX-512, 4 * 3 of 16 without.
 
 The places that a tile reads and writes are not checked against the arrays' bounds.
 """
@@ -18,7 +20,9 @@ from numba.extending import intrinsic
 
 from gpu.numba.cache import target
 
-_FEATURES = target()[2].split(",")  # of the processor that numba compiles for, which need not be this one
+_FEATURES = target()[2].split(
+    ","
+)  # of the processor that numba compiles for, which need not be this one
 _WIDE = "+avx512f" in _FEATURES
 BYTES = 64 if _WIDE else 32 if "+avx" in _FEATURES else 16  # of a vector
 ROWS, COLUMNS = 4, 6 if _WIDE else 3
@@ -32,7 +36,9 @@ class _Tile:
         self.builder, self.itemsize, self.lanes = builder, itemsize, BYTES // itemsize
         self.vector = ir.VectorType(value, self.lanes)
         zero = ir.Constant(self.vector, None)
-        self.sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(columns)] for _ in range(ROWS)]
+        self.sums = [
+            [cgutils.alloca_once_value(builder, zero) for _ in range(columns)] for _ in range(ROWS)
+        ]
 
     def at(self, values: ir.Value, vector: int = 0) -> ir.Value:
         """Return a pointer to so many vectors after `values`."""
@@ -47,22 +53,30 @@ class _Tile:
         """Return a vector of one value in every place."""
         none = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(none, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
+        return self.builder.shuffle_vector(
+            first, none, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        )
 
     def add_products(self, rows: list[ir.Value], columns: list[ir.Value]) -> None:
         """Add the product of every row's and every column's vector to its sums."""
         for j, column in enumerate(columns):
             for i, row in enumerate(rows):
                 product = self.builder.fmul(row, column, flags=["contract"])
-                total = self.builder.fadd(self.builder.load(self.sums[i][j]), product, flags=["contract"])
+                total = self.builder.fadd(
+                    self.builder.load(self.sums[i][j]), product, flags=["contract"]
+                )
                 self.builder.store(total, self.sums[i][j])
 
     def total(self, i: int, j: int) -> ir.Value:
         """Return the sum over the places of one vector of sums."""
         value = self.vector.element
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.itemsize}"
-        reduce = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(value, [value, self.vector]), name)
-        return self.builder.call(reduce, [value(-0.0), self.builder.load(self.sums[i][j])], fastmath=["reassoc"])
+        reduce = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(value, [value, self.vector]), name
+        )
+        return self.builder.call(
+            reduce, [value(-0.0), self.builder.load(self.sums[i][j])], fastmath=["reassoc"]
+        )
 
 
 def _int(value: int) -> ir.Constant:
@@ -80,13 +94,26 @@ def _correlate_tile(vectors: int) -> Callable[..., None]:
         """
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            x, offsets, w, sums = (context.make_array(signature.args[n])(context, builder, args[n]) for n in (0, 2, 3, 4))
+            x, offsets, w, sums = (
+                context.make_array(signature.args[n])(context, builder, args[n])
+                for n in (0, 2, 3, 4)
+            )
             place, places = args[1], builder.extract_value(sums.shape, 1)
-            tile = _Tile(builder, context.get_value_type(signature.args[0].dtype), signature.args[0].dtype.bitwidth // 8, vectors)
+            tile = _Tile(
+                builder,
+                context.get_value_type(signature.args[0].dtype),
+                signature.args[0].dtype.bitwidth // 8,
+                vectors,
+            )
             with cgutils.for_range(builder, offsets.nitems) as taps:
-                start = builder.gep(x.data, [builder.add(place, builder.load(builder.gep(offsets.data, [taps.index])))])
+                start = builder.gep(
+                    x.data,
+                    [builder.add(place, builder.load(builder.gep(offsets.data, [taps.index])))],
+                )
                 weights = builder.gep(w.data, [builder.mul(taps.index, _int(ROWS))])
-                rows = [tile.repeat(builder.load(builder.gep(weights, [_int(i)]))) for i in range(ROWS)]
+                rows = [
+                    tile.repeat(builder.load(builder.gep(weights, [_int(i)]))) for i in range(ROWS)
+                ]
                 tile.add_products(rows, [tile.load(start, j) for j in range(vectors)])
             for i, row in enumerate(tile.sums):
                 target = builder.gep(sums.data, [builder.add(place, builder.mul(places, _int(i)))])
@@ -104,25 +131,48 @@ correlate_narrow = _correlate_tile(1)
 
 
 @intrinsic
-def add_weight_tile(_typing: Any, x: Any, dy: Any, offsets: Any, starts: Any, places: Any, sums: Any) -> Any:
-    """Add to sums[i, j] the products x[n, offsets[j] + p] * dy[n, starts[i] + p], over all n and over p < places.
+def add_weight_tile(
+    _typing: Any, x: Any, dy: Any, offsets: Any, starts: Any, places: Any, sums: Any
+) -> Any:
+    """Add to sums[i, j] the products x[n, offsets[j] + p] * dy[n, starts[i] + p], over all n and
+    over p < places.
 
-    x and dy are [N, values], offsets int64 [COLUMNS], starts int64 [ROWS], sums [ROWS, COLUMNS]; all contiguous.
+    x and dy are [N, values], offsets int64 [COLUMNS], starts int64 [ROWS], sums [ROWS, COLUMNS];
+    all contiguous.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        x, dy, offsets, starts, sums = (context.make_array(signature.args[n])(context, builder, args[n]) for n in (0, 1, 2, 3, 5))
-        tile = _Tile(builder, context.get_value_type(signature.args[0].dtype), signature.args[0].dtype.bitwidth // 8, COLUMNS)
+        x, dy, offsets, starts, sums = (
+            context.make_array(signature.args[n])(context, builder, args[n])
+            for n in (0, 1, 2, 3, 5)
+        )
+        tile = _Tile(
+            builder,
+            context.get_value_type(signature.args[0].dtype),
+            signature.args[0].dtype.bitwidth // 8,
+            COLUMNS,
+        )
         offsets = [builder.load(builder.gep(offsets.data, [_int(j)])) for j in range(COLUMNS)]
         starts = [builder.load(builder.gep(starts.data, [_int(i)])) for i in range(ROWS)]
-        count, *sizes = builder.extract_value(x.shape, 0), *(builder.extract_value(array.shape, 1) for array in (x, dy))
+        count, *sizes = (
+            builder.extract_value(x.shape, 0),
+            *(builder.extract_value(array.shape, 1) for array in (x, dy)),
+        )
         with cgutils.for_range(builder, count) as images:
             starts_of = zip((x, dy), sizes, strict=True)
-            image, slopes = (builder.gep(array.data, [builder.mul(images.index, size)]) for array, size in starts_of)
+            image, slopes = (
+                builder.gep(array.data, [builder.mul(images.index, size)])
+                for array, size in starts_of
+            )
             with cgutils.for_range(builder, builder.udiv(args[4], _int(tile.lanes))) as steps:
                 place = builder.mul(steps.index, _int(tile.lanes))
-                rows = [tile.load(builder.gep(slopes, [builder.add(start, place)])) for start in starts]
-                columns = [tile.load(builder.gep(image, [builder.add(offset, place)])) for offset in offsets]
+                rows = [
+                    tile.load(builder.gep(slopes, [builder.add(start, place)])) for start in starts
+                ]
+                columns = [
+                    tile.load(builder.gep(image, [builder.add(offset, place)]))
+                    for offset in offsets
+                ]
                 tile.add_products(rows, columns)
         for i in range(ROWS):
             for j in range(COLUMNS):

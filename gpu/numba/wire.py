@@ -1,4 +1,6 @@
-"""`reference.wire` for CPU threads, compiled by numba: the same bytes; the indices' code is read and written in one pass."""
+"""`reference.wire` for CPU threads, compiled by numba: the same bytes; the indices' code is read
+and written in one pass.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from reference.wire import (
 )
 
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-"""Multiplied with a power of two, its upper six bits tell which one: 64 windows of a de Bruijn sequence, all different."""
+"""Multiplied with a power of two, its upper six bits tell which one: 64 windows of a de Bruijn
+sequence, all different.
+"""
 WHICH = np.zeros(64, dtype=np.int64)
 for _bit in range(64):
     WHICH[(int(DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
@@ -41,7 +45,9 @@ class Wire(base.Wire):
         low_code, high_code = code[: _words(lows)], code[_words(lows) :]
         _write(np.ascontiguousarray(index, dtype=np.int64), low_bits(n, k), low_code, high_code)
         code_bytes = low_code.view(np.uint8)[:lows], high_code.view(np.uint8)[:highs]
-        return seal(np.concatenate([values_to_bytes(values, value_dtype), *code_bytes]), n, k, value_dtype)
+        return seal(
+            np.concatenate([values_to_bytes(values, value_dtype), *code_bytes]), n, k, value_dtype
+        )
 
     def decode(self, payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Selection:
         """See `reference.wire.decode`."""
@@ -50,7 +56,13 @@ class Wire(base.Wire):
         if not k:
             return index, np.empty(0, dtype=np.float32)
         values, lows, _ = pieces(n, k, value_dtype)
-        if not _read(index, low_bits(n, k), _as_words(body[values : values + lows]), _as_words(body[values + lows :]), n):
+        if not _read(
+            index,
+            low_bits(n, k),
+            _as_words(body[values : values + lows]),
+            _as_words(body[values + lows :]),
+            n,
+        ):
             raise MessageError(DAMAGED)
         return index, bytes_to_values(body[:values], value_dtype)
 
@@ -82,7 +94,10 @@ def _write(index, low, low_code, high_code):
 
 @njit(nogil=True)
 def _read(index, low, low_code, high_code, n):
-    """Fill index (k) from both strings of bits. False unless they hold k indices that ascend within 0..n−1."""
+    """Fill index (k) from both strings of bits.
+
+    False unless they hold k indices that ascend within 0..n−1.
+    """
     mask, width = (np.uint64(1) << np.uint64(low)) - np.uint64(1), np.uint64(low)
     count, last, good = 0, np.int64(-1), True
     for at in range(high_code.size):
@@ -92,10 +107,14 @@ def _read(index, low, low_code, high_code, n):
                 return False
             lowest = word & (~word + np.uint64(1))
             word ^= lowest
-            high = np.uint64(64 * at - count) + np.uint64(WHICH[(lowest * DE_BRUIJN) >> np.uint64(58)])
+            high = np.uint64(64 * at - count) + np.uint64(
+                WHICH[(lowest * DE_BRUIJN) >> np.uint64(58)]
+            )
             bit = np.uint64(count) * width
             place, shift = bit >> np.uint64(6), bit & np.uint64(63)
-            lower = (low_code[place] >> shift) | ((low_code[place + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift))
+            lower = (low_code[place] >> shift) | (
+                (low_code[place + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift)
+            )
             entry = np.int64(high << width | (lower & mask))
             good &= entry > last
             last = entry

@@ -1,8 +1,9 @@
-"""Words of marks: which of 64 values are large, as the bits of one integer, for numba's compiled functions.
+"""Words of marks: which of 64 values are large, as the bits of one integer, for numba's compiled
+functions.
 
 LLVM turns no loop into this by itself. So the comparison of 64 values is written out in LLVM's own
-language; it becomes the vector instructions of whatever processor it is compiled for. Places are not
-checked against the arrays' bounds.
+language; it becomes the vector instructions of whatever processor it is compiled for. Places are
+not checked against the arrays' bounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from numba.extending import intrinsic
 WORD = 64
 """Values of a word."""
 AHEAD, LINE = 1024, 16
-"""How many values ahead memory is asked for, as processors do not by themselves beyond a page; and values of a cache line."""
+"""How many values ahead memory is asked for, as processors do not by themselves beyond a page; and
+values of a cache line.
+"""
 
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), WORD), ir.VectorType(_INT, WORD)
@@ -50,7 +53,9 @@ def add_and_mark(_typing: Any, v: Any, gradient: Any, first: Any, cut: Any) -> A
     return types.uint64(v, gradient, first, cut), generate
 
 
-def _place(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, n: int, first: ir.Value) -> ir.Value:
+def _place(
+    context: Any, builder: ir.IRBuilder, signature: Any, args: Any, n: int, first: ir.Value
+) -> ir.Value:
     """A pointer to value number `first` of the n-th argument."""
     array = context.make_array(signature.args[n])(context, builder, args[n])
     return builder.gep(array.data, [first])
@@ -63,14 +68,18 @@ def _load(builder: ir.IRBuilder, place: ir.Value, write: int) -> ir.Value:
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     for line in range(0, WORD, LINE):
         later = builder.bitcast(builder.gep(place, [_LONG(AHEAD + line)]), byte)
-        builder.call(prefetch, [later, _INT(write), _INT(3), _INT(1)])  # data, to stay in all caches
+        builder.call(
+            prefetch, [later, _INT(write), _INT(3), _INT(1)]
+        )  # data, to stay in all caches
     return builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)
 
 
 def _marks(builder: ir.IRBuilder, values: ir.Value, cut: ir.Value) -> ir.Value:
     """The word of a vector of values."""
     none = ir.Constant(_INTS, ir.Undefined)
-    cuts = builder.shuffle_vector(builder.insert_element(none, cut, _INT(0)), none, ir.Constant(_INTS, None))
+    cuts = builder.shuffle_vector(
+        builder.insert_element(none, cut, _INT(0)), none, ir.Constant(_INTS, None)
+    )
     magnitudes = builder.and_(builder.bitcast(values, _INTS), _MAGNITUDES)
     return builder.bitcast(builder.icmp_signed(">=", magnitudes, cuts), _LONG)
 

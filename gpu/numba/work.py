@@ -1,11 +1,12 @@
-"""How the layers of `gpu.numba.nn` get their work done: compiled functions, threads, scratch memory.
+"""How the layers of `gpu.numba.nn` get their work done: compiled functions, threads, scratch
+memory.
 
-Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of compiled functions, each with
-a BLAS of one thread. Numba's own threads and those of BLAS wait for work by spinning, and would take turns at keeping each other
-off the cores.
+Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of
+compiled functions, each with a BLAS of one thread. Numba's own threads and those of BLAS wait for
+work by spinning, and would take turns at keeping each other off the cores.
 
-No kernel assumes finite numbers: fast math may join a product and a sum and reorder sums, and no more, so NaN and infinity
-come through.
+No kernel assumes finite numbers: fast math may join a product and a sum and reorder sums, and no
+more, so NaN and infinity come through.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from reference.nn import Array, Shape
 compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
-# Threads --------------------------------------------------------------------------------------
+# Threads ------------------------------------------------------------------------------------------
 
 _GRAIN = 1 << 16  # values that are worth the waking of a thread
 
@@ -45,7 +46,9 @@ class _Team:
         self._helpers: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[int], None], parts: int) -> None:
-        """Call work(0) ... work(parts - 1), each once, in any order, with BLAS on one thread; return when all are done."""
+        """Call work(0) ... work(parts - 1), each once, in any order, with BLAS on one thread;
+        return when all are done.
+        """
         threads = _thread_count()
         if min(threads, parts) == 1:
             for part in range(parts):
@@ -77,22 +80,28 @@ _blas = ThreadpoolController().select(user_api="blas")
 
 
 def share_out(work: Callable[[slice], None], count: int, values: int) -> None:
-    """Call work with slices of `count` rows, or channels, or values, `values` numbers of work in all, on the team's threads."""
+    """Call work with slices of `count` rows, or channels, or values, `values` numbers of work in
+    all, on the team's threads.
+    """
     parts = max(1, min(_thread_count(), count, values // _GRAIN))
     team.run(lambda part: work(slice(count * part // parts, count * (part + 1) // parts)), parts)
 
 
-# Memory ---------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------
 
 
 class _Scratch(threading.local):
-    """Memory that outlives a call, so that a step does not fetch fresh pages: one growing buffer per use and dtype."""
+    """Memory that outlives a call, so that a step does not fetch fresh pages: one growing buffer
+    per use and dtype.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def __call__(self, use: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """Return an array whose values are left over from earlier calls; the next call with this `use` takes it back."""
+        """Return an array whose values are left over from earlier calls; the next call with this
+        `use` takes it back.
+        """
         size = int(np.prod(shape))
         buffer = self._buffers.get((use, dtype))
         if buffer is None or buffer.size < size:

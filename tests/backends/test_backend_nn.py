@@ -1,4 +1,5 @@
-"""Every backend's layers against `reference.nn` in float64, whatever the shape, the memory order and the number of threads.
+"""Every backend's layers against `reference.nn` in float64, whatever the shape, the memory order
+and the number of threads.
 
 That names and signatures agree is tested in `test_backends`.
 """
@@ -79,17 +80,25 @@ def rng() -> np.random.Generator:
 
 
 class Twin:
-    """A function of the backend beside that of the reference, with the same numbers, there in float64."""
+    """A function of the backend beside that of the reference, with the same numbers, there in
+    float64.
+    """
 
     def __init__(self, backend: Backend, name: str) -> None:
         self.backend, self.name = backend, name
 
     def __call__(self, *args: Any) -> Any:
-        """Compare all arrays and numbers that come back; return (the backend's result, the reference's)."""
+        """Compare all arrays and numbers that come back; return (the backend's result, the
+        reference's).
+        """
         mine = getattr(self.backend.nn, self.name)(*(self._put(arg) for arg in args))
         theirs = getattr(reference, self.name)(*(self._widen(arg) for arg in args))
         dtype = next(arg.dtype.type for arg in args if isinstance(arg, np.ndarray))
-        pairs = zip(mine, theirs, strict=True) if isinstance(mine, tuple) and isinstance(theirs, tuple) else [(mine, theirs)]
+        pairs = (
+            zip(mine, theirs, strict=True)
+            if isinstance(mine, tuple) and isinstance(theirs, tuple)
+            else [(mine, theirs)]
+        )
         for one, two in pairs:
             if isinstance(two, np.ndarray):
                 self.close(one, two, dtype)
@@ -102,32 +111,53 @@ class Twin:
     def close(self, mine: Array, theirs: Array, dtype: type) -> None:
         mine = self.backend.ops.to_host(mine)
         assert mine.dtype == dtype and mine.shape == theirs.shape
-        assert np.abs(mine - theirs).max(initial=0) <= TOLERANCE[dtype] * np.abs(theirs).max(initial=1e-30)
+        assert np.abs(mine - theirs).max(initial=0) <= TOLERANCE[dtype] * np.abs(theirs).max(
+            initial=1e-30
+        )
 
     def _put(self, arg: Any) -> Any:
         return self.backend.nn.asarray(arg) if isinstance(arg, np.ndarray) else arg
 
     def _widen(self, arg: Any) -> Any:
-        return arg.astype(np.float64) if isinstance(arg, np.ndarray) and arg.dtype.kind == "f" else arg
+        return (
+            arg.astype(np.float64) if isinstance(arg, np.ndarray) and arg.dtype.kind == "f" else arg
+        )
 
 
-def run_backward(backend: Backend, name: str, dy: Array, caches: tuple[Any, Any], *rest: Any) -> None:
+def run_backward(
+    backend: Backend, name: str, dy: Array, caches: tuple[Any, Any], *rest: Any
+) -> None:
     """Compare the backward pass of functions that hand over a cache."""
     twin = Twin(backend, name)
-    mine = getattr(backend.nn, name)(backend.nn.asarray(dy), caches[0], *(twin._put(arg) for arg in rest))
-    theirs = getattr(reference, name)(twin._widen(dy), caches[1], *(twin._widen(arg) for arg in rest))
-    for one, two in zip(*(result if isinstance(result, tuple) else (result,) for result in (mine, theirs)), strict=True):
+    mine = getattr(backend.nn, name)(
+        backend.nn.asarray(dy), caches[0], *(twin._put(arg) for arg in rest)
+    )
+    theirs = getattr(reference, name)(
+        twin._widen(dy), caches[1], *(twin._widen(arg) for arg in rest)
+    )
+    for one, two in zip(
+        *(result if isinstance(result, tuple) else (result,) for result in (mine, theirs)),
+        strict=True,
+    ):
         assert (one is None) == (two is None)
         if two is not None:
             twin.close(one, two, dy.dtype.type)
 
 
-def run_weight_gradients(backend: Backend, kind: str, dy: Array, caches: tuple[Any, Any], w: Array) -> None:
+def run_weight_gradients(
+    backend: Backend, kind: str, dy: Array, caches: tuple[Any, Any], w: Array
+) -> None:
     """Compare what is written over rubbish: dw and db, and dw alone where there is no bias."""
     name, twin = f"{kind}_weight_gradients", Twin(backend, "")
     for biases in (len(w), None) if kind == "conv2d" else (len(w),):
-        rubbish = np.full(w.shape, np.nan, w.dtype), None if biases is None else np.full(biases, np.nan, w.dtype)
-        mine, theirs = [twin._put(array) for array in rubbish], [twin._widen(array) for array in rubbish]
+        rubbish = (
+            np.full(w.shape, np.nan, w.dtype),
+            None if biases is None else np.full(biases, np.nan, w.dtype),
+        )
+        mine, theirs = (
+            [twin._put(array) for array in rubbish],
+            [twin._widen(array) for array in rubbish],
+        )
         getattr(backend.nn, name)(backend.nn.asarray(dy), caches[0], *mine)
         getattr(reference, name)(twin._widen(dy), caches[1], *theirs)
         for one, two in zip(mine, theirs, strict=True):
@@ -195,7 +225,12 @@ def test_a_kernel_larger_than_the_image_is_refused(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("channels", "side", "batch"), [(4, 9, 3), (70, 6, 5), (130, 2, 4)])
 def test_convolution_of_any_memory_order_and_many_channels(
-    backend: Backend, rng: np.random.Generator, order: Callable[[Array], Array], channels: int, side: int, batch: int
+    backend: Backend,
+    rng: np.random.Generator,
+    order: Callable[[Array], Array],
+    channels: int,
+    side: int,
+    batch: int,
 ) -> None:
     x = order(rng.normal(size=(batch, channels, side, side)).astype(np.float32))
     w = order(rng.normal(size=(channels + 1, channels, 3, 3)).astype(np.float32))
@@ -207,11 +242,16 @@ def test_convolution_of_any_memory_order_and_many_channels(
 
 def test_linear(backend: Backend, dtype: type, rng: np.random.Generator) -> None:
     for batch, inputs, outputs in ((1, 3, 5), (5, 40, 1), (33, 7, 200)):
-        x, w, b = (rng.normal(size=size).astype(dtype) for size in ((batch, inputs), (outputs, inputs), outputs))
+        x, w, b = (
+            rng.normal(size=size).astype(dtype)
+            for size in ((batch, inputs), (outputs, inputs), outputs)
+        )
         Twin(backend, "linear_forward")(x, w, b)
         dy = rng.normal(size=(batch, outputs)).astype(dtype)
         Twin(backend, "linear_input_gradient")(dy, w)
-        run_weight_gradients(backend, "linear", dy, (backend.nn.asarray(x), x.astype(np.float64)), w)
+        run_weight_gradients(
+            backend, "linear", dy, (backend.nn.asarray(x), x.astype(np.float64)), w
+        )
 
 
 @pytest.mark.parametrize(
@@ -219,9 +259,16 @@ def test_linear(backend: Backend, dtype: type, rng: np.random.Generator) -> None
     pairwise(ORDERS, [(5, 3, 7, 5), (1, 2, 1, 1), (2, 3, 70, 41), (5, 6), (1, 1)], DTYPES),
 )
 def test_relu_and_residual_sum(
-    backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], shape: tuple[int, ...]
+    backend: Backend,
+    dtype: type,
+    rng: np.random.Generator,
+    order: Callable[[Array], Array],
+    shape: tuple[int, ...],
 ) -> None:
-    x, dy = order(rng.integers(-2, 3, shape).astype(dtype)), order(rng.normal(size=shape).astype(dtype))
+    x, dy = (
+        order(rng.integers(-2, 3, shape).astype(dtype)),
+        order(rng.normal(size=shape).astype(dtype)),
+    )
     y = np.asarray(Twin(backend, "relu_forward")(x)[1], dtype)
     Twin(backend, "relu_backward")(dy, order(y))
     Twin(backend, "add_forward")(x, dy)
@@ -233,7 +280,11 @@ def test_relu_and_residual_sum(
     pairwise(ORDERS, [1, 2, 3, 16], DTYPES),
 )
 def test_max_pool_sends_the_gradient_to_the_first_of_equals(
-    backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], size: int
+    backend: Backend,
+    dtype: type,
+    rng: np.random.Generator,
+    order: Callable[[Array], Array],
+    size: int,
 ) -> None:
     for batch in (1, 5):
         x = order(rng.integers(0, 3, (batch, 3, 2 * size + 1, 3 * size)).astype(dtype))
@@ -253,7 +304,9 @@ def test_global_average_pool_flatten_and_shortcut(
     Twin(backend, "flatten_backward")(rng.normal(size=(5, 3 * 7 * 4)).astype(dtype), x.shape)
     for channels, stride in ((3, 2), (6, 2), (4, 1)):
         y = Twin(backend, "shortcut_forward")(x, channels, stride)[1]
-        Twin(backend, "shortcut_backward")(order(rng.normal(size=y.shape).astype(dtype)), x.shape, stride)
+        Twin(backend, "shortcut_backward")(
+            order(rng.normal(size=y.shape).astype(dtype)), x.shape, stride
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,17 +314,25 @@ def test_global_average_pool_flatten_and_shortcut(
     pairwise(ORDERS, [(5, 3, 7, 5), (1, 20, 3, 2), (2, 2, 90, 81), (5, 6), (8, 1)], DTYPES),
 )
 def test_batch_norm(
-    backend: Backend, dtype: type, rng: np.random.Generator, order: Callable[[Array], Array], shape: tuple[int, ...]
+    backend: Backend,
+    dtype: type,
+    rng: np.random.Generator,
+    order: Callable[[Array], Array],
+    shape: tuple[int, ...],
 ) -> None:
     x, dy = (order(rng.normal(size=shape).astype(dtype)) for _ in range(2))
     gamma, beta = rng.normal(size=(2, shape[1])).astype(dtype)
     mine, theirs = Twin(backend, "batch_norm_forward")(x, gamma, beta, 1e-5)
     run_backward(backend, "batch_norm_backward", dy, (mine[3], theirs[3]), gamma)
-    Twin(backend, "batch_norm_inference")(x, gamma, beta, *(part.astype(dtype) for part in theirs[1:3]), 1e-5)
+    Twin(backend, "batch_norm_inference")(
+        x, gamma, beta, *(part.astype(dtype) for part in theirs[1:3]), 1e-5
+    )
 
 
 @of_the_reference_too
-def test_batch_norm_of_a_large_mean_keeps_the_variance(backend: Backend, rng: np.random.Generator) -> None:
+def test_batch_norm_of_a_large_mean_keeps_the_variance(
+    backend: Backend, rng: np.random.Generator
+) -> None:
     x = (1000 + rng.integers(-3, 4, (5, 2, 40, 40))).astype(np.float32)
     one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
     y, _, var, _ = backend.nn.batch_norm_forward(*map(backend.nn.asarray, (x, one, zero)), 1e-5)
@@ -285,11 +346,15 @@ def test_batch_norm_of_a_large_mean_keeps_the_variance(backend: Backend, rng: np
 def test_batch_norm_of_one_value_is_refused(backend: Backend) -> None:
     one = backend.nn.asarray(np.ones(3, np.float32))
     with pytest.raises(ValueError, match="at least two values"):
-        backend.nn.batch_norm_forward(backend.nn.asarray(np.ones((1, 3), np.float32)), one, one, 1e-5)
+        backend.nn.batch_norm_forward(
+            backend.nn.asarray(np.ones((1, 3), np.float32)), one, one, 1e-5
+        )
 
 
 def test_softmax_cross_entropy(backend: Backend, dtype: type, rng: np.random.Generator) -> None:
-    Twin(backend, "softmax_cross_entropy")(rng.normal(size=(5, 7)).astype(dtype), rng.integers(0, 7, 5))
+    Twin(backend, "softmax_cross_entropy")(
+        rng.normal(size=(5, 7)).astype(dtype), rng.integers(0, 7, 5)
+    )
 
 
 # ---------------------------------------------------------------- models
@@ -304,7 +369,9 @@ def test_weights_are_drawn_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(name: str, nn: Any, dtype: type = np.float32) -> models.Model:
-    return models.build(name, (1, 28, 28) if name == "lenet" else (3, 32, 32), 10, 3, nn, dtype=dtype)
+    return models.build(
+        name, (1, 28, 28) if name == "lenet" else (3, 32, 32), 10, 3, nn, dtype=dtype
+    )
 
 
 def images_for(model: models.Model, count: int) -> tuple[Array, Array]:
@@ -315,7 +382,9 @@ def images_for(model: models.Model, count: int) -> tuple[Array, Array]:
 def train_once(model: models.Model, nn: Any, count: int = 2) -> tuple[float, Array]:
     """One forward and backward pass; return the loss and the gradients."""
     images, labels = images_for(model, count)
-    loss, dlogits, _ = nn.softmax_cross_entropy(model.forward(images.astype(model.parameters.dtype), training=True), labels)
+    loss, dlogits, _ = nn.softmax_cross_entropy(
+        model.forward(images.astype(model.parameters.dtype), training=True), labels
+    )
     model.backward(dlogits, lambda layer: None)
     return loss, model.gradients
 
@@ -342,9 +411,13 @@ def test_gradients_of_a_model(backend: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_the_same_input_gives_the_same_bits(backend: Backend, name: str) -> None:
-    losses, gradients = zip(*(train_once(build(name, backend.nn), backend.nn, 5) for _ in range(2)), strict=True)
+    losses, gradients = zip(
+        *(train_once(build(name, backend.nn), backend.nn, 5) for _ in range(2)), strict=True
+    )
     assert losses[0] == losses[1]
-    assert backend.ops.to_host(gradients[0]).tobytes() == backend.ops.to_host(gradients[1]).tobytes()
+    assert (
+        backend.ops.to_host(gradients[0]).tobytes() == backend.ops.to_host(gradients[1]).tobytes()
+    )
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet20"])

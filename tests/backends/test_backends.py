@@ -1,6 +1,8 @@
-"""Every backend gives the reference's results, bit for bit, whatever the hints and however many threads share the work.
+"""Every backend gives the reference's results, bit for bit, whatever the hints and however many
+threads share the work.
 
-A backend that is listed but cannot be loaded is a failure here, not a skip; where there is no GPU, the kernels run on the CPU.
+A backend that is listed but cannot be loaded is a failure here, not a skip; where there is no GPU,
+the kernels run on the CPU.
 """
 
 from __future__ import annotations
@@ -43,18 +45,43 @@ PARTS = {"ops": ops, "adjustment": adjustment, "wire": wire, "nn": nn}
 ON_HOST = {
     "ops": {"float32_ceiling"},
     "adjustment": {"set_size", "lower_median", "pair_order"},
-    "wire": {"low_bits", "pieces", "seal", "checksum", "unseal", "values_to_bytes", "bytes_to_values"},
+    "wire": {
+        "low_bits",
+        "pieces",
+        "seal",
+        "checksum",
+        "unseal",
+        "values_to_bytes",
+        "bytes_to_values",
+    },
     "nn": set(),
 }
 """Functions of the reference on single numbers and bytes, which no backend has."""
 OF_DEVICES = {"set_threads", "set_device", "wait", "is_compiled", "notes", "describe", "library"}
 """What a backend's primitives have beyond the reference's."""
 NEED_GPU = ("cupy",)
-HINTS = (0.0, -1.0, math.inf, -math.inf, math.nan, 1e-300, 1e300, 1e-45, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 1000.0)
+HINTS = (
+    0.0,
+    -1.0,
+    math.inf,
+    -math.inf,
+    math.nan,
+    1e-300,
+    1e300,
+    1e-45,
+    0.1,
+    0.5,
+    0.9,
+    1.0,
+    1.1,
+    2.0,
+    1000.0,
+)
 """The last seven are factors of the last threshold, the others hints themselves."""
 
 
-# The numba backend splits work over numba's threads; so many equal shares give the same splits on a machine of any size.
+# The numba backend splits work over numba's threads; so many equal shares give the same splits on a
+# machine of any size.
 OTHERS = tuple(name for name in backends.names() if name != "numpy")
 """All but the reference itself."""
 CASES = [(name, shares) for name in OTHERS for shares in ((1, 2, 3) if name == "numba" else (1,))]
@@ -91,9 +118,15 @@ Signature = list[tuple[str, Any, Any]]
 def signatures(holder: Any) -> dict[str, Signature]:
     """Names, kinds and defaults of the parameters of all public functions; `self` is none."""
     public = [name for name in dir(holder) if not name.startswith("_")]
-    functions = {name: getattr(holder, name) for name in public if inspect.isroutine(getattr(holder, name))}
+    functions = {
+        name: getattr(holder, name) for name in public if inspect.isroutine(getattr(holder, name))
+    }
     return {
-        name: [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values() if p.name != "self"]
+        name: [
+            (p.name, p.kind, p.default)
+            for p in inspect.signature(f).parameters.values()
+            if p.name != "self"
+        ]
         for name, f in functions.items()
         if not inspect.ismodule(holder) or f.__module__ == holder.__name__
     }
@@ -115,7 +148,9 @@ def test_a_backend_has_what_is_asked_of_it_and_no_more(name: str, part: str) -> 
 
 
 @pytest.mark.usefixtures("gpu_or_host")
-def test_a_compiler_that_is_missing_shows_when_a_backend_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_missing_shows_when_a_backend_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("no headers\n1 error detected")
 
@@ -139,26 +174,45 @@ def host(backend: Backend, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 class Twins:
-    """The same residual twice, one for the backend, one for the reference; every step compares all there is."""
+    """The same residual twice, one for the backend, one for the reference; every step compares all
+    there is.
+    """
 
     def __init__(self, backend: Backend, sizes: Sequence[int]) -> None:
-        self.backend, self.offsets = backend, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.mine, self.theirs = backend.ops.zeros(int(self.offsets[-1])), ops.zeros(int(self.offsets[-1]))
+        self.backend, self.offsets = (
+            backend,
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        )
+        self.mine, self.theirs = (
+            backend.ops.zeros(int(self.offsets[-1])),
+            ops.zeros(int(self.offsets[-1])),
+        )
 
-    def step(self, gradient: np.ndarray, k: np.ndarray, hints: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self,
+        gradient: np.ndarray,
+        k: np.ndarray,
+        hints: np.ndarray,
+        expected: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Select and clear; `expected` is k unless it is given. Returns the thresholds."""
         expected = k if expected is None else expected
         put = self.backend.ops.from_host
         with np.errstate(over="ignore"):
             theirs = ops.select_layers(self.theirs, gradient, self.offsets, k, hints)
-        *mine, heads = self.backend.ops.select_layers(self.mine, put(gradient), self.offsets, k, hints, expected)
+        *mine, heads = self.backend.ops.select_layers(
+            self.mine, put(gradient), self.offsets, k, hints, expected
+        )
         same(host(self.backend, mine), theirs[:3])
         check_heads(self.backend, heads, np.split(self.theirs, self.offsets[1:-1]), theirs)
         left = self.theirs.size - int(k.sum())
         for more in {0, 1, left // 7, left // 2, left}:
             if 0 <= more <= left:
                 found = self.backend.ops.top_k_of_rest(self.mine, self.offsets, heads, more)
-                same(host(self.backend, found), ops.top_k_of_rest(self.theirs, self.offsets, theirs[3], more))
+                same(
+                    host(self.backend, found),
+                    ops.top_k_of_rest(self.theirs, self.offsets, theirs[3], more),
+                )
         same(host(self.backend, [self.mine]), [self.theirs])
         self.backend.ops.scatter_subtract(self.mine, *mine[:2])
         ops.scatter_subtract(self.theirs, *theirs[:2])
@@ -166,10 +220,20 @@ class Twins:
         return theirs[2]
 
 
-def check_heads(backend: Backend, heads: Sequence[ops.Head], layers: Sequence[np.ndarray], selected: tuple[Any, ...]) -> None:
-    """A head is the largest entries of its layer: the k chosen ones, and whatever is above its floor."""
+def check_heads(
+    backend: Backend,
+    heads: Sequence[ops.Head],
+    layers: Sequence[np.ndarray],
+    selected: tuple[Any, ...],
+) -> None:
+    """A head is the largest entries of its layer: the k chosen ones, and whatever is above its
+    floor.
+    """
     for head, layer, threshold, chosen in zip(heads, layers, *selected[2:], strict=True):
-        places, values = backend.ops.to_host(head.places).astype(np.int64), backend.ops.to_host(head.values)
+        places, values = (
+            backend.ops.to_host(head.places).astype(np.int64),
+            backend.ops.to_host(head.values),
+        )
         assert (np.diff(places) > 0).all()
         assert values.tobytes() == layer[places].tobytes()
         assert (head.chosen, head.threshold) == (chosen.chosen, threshold)
@@ -181,9 +245,17 @@ def check_heads(backend: Backend, heads: Sequence[ops.Head], layers: Sequence[np
 def test_what_was_chosen_of_larger_heads(backend: Backend) -> None:
     """Of heads that hold more than was chosen; a refusal leaves v as it was."""
     v = np.array([3, 1, 2, 4, 5, 9], dtype=F32)
-    heads = [ops.Head(np.array([0, 2, 3]), v[[0, 2, 3]], 1, 4.0, 1.0), ops.Head(np.array([1]), v[[5]], 1, 9.0, 9.0)]
+    heads = [
+        ops.Head(np.array([0, 2, 3]), v[[0, 2, 3]], 1, 4.0, 1.0),
+        ops.Head(np.array([1]), v[[5]], 1, 9.0, 9.0),
+    ]
     mine, offsets = backend.ops.from_host(v.copy()), np.array([0, 4, 6])
-    own = [head._replace(places=backend.ops.from_host(head.places), values=backend.ops.from_host(head.values)) for head in heads]
+    own = [
+        head._replace(
+            places=backend.ops.from_host(head.places), values=backend.ops.from_host(head.values)
+        )
+        for head in heads
+    ]
     for k in range(5):
         found = host(backend, backend.ops.top_k_of_rest(mine, offsets, own, k))
         same(found, ops.top_k_of_rest(v, offsets, heads, k))
@@ -199,7 +271,9 @@ def hint_of(choice: float, threshold: float) -> float:
 
 @QUICK
 @given(layers_and_k(), st.data())
-def test_selections_of_several_steps(backend: Backend, case: tuple[list[np.ndarray], np.ndarray], data: st.DataObject) -> None:
+def test_selections_of_several_steps(
+    backend: Backend, case: tuple[list[np.ndarray], np.ndarray], data: st.DataObject
+) -> None:
     layers, k = case
     twins = Twins(backend, [layer.size for layer in layers])
     gradient, thresholds = np.concatenate(layers) / F32(4), np.zeros(len(layers))
@@ -221,12 +295,23 @@ def draw(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
         "denormals": lambda: rng.integers(-50, 51, n) * TINY,
         "one ulp apart": lambda: rng.choice(np.nextafter(F32(1), F32([0, 2])), n),
         "huge range": lambda: rng.choice([LARGEST / 8, 1.0, LARGEST_SUBNORMAL, 0.0, -TINY], n),
-        "all at the end": lambda: np.where(np.arange(n) < n - n // 50, 1e-3, 1.0) * rng.standard_normal(n),
+        "all at the end": lambda: (
+            np.where(np.arange(n) < n - n // 50, 1e-3, 1.0) * rng.standard_normal(n)
+        ),
     }[kind]()
     return values.astype(F32)
 
 
-KINDS = ("heavy tails", "ties", "all equal", "mostly zeros", "denormals", "one ulp apart", "huge range", "all at the end")
+KINDS = (
+    "heavy tails",
+    "ties",
+    "all equal",
+    "mostly zeros",
+    "denormals",
+    "one ulp apart",
+    "huge range",
+    "all at the end",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,7 +319,13 @@ def test_large_layers(backend: Backend, kind: str) -> None:
     """Between layers of a few values, at every density, along residuals that drift."""
     rng = np.random.default_rng(5)
     sizes = np.array([3, 70_001, 129, 40_000, 1, 128])
-    shares = [[0.001] * 6, [0.01] * 6, [0.001, 0.3, 0, 1, 1, 0.5], [0.5, 0.02, 1, 0, 0, 0.1], [0.5, 0.0001, 0, 0.12, 1, 0]]
+    shares = [
+        [0.001] * 6,
+        [0.01] * 6,
+        [0.001, 0.3, 0, 1, 1, 0.5],
+        [0.5, 0.02, 1, 0, 0, 0.1],
+        [0.5, 0.0001, 0, 0.12, 1, 0],
+    ]
     twins, thresholds = Twins(backend, sizes.tolist()), np.zeros(6)
     for share, factor in zip(shares * 3, HINTS, strict=True):
         hints = np.array([hint_of(factor, t) if t < math.inf else t for t in thresholds])
@@ -253,7 +344,9 @@ def test_a_layer_beyond_the_integers_of_float32(backend: Backend) -> None:
     expected = np.sort(np.argsort(-np.abs(gradient), kind="stable")[:500])
     for hint in (0.0,) if backend.name == "numpy" else (0.0, 1.0):
         residual[...] = 0
-        index, values, threshold = backend.ops.select(residual, backend.ops.from_host(gradient), 500, hint)
+        index, values, threshold = backend.ops.select(
+            residual, backend.ops.from_host(gradient), 500, hint
+        )
         same(host(backend, [index, values]), [expected, gradient[expected]])
         assert threshold == np.abs(gradient[expected]).min()
     assert expected[-1] > 2**24
@@ -275,7 +368,9 @@ def test_one_layer(backend: Backend, case: tuple[np.ndarray, int]) -> None:
 @of_the_reference_too
 @pytest.mark.parametrize("n", [5, 200, 70_000])
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
-def test_non_finite_is_refused_and_the_next_call_works(backend: Backend, bad: float, n: int) -> None:
+def test_non_finite_is_refused_and_the_next_call_works(
+    backend: Backend, bad: float, n: int
+) -> None:
     put, rng = backend.ops.from_host, np.random.default_rng(n)
     v = rng.standard_normal(n).astype(F32)
     offsets, k = np.array([0, n // 3, n]), np.array([1, n // 2])
@@ -285,7 +380,9 @@ def test_non_finite_is_refused_and_the_next_call_works(backend: Backend, bad: fl
         assert not backend.ops.all_finite(put(broken))
         for hint in (0.0, 1.0):
             with pytest.raises(ops.NonFiniteError):
-                backend.ops.select_layers(put(np.zeros_like(v)), put(broken), offsets, k, np.array([hint, hint]))
+                backend.ops.select_layers(
+                    put(np.zeros_like(v)), put(broken), offsets, k, np.array([hint, hint])
+                )
         for count in (0, 1, n):
             with pytest.raises(ops.NonFiniteError):
                 backend.ops.top_k(put(broken), count)
@@ -363,7 +460,9 @@ def test_ranks_of_a_large_layer(backend: Backend, kind: str) -> None:
     mine = backend.ops.from_host(v)
     for k in (1, 2, 1000, 50_000, v.size - 1, v.size):
         assert backend.ops.kth_largest(mine, k) == ops.kth_largest(v, k)
-        assert backend.ops.count_at_least(mine, ops.kth_largest(v, k)) == ops.count_at_least(v, ops.kth_largest(v, k))
+        assert backend.ops.count_at_least(mine, ops.kth_largest(v, k)) == ops.count_at_least(
+            v, ops.kth_largest(v, k)
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 127, 128, 129, 1000, 65_537, 300_001])
@@ -374,7 +473,9 @@ def test_norms_and_updates(backend: Backend, n: int) -> None:
     offsets = np.array([0, 0, n // 3, n // 3 + 1, n])
     rtol = 1e-12 if backend.name == "cupy" else 0  # sums in another order there
     np.testing.assert_allclose(backend.ops.l2_norm(put(v)), ops.l2_norm(v), rtol=rtol)
-    np.testing.assert_allclose(backend.ops.l2_norms(put(v), offsets), ops.l2_norms(v, offsets), rtol=rtol)
+    np.testing.assert_allclose(
+        backend.ops.l2_norms(put(v), offsets), ops.l2_norms(v, offsets), rtol=rtol
+    )
     for limit in (1e-3, 1e30):
         one, two = put(g.copy()), g.copy()
         backend.ops.clip_norm(one, limit)
@@ -388,7 +489,9 @@ def test_norms_and_updates(backend: Backend, n: int) -> None:
         ("scatter_subtract", (index, g[: n // 2])),
     ):
         one, two = put(v.copy()), v.copy()
-        getattr(backend.ops, function)(one, *(put(a) if isinstance(a, np.ndarray) else a for a in arguments))
+        getattr(backend.ops, function)(
+            one, *(put(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        )
         getattr(ops, function)(two, *arguments)
         same(host(backend, [one]), [two])
 
@@ -412,8 +515,15 @@ def test_messages(backend: Backend, case: tuple[np.ndarray, int]) -> None:
     put, (index, values) = backend.ops.from_host, ops.top_k(v, k)
     for value_dtype in wire.VALUE_BYTES:
         small = values * F32(2.0**-120)
-        for given_ in (small, values, np.clip(values, F32(-1e26), F32(1e26)) * F32(3.4e12)):  # within the range, and beyond
-            same(host(backend, [backend.wire.round_values(put(given_), value_dtype)]), [wire.round_values(given_, value_dtype)])
+        for given_ in (
+            small,
+            values,
+            np.clip(values, F32(-1e26), F32(1e26)) * F32(3.4e12),
+        ):  # within the range, and beyond
+            same(
+                host(backend, [backend.wire.round_values(put(given_), value_dtype)]),
+                [wire.round_values(given_, value_dtype)],
+            )
         rounded = wire.round_values(small, value_dtype)
         payload = backend.wire.encode(put(index), put(rounded), v.size, value_dtype)
         same([np.asarray(payload)], [wire.encode(index, rounded, v.size, value_dtype)])

@@ -1,4 +1,6 @@
-"""The CuPy backend gives the reference's bits: on the GPU where there is one, else its kernels' very source, run on the CPU."""
+"""The CuPy backend gives the reference's bits: on the GPU where there is one, else its kernels'
+very source, run on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from tests import gpu_on_host
 
 pytestmark = pytest.mark.usefixtures("gpu_or_host")
 
-NASTY = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.0000001, 3.4e38, -3.4e38, 0.5, -0.5], dtype=np.float32)
+NASTY = np.array(
+    [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.0000001, 3.4e38, -3.4e38, 0.5, -0.5],
+    dtype=np.float32,
+)
 
 
 put, got = device.from_host, device.to_host
@@ -40,7 +45,10 @@ def assert_same(mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Non
 def test_ranks_take_turns_at_the_gpus_of_a_machine() -> None:
     used: list[int] = []
     three = SimpleNamespace(getDeviceCount=lambda: 3)
-    card, gpu = lambda number: SimpleNamespace(use=lambda: used.append(number)), object.__new__(device.Cuda)
+    card, gpu = (
+        lambda number: SimpleNamespace(use=lambda: used.append(number)),
+        object.__new__(device.Cuda),
+    )
     gpu.xp = SimpleNamespace(cuda=SimpleNamespace(Device=card, runtime=three))  # type: ignore[assignment]
     for rank_on_node in range(5):
         gpu.choose(rank_on_node)
@@ -52,12 +60,16 @@ layer_sizes = st.lists(st.integers(1, 300), min_size=1, max_size=7)
 
 @settings(max_examples=150, deadline=None)
 @given(layer_sizes, st.integers(0, 2**32), st.booleans(), st.data())
-def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, seed, nasty, data) -> None:
+def test_selections_thresholds_and_residuals_have_the_reference_s_bits(
+    sizes, seed, nasty, data
+) -> None:
     rng = np.random.default_rng(seed)
     k = np.array([data.draw(st.integers(0, n)) for n in sizes])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     mine, theirs = cupy_ops.zeros(offsets[-1]), ops.zeros(offsets[-1])
-    hints = np.array([data.draw(st.sampled_from([0.0, 1e-3, 1.0, np.inf, np.nan, 1e300])) for _ in sizes])
+    hints = np.array(
+        [data.draw(st.sampled_from([0.0, 1e-3, 1.0, np.inf, np.nan, 1e300])) for _ in sizes]
+    )
     for _ in range(3):
         g = np.concatenate(vectors(rng, sizes, nasty)) / np.float32(4)
         one = cupy_ops.select_layers(mine, put(g), offsets, k, hints)
@@ -71,7 +83,9 @@ def test_selections_thresholds_and_residuals_have_the_reference_s_bits(sizes, se
 
 @pytest.mark.parametrize("threads", [1, 5, 256])
 def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More equals than there is room for candidates, and layers of several chunks, in blocks of so many threads."""
+    """More equals than there is room for candidates, and layers of several chunks, in blocks of so
+    many threads.
+    """
     monkeypatch.setattr(gpu_on_host, "THREADS", threads)
     monkeypatch.setattr(selection, "SLACK", 3)
     monkeypatch.setattr(device, "CHUNK", 64)
@@ -79,10 +93,14 @@ def test_many_equal_values_and_many_layers(threads: int, monkeypatch: pytest.Mon
     rng = np.random.default_rng(1)
     sizes = [5000, 1, 777]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    g = np.concatenate([rng.choice(np.array([1, -1, 2], dtype=np.float32), n, p=[0.4, 0.4, 0.2]) for n in sizes])
+    g = np.concatenate(
+        [rng.choice(np.array([1, -1, 2], dtype=np.float32), n, p=[0.4, 0.4, 0.2]) for n in sizes]
+    )
     k, hints, crowded = np.array([1200, 1, 30]), np.zeros(3), selection.Candidates._many_equals
     layers: list[int] = []
-    monkeypatch.setattr(selection.Candidates, "_many_equals", lambda *args: (layers.append(args[1]), crowded(*args)))
+    monkeypatch.setattr(
+        selection.Candidates, "_many_equals", lambda *args: (layers.append(args[1]), crowded(*args))
+    )
     one = cupy_ops.select_layers(cupy_ops.zeros(g.size), put(g), offsets, k, hints)
     device.cut_once.cache_clear()
     assert layers == [0, 2]
@@ -97,11 +115,17 @@ def test_adjustment_is_the_reference_s(sizes, seed, nasty, data) -> None:
     t, on_device = adjustment.fresh_thresholds(v, k), [put(layer) for layer in v]
     assert cupy_adjustment.fresh_thresholds(on_device, k).tobytes() == t.tobytes()
     for _ in range(3):
-        mine, theirs = cupy_adjustment.one_step_adjustment(on_device, k, t), adjustment.one_step_adjustment(v, k, t)
+        mine, theirs = (
+            cupy_adjustment.one_step_adjustment(on_device, k, t),
+            adjustment.one_step_adjustment(v, k, t),
+        )
         assert mine[0].tolist() == theirs[0].tolist()
         assert mine[1].tobytes() == theirs[1].tobytes()
         k, t = theirs
-    assert cupy_adjustment.optimal_adjustment(on_device, k).tolist() == adjustment.optimal_adjustment(v, k).tolist()
+    assert (
+        cupy_adjustment.optimal_adjustment(on_device, k).tolist()
+        == adjustment.optimal_adjustment(v, k).tolist()
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,11 +149,15 @@ class Record:
         self.blocks: list[tuple[str, int]] = []
         self.crossed: Counter[str] = Counter()
         launch = device.current().launch
-        monkeypatch.setattr(device.current(), "launch", lambda *args: (self.blocks.append(args[:2]), launch(*args)))
+        monkeypatch.setattr(
+            device.current(), "launch", lambda *args: (self.blocks.append(args[:2]), launch(*args))
+        )
         for name, function in (("to_host", got), ("from_host", put)):
             monkeypatch.setattr(device, name, partial(self._cross, name, function))
 
-    def _cross(self, name: str, function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+    def _cross(
+        self, name: str, function: Callable[[np.ndarray], np.ndarray], array: np.ndarray
+    ) -> np.ndarray:
         self.crossed[name] += 1
         return function(array)
 
@@ -160,7 +188,10 @@ def test_launches_and_transfers_do_not_grow_with_the_number_of_layers(
 def test_a_layer_that_missed_is_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a model of many chunks, whose table is there from the first step on."""
     sizes, k = [20 * device.CHUNK, 40], np.array([2000, 4])
-    offsets, g = np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(vectors(np.random.default_rng(0), sizes, False))
+    offsets, g = (
+        np.concatenate([[0], np.cumsum(sizes)]),
+        np.concatenate(vectors(np.random.default_rng(0), sizes, False)),
+    )
     hints = ops.select_layers(np.zeros_like(g), g, offsets, k, np.zeros(2))[2] * [1, 0]
     for _ in range(2):
         record, misses = Record(monkeypatch), device.cut_once.cache_info().misses
@@ -170,10 +201,15 @@ def test_a_layer_that_missed_is_searched_alone(monkeypatch: pytest.MonkeyPatch) 
     assert device.cut_once.cache_info().misses == misses
 
 
-def test_norms_of_all_layers_take_one_launch_and_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_of_all_layers_take_one_launch_and_one_transfer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And the sums have the same bits each time, as runs that are resumed must go on with them."""
     sizes = [3 * device.CHUNK + 1, *range(60)]
-    offsets, v = np.concatenate([[0], np.cumsum(sizes)]), put(vectors(np.random.default_rng(0), [100_000], False)[0])
+    offsets, v = (
+        np.concatenate([[0], np.cumsum(sizes)]),
+        put(vectors(np.random.default_rng(0), [100_000], False)[0]),
+    )
     cupy_ops.l2_norms(v, offsets)
     record = Record(monkeypatch)
     one = cupy_ops.l2_norms(v, offsets)
@@ -183,10 +219,15 @@ def test_norms_of_all_layers_take_one_launch_and_one_transfer(monkeypatch: pytes
 
 @pytest.mark.parametrize("k", [10, 2000, 20_000])
 def test_the_last_threshold_is_a_good_hint(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of thin tails lie close together: a cut far below the hint would find more than there is room for."""
+    """Values of thin tails lie close together: a cut far below the hint would find more than there
+    is room for.
+    """
     v, hints = cupy_ops.zeros(1_000_000), np.zeros(1)
     for seed in range(2):
-        g, record = np.random.default_rng(seed).standard_normal(v.size).astype(np.float32), Record(monkeypatch)
+        g, record = (
+            np.random.default_rng(seed).standard_normal(v.size).astype(np.float32),
+            Record(monkeypatch),
+        )
         v[...] = 0
         hints = cupy_ops.select_layers(v, put(g), np.array([0, v.size]), np.array([k]), hints)[2]
     assert len(record.of("collect")) == 1
@@ -194,7 +235,9 @@ def test_the_last_threshold_is_a_good_hint(k: int, monkeypatch: pytest.MonkeyPat
 
 def test_thresholds_are_searched_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in layers whose threshold is known, and not for a step that does not follow."""
-    v = [put(layer) for layer in vectors(np.random.default_rng(0), [5 * device.CHUNK, 30, 40], False)]
+    v = [
+        put(layer) for layer in vectors(np.random.default_rng(0), [5 * device.CHUNK, 30, 40], False)
+    ]
     k, record = np.array([500, 0, 40]), Record(monkeypatch)
     t = cupy_adjustment.fresh_thresholds(v, k)
     assert record.of("digit_histogram") == [5] * 3 + [2] * 3

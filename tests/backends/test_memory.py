@@ -78,7 +78,8 @@ def memory(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 def measure(source):
-    backend, settings = backends.load("numba"), config.build({"method": "dls", "density": 0.01, "dls_from": source})
+    backend = backends.load("numba")
+    settings = config.build({"method": "dls", "density": 0.01, "dls_from": source})
     backend.ops.set_threads(1)
     rank = local.alone()
     exchanger = Exchanger(
@@ -125,12 +126,16 @@ def run(script: str) -> list[list[str]]:
 
 
 def test_the_reserve_and_the_guess_of_the_next_v_need_a_tenth_and_ahead_a_layer() -> None:
-    """`ahead` needs the gradient added to a layer that stays as it is: a copy of one layer at a time."""
+    """`ahead` needs the gradient added to a layer that stays as it is: a copy of one layer at a
+    time.
+    """
     measured = {source: int(used) for source, used in run(METHOD_STEPS)}
     assert measured.keys() == {"sent", "left", "ahead"}
     n, k, copied = 8_000_000, 80_000, {"ahead": 6_000_000}
     for source, used in measured.items():
-        entries = 3 * (8 + 4) * k  # what is chosen, and the largest of each layer that the adjustment looks at
+        entries = (
+            3 * (8 + 4) * k
+        )  # what is chosen, and the largest of each layer that the adjustment looks at
         entries += 3 * (4 + 4) * k  # candidates of these
         assert used <= 0.1 * 4 * n + entries + 4 * copied.get(source, 0), measured
 

@@ -1,4 +1,6 @@
-"""Machine code that is kept belongs to the sources and the processor at hand, and nothing about it ends a run."""
+"""Machine code that is kept belongs to the sources and the processor at hand, and nothing about it
+ends a run.
+"""
 
 from __future__ import annotations
 
@@ -74,14 +76,18 @@ def test_damaged_code_is_compiled_again(tmp_path: Path, keep_in: Callable[..., N
     assert hits() == 0
 
 
-def test_the_next_folder_takes_what_the_first_does_not(tmp_path: Path, keep_in: Callable[..., None]) -> None:
+def test_the_next_folder_takes_what_the_first_does_not(
+    tmp_path: Path, keep_in: Callable[..., None]
+) -> None:
     keep_in(NO_FOLDER, tmp_path)
     assert numba_cache.notes() == ()
     assert hits() == 0
     assert hits() == 1
 
 
-def test_without_any_folder_code_is_compiled_and_a_line_says_why(keep_in: Callable[..., None]) -> None:
+def test_without_any_folder_code_is_compiled_and_a_line_says_why(
+    keep_in: Callable[..., None],
+) -> None:
     keep_in(NO_FOLDER)
     assert (hits(), hits()) == (0, 0)
     (line,) = numba_cache.notes()
@@ -103,7 +109,9 @@ def test_a_full_disk_ends_nothing(tmp_path: Path, keep_in: Callable[..., None]) 
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_code_is_there_once_a_step_has_come_to_its_end(tmp_path: Path, keep_in: Callable[..., None]) -> None:
+def test_code_is_there_once_a_step_has_come_to_its_end(
+    tmp_path: Path, keep_in: Callable[..., None]
+) -> None:
     keep_in(tmp_path)
     hits()
     assert not numba_cache.is_compiled()
@@ -149,7 +157,8 @@ SMALL = {
     ),
 }
 PRODUCT = (
-    "from gpu.numba import user as u; print(u.times(21), sum(u.times.stats.cache_hits.values()), u.folders()[0])"
+    "from gpu.numba import user as u; print(u.times(21), sum(u.times.stats.cache_hits.values()),"
+    " u.folders()[0])"
 )
 
 
@@ -157,13 +166,22 @@ def run(folder: Path, program: str, **variables: str) -> list[str]:
     """The words that a program prints whose packages lie in a folder."""
     environment = os.environ | {"PYTHONPATH": str(folder)} | variables
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
 
 
 def test_a_change_to_a_helper_alone_takes_effect(tmp_path: Path) -> None:
-    checkout.write(tmp_path, {**SMALL, "gpu/numba/cache.py": Path(numba_cache.__file__).read_text()})
-    before, again = (run(tmp_path, PRODUCT, NUMBA_CACHE_DIR=str(tmp_path / "kept")) for _ in range(2))
+    checkout.write(
+        tmp_path, {**SMALL, "gpu/numba/cache.py": Path(numba_cache.__file__).read_text()}
+    )
+    before, again = (
+        run(tmp_path, PRODUCT, NUMBA_CACHE_DIR=str(tmp_path / "kept")) for _ in range(2)
+    )
     checkout.write(tmp_path, {"gpu/numba/helper.py": "FACTOR = 3\n"})
     after = run(tmp_path, PRODUCT, NUMBA_CACHE_DIR=str(tmp_path / "kept"))
     assert before[:2] == ["42", "0"]
@@ -174,7 +192,10 @@ def test_a_change_to_a_helper_alone_takes_effect(tmp_path: Path) -> None:
 
 
 def test_tiles_and_folder_follow_the_processor_that_numba_compiles_for() -> None:
-    program = "from gpu.numba import tiles as t, cache as c; print(t.BYTES, t.COLUMNS, c.target()[1], c.folders()[0].name)"
+    program = (
+        "from gpu.numba import tiles as t, cache as c; print(t.BYTES, t.COLUMNS, c.target()[1],"
+        " c.folders()[0].name)"
+    )
     *tile, name, folder = run(ROOT, program, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert (tile, name) == (["16", "3"], "generic")
     assert folder != numba_cache.folders()[0].name
@@ -186,12 +207,20 @@ def test_tiles_and_folder_follow_the_processor_that_numba_compiles_for() -> None
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ModuleNotFoundError("No module named 'numba'"), r"is not installed .*; install it with: pip install numba$"),
-        (ImportError("Numba needs NumPy 2.4 or less"), r"cannot be used here: Numba needs NumPy 2.4 or less$"),
+        (
+            ModuleNotFoundError("No module named 'numba'"),
+            r"is not installed .*; install it with: pip install numba$",
+        ),
+        (
+            ImportError("Numba needs NumPy 2.4 or less"),
+            r"cannot be used here: Numba needs NumPy 2.4 or less$",
+        ),
         (OSError("No space left on device"), r"cannot be used here: No space left on device$"),
     ],
 )
-def test_only_a_missing_package_is_to_be_installed(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_missing_package_is_to_be_installed(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> Any:
         raise error
 
@@ -202,8 +231,9 @@ def test_only_a_missing_package_is_to_be_installed(error: Exception, words: str,
 
 def test_a_run_passes_on_what_a_backend_notes_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from dls import train; from gpu.base import Ops; Ops.notes = lambda self: ('something to know',);"
-        "sys.exit(train.main('--backend numpy --mlp-widths 4 --steps 1 --out run'.split()))"
+        "import sys; from dls import train; from gpu.base import Ops; Ops.notes = lambda self:"
+        " ('something to know',);sys.exit(train.main('--backend numpy --mlp-widths 4 --steps 1"
+        " --out run'.split()))"
     )
     done = launch([(2, ["-c", program])], tmp_path)
     assert (done.status, done.out.count("something to know")) == (0, 1), done

@@ -1,4 +1,6 @@
-"""Whole runs on recorded gradients: every backend that is present selects, keeps and adds up the same bits, step after step."""
+"""Whole runs on recorded gradients: every backend that is present selects, keeps and adds up the
+same bits, step after step.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,9 @@ def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarr
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_a_replayed_run_has_the_reference_s_bits(name: str, method: str, recorded: tuple[Model, list[np.ndarray]]) -> None:
+def test_a_replayed_run_has_the_reference_s_bits(
+    name: str, method: str, recorded: tuple[Model, list[np.ndarray]]
+) -> None:
     expected = replay(backends.load("numpy"), method, *recorded)
     assert replay(backends.load(name), method, *recorded) == expected
 
@@ -127,9 +131,23 @@ def test_a_guess_may_go_beyond_float32(name: str) -> None:
 
 
 def test_training_with_arrays_on_the_device(tmp_path: Path) -> None:
-    """The whole program on the CuPy backend. On the CPU its layers are numpy's: the weights have the reference's bits."""
+    """The whole program on the CuPy backend.
+
+    On the CPU its layers are numpy's: the weights have the reference's bits.
+    """
     for name in ("numpy", "cupy"):
-        args = ["--model", "lenet", "--steps", "4", "--batch-size", "4", "--threads", "1", "--clip-norm", "1"]
+        args = [
+            "--model",
+            "lenet",
+            "--steps",
+            "4",
+            "--batch-size",
+            "4",
+            "--threads",
+            "1",
+            "--clip-norm",
+            "1",
+        ]
         assert main([*args, "--backend", name, "--out", str(tmp_path / name)]) == 0
     one, two = (checkpoint.latest(tmp_path / name) for name in ("numpy", "cupy"))
     assert one is not None
@@ -146,7 +164,9 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     told: list[int | str] = []
     launch = device.current().launch
     monkeypatch.setattr(device.current(), "choose", told.append)
-    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args)))
+    monkeypatch.setattr(
+        device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args))
+    )
     settings = config.build(config.parse_command_line(["--backend", "cupy"]).flags)
     comm = local.alone()
     comm.rank_on_node = 5
@@ -155,15 +175,22 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     assert told.count(5) == 1
 
 
-def test_one_question_finds_a_whole_gradient_finite(monkeypatch: pytest.MonkeyPatch, recorded: tuple[Model, list]) -> None:
+def test_one_question_finds_a_whole_gradient_finite(
+    monkeypatch: pytest.MonkeyPatch, recorded: tuple[Model, list]
+) -> None:
     model, gradients = recorded
-    backend, settings = backends.load("cupy"), config.build(config.parse_command_line(["--method", "dense"]).flags)
+    backend, settings = (
+        backends.load("cupy"),
+        config.build(config.parse_command_line(["--method", "dense"]).flags),
+    )
     buffer = backend.ops.from_host(gradients[0].copy())
     exchange = exchanger(settings, layers_of(model), buffer, backend, bucket_size=0)
     (bucket,) = exchange.buckets
     launched: list[str] = []
     launch = device.current().launch
-    monkeypatch.setattr(device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args)))
+    monkeypatch.setattr(
+        device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args))
+    )
     next(exchange.method.exchange(bucket, buffer))
     assert len(launched) == 1
     buffer[-1] = np.nan

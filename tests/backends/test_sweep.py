@@ -1,4 +1,6 @@
-"""The pass over all values: at every length around a word and a tile, with every cut, full places, and what is not finite."""
+"""The pass over all values: at every length around a word and a tile, with every cut, full places,
+and what is not finite.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ LENGTHS = (1, WORD - 1, WORD, WORD + 1, TILE - 1, TILE, TILE + WORD, 2 * TILE + 
 CUTS = (0.0, TINY, 0.5, 1.0, 2.0, LARGEST, math.inf)
 
 
-def sweep(v: np.ndarray, gradient: np.ndarray, start: int, cut: float, room: int) -> tuple[int, bool, np.ndarray, np.ndarray]:
+def sweep(
+    v: np.ndarray, gradient: np.ndarray, start: int, cut: float, room: int
+) -> tuple[int, bool, np.ndarray, np.ndarray]:
     """The pass from `start` on: count, whether all are finite, positions and bits of what fits."""
     places = np.full(room + COMMON, 7, dtype=np.uint32)
     found = np.full(room + COMMON, 7, dtype=np.int32)
     marks = whole_pass.tile_marks()
     bits = v.view(np.int32)
     cut_bits = F32(cut).view(np.int32)
-    count, finite = whole_pass.sweep(v, bits, gradient, start, v.size, cut_bits, places, found, marks)
+    count, finite = whole_pass.sweep(
+        v, bits, gradient, start, v.size, cut_bits, places, found, marks
+    )
     return count, finite, places[: min(count, room)], found[: min(count, room)]
 
 
@@ -71,11 +77,15 @@ def test_places_that_are_too_few_are_reported_and_all_is_accumulated(room: int) 
     assert (v == -2).all()
 
 
-@pytest.mark.parametrize("bits", [0x7F800000, -0x800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, -1], ids=hex)
+@pytest.mark.parametrize(
+    "bits", [0x7F800000, -0x800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, -1], ids=hex
+)
 @pytest.mark.parametrize("place", [0, WORD, TILE - 1, TILE, 2 * TILE + 4])
 @pytest.mark.parametrize("room", [0, 2, 3 * TILE])
 def test_no_infinity_and_no_nan_escapes(bits: int, place: int, room: int) -> None:
-    """Not where places run out before, in, or after its tile, nor where no candidates are wanted."""
+    """Not where places run out before, in, or after its tile, nor where no candidates are
+    wanted.
+    """
     for others in (0.0, 2.0):
         for cut in (1.0, LARGEST, math.inf):
             v = np.full(2 * TILE + 5, F32(others))
@@ -97,16 +107,22 @@ def test_no_cut_is_above_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("share", [1e-5, 1e-3, 0.01, 0.12])
 def test_without_a_hint_a_sample_of_the_sums_gives_the_cut(share: float) -> None:
-    """Not of the residual alone, which here tells nothing: one pass suffices, and its candidates are the head."""
+    """Not of the residual alone, which here tells nothing: one pass suffices, and its candidates
+    are the head.
+    """
     n = 200_000
     k = max(1, int(share * n))
     residual = np.full(n, F32(1000))
     gradient = (np.random.default_rng(3).standard_t(3, n) - 1000).astype(F32)
     expected = residual + gradient
-    cuts, room = selection.cuts_of(residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1), 0.02)
+    cuts, room = selection.cuts_of(
+        residual, gradient, np.array([0, n]), np.array([k]), np.zeros(1), 0.02
+    )
     reach = np.count_nonzero(np.abs(expected).view(np.int32) >= cuts[0])
     assert k <= reach <= room[0]
     index, values, threshold = numba.Ops().select(residual, gradient, k, 0.0)
     again, same, a_k = ops.select(expected, np.zeros(n, dtype=F32), k, 0.0)
     assert residual.tobytes() == expected.tobytes()
-    assert index.tolist() == again.tolist() and values.tobytes() == same.tobytes() and threshold == a_k
+    assert (
+        index.tolist() == again.tolist() and values.tobytes() == same.tobytes() and threshold == a_k
+    )

@@ -9,7 +9,9 @@ import pytest
 from dls.exchange.clock import Clock
 
 
-def test_work_of_a_device_counts_for_the_phase_that_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_of_a_device_counts_for_the_phase_that_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Also where another phase interrupts it."""
     now, asked = 0.0, 0.0
 

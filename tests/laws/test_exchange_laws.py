@@ -60,7 +60,7 @@ def test_buckets_mean_nothing_where_no_collective_chooses_inside_them(case: Case
         assert bits[0] == bits[1]
 
 
-# --- newcomers -----------------------------------------------------------------------------------
+# --- newcomers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("newcomers_known")

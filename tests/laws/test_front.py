@@ -1,4 +1,6 @@
-"""dls.Exchange, the exchange for arrays of any program: forms, errors, state, and what it leaves alone."""
+"""dls.Exchange, the exchange for arrays of any program: forms, errors, state, and what it leaves
+alone.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_all_forms_give_the_same_mean(ranks: int, collective: str) -> None:
             assert mean.dtype == np.float32
             assert mean.shape == (N,)
             named = mapped({name: own[name] for name in reversed(own)})
-            assert [(a.shape, a.dtype) for a in named.values()] == [(a.shape, a.dtype) for a in own.values()]
+            assert [(a.shape, a.dtype) for a in named.values()] == [
+                (a.shape, a.dtype) for a in own.values()
+            ]
             assert np.array_equal(flat(named), mean)
             pieces.begin()
             for name in ("b", "scale", "w"):
@@ -87,9 +91,7 @@ def test_what_is_not_sent_stays_and_is_sent_later() -> None:
 def test_a_state_goes_on_with_the_same_bits(method: str) -> None:
     options = {"density": 0.1, "density_warmup": 6} if method == "dls" else {}
     options |= {"method": method}
-    one, two = (
-        dls.Exchange(SHAPES, backend="numpy", threads=1, **options) for _ in range(2)
-    )
+    one, two = (dls.Exchange(SHAPES, backend="numpy", threads=1, **options) for _ in range(2))
     for step in range(3):
         one(flat(gradients(0, step)))
     state = one.state()
@@ -358,12 +360,15 @@ import dls
 assert not {"mpi4py", "h5py", "numba", "numpy"} & sys.modules.keys(), sys.modules.keys()
 exchange = dls.Exchange({"a": 4}, density=0.5, backend="numpy")
 exchange([1.0, 2.0, 3.0, 4.0])
-assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+assert before == [signal.getsignal(number) for number in numbers]
 assert threading.active_count() == 1
 assert "mpi4py" not in sys.modules and "h5py" not in sys.modules
 """
 
 
 def test_nothing_happens_at_import_and_a_program_that_is_alone_needs_no_mpi() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -323,7 +323,7 @@ def test_one_step_a_time_comes_near_the_optimum_on_gaussian_layers() -> None:
     assert np.median(shares) <= 0.02
 
 
-# --- methods of one's own --------------------------------------------------------------------
+# --- methods of one's own -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,10 @@ def every_result(x: Array, rng: np.random.Generator) -> list[Array]:
     matrix = rng.normal(size=(4, flat.shape[1])).astype(x.dtype)
     logits = nn.linear_forward(flat, matrix, b)
     _, dlogits, _ = nn.softmax_cross_entropy(logits, np.arange(len(x)) % 4)
-    linear = nn.linear_input_gradient(dlogits, matrix), *weight_gradients("linear", dlogits, flat, matrix)
+    linear = (
+        nn.linear_input_gradient(dlogits, matrix),
+        *weight_gradients("linear", dlogits, flat, matrix),
+    )
     dpooled = nn.flatten_backward(linear[0], pooled.shape)
     dnormal = nn.max_pool2d_backward(dpooled, pool_cache)
     dactive = nn.batch_norm_backward(dnormal, norm_cache, b)

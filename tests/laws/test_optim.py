@@ -43,7 +43,9 @@ def test_the_update_is_sgd_with_momentum_and_weight_decay(nesterov: bool) -> Non
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20), st.floats(1e-3, 1e3))
-def test_clipping_keeps_the_direction_and_bounds_the_norm(values: list[float], limit: float) -> None:
+def test_clipping_keeps_the_direction_and_bounds_the_norm(
+    values: list[float], limit: float
+) -> None:
     before = np.array(values, dtype=np.float32)
     after = before.copy()
     ops.clip_norm(after, limit)
@@ -66,7 +68,10 @@ def test_density_warmup_falls_to_the_density_and_stays(density: float, warmup: i
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-9)
 
 
-@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1)), min_size=1, max_size=8), st.floats(0, 1))
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1)), min_size=1, max_size=8),
+    st.floats(0, 1),
+)
 def test_rescaling_k_meets_any_budget(layers: list[tuple[int, float]], share: float) -> None:
     sizes = [n for n, _ in layers]
     k = np.array([round(n * part) for n, part in layers])

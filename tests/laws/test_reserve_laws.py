@@ -1,4 +1,6 @@
-"""Laws of DLS's reserve and of what its adjustment takes the next v to be (docs/algorithm.md, section 4)."""
+"""Laws of DLS's reserve and of what its adjustment takes the next v to be (docs/algorithm.md,
+section 4).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def own_in_words(k: list[int], reserve: float) -> list[int]:
 
 def sent_places(v: Layers, sent: methods.Sent) -> list[list[int]]:
     """The places of each layer that leave; none twice."""
-    places = [sorted(place for each in sent for place in each[layer][0].tolist()) for layer in range(len(v))]
+    places = [
+        sorted(place for each in sent for place in each[layer][0].tolist())
+        for layer in range(len(v))
+    ]
     assert all(len(set(found)) == len(found) for found in places)
     return places
 
@@ -60,9 +65,16 @@ def check_reserve(v: Layers, k: np.ndarray, reserve: float) -> None:
 
 
 def check_rest(v: Layers, sent: methods.Sent, room: int) -> None:
-    """The reserve brings the largest of what the layers have not chosen, the lower flat place first among equals."""
+    """The reserve brings the largest of what the layers have not chosen, the lower flat place first
+    among equals.
+    """
     taken = [set(index.tolist()) for index, _ in sent[0]]
-    left = [(-abs(float(x)), layer, i) for layer, own in enumerate(v) for i, x in enumerate(own) if i not in taken[layer]]
+    left = [
+        (-abs(float(x)), layer, i)
+        for layer, own in enumerate(v)
+        for i, x in enumerate(own)
+        if i not in taken[layer]
+    ]
     best = sorted(left)[:room]
     for layer, (index, values) in enumerate(sent[1]):
         assert index.tolist() == sorted(i for _, of, i in best if of == layer)
@@ -77,13 +89,17 @@ def test_nasty_layers(v: Layers, k: list[int], reserve: float) -> None:
 
 @QUICK
 @given(layers_and_k(), reserves)
-def test_what_leaves_alone_and_what_the_reserve_brings(case: tuple[Layers, np.ndarray], reserve: float) -> None:
+def test_what_leaves_alone_and_what_the_reserve_brings(
+    case: tuple[Layers, np.ndarray], reserve: float
+) -> None:
     check_reserve(*case, reserve)
 
 
 @QUICK
 @given(layers_and_k(), st.sampled_from([0.25, 1.0, 2.0]))
-def test_its_threshold_is_one_of_every_layer_that_has_not_gone_below(case: tuple[Layers, np.ndarray], reserve: float) -> None:
+def test_its_threshold_is_one_of_every_layer_that_has_not_gone_below(
+    case: tuple[Layers, np.ndarray], reserve: float
+) -> None:
     v, k = case
     own, rest = methods.dls_select(v, k, reserve)
     brought = [abs(float(x)) for _, values in rest for x in values]
@@ -103,9 +119,13 @@ def test_how_much_of_globals_choice_is_sent(seed: int, count: int, reserve: floa
     """1 − Σ max(0, own_l − g_l) / K, on layers without equal magnitudes."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 300, count)
-    flat = (rng.permutation(np.arange(1, sizes.sum() + 1)) * rng.choice([-1, 1], sizes.sum())).astype(F32)
+    flat = (
+        rng.permutation(np.arange(1, sizes.sum() + 1)) * rng.choice([-1, 1], sizes.sum())
+    ).astype(F32)
     v = np.split(flat, np.cumsum(sizes)[:-1])
-    k = methods.split_budget(int(rng.integers(1, sizes.sum() + 1)), sizes.tolist())[rng.permutation(count)]
+    k = methods.split_budget(int(rng.integers(1, sizes.sum() + 1)), sizes.tolist())[
+        rng.permutation(count)
+    ]
     k = methods.rescale(k, sizes.tolist(), min(int(k.sum()), int(sizes.sum())))
     total, own, best = int(k.sum()), methods.own_k(k, reserve), global_counts(v, int(k.sum()))
     places = sent_places(v, methods.dls_select(v, k, reserve))
@@ -166,7 +186,9 @@ def test_the_next_k_is_adjusted_on_the_guessed_v(
     sent = methods.dls_select(v, k, reserve)
     places = sent_places(v, sent)
     guessed = guess_in_words(v, places, gradients, source)
-    assert [bits(x) for x in methods.guess_v(v, sent, gradients, source)] == [bits(x) for x in guessed]
+    assert [bits(x) for x in methods.guess_v(v, sent, gradients, source)] == [
+        bits(x) for x in guessed
+    ]
     counts = [len(found) for found in places]
     expected, t = counts, fresh(guessed, counts)
     for steps in range(4):
@@ -189,7 +211,10 @@ def test_between_two_adjustments_k_stays() -> None:
 
 
 def test_more_than_is_left_is_refused() -> None:
-    v, heads = np.array([1, 2], dtype=F32), [ops.Head(np.array([1]), np.array([2], dtype=F32), 1, 2.0, 2.0)]
+    v, heads = (
+        np.array([1, 2], dtype=F32),
+        [ops.Head(np.array([1]), np.array([2], dtype=F32), 1, 2.0, 2.0)],
+    )
     assert ops.top_k_of_rest(v, np.array([0, 2]), heads, 1)[0].tolist() == [0]
     with pytest.raises(ValueError):
         ops.top_k_of_rest(v, np.array([0, 2]), heads, 2)
@@ -208,7 +233,9 @@ def test_only_one_guess_damps(part: float) -> None:
 
 
 def correlations(method: methods.Method) -> np.ndarray:
-    """Of a layer's number of sent values with itself 1, 2, … 6 steps later; gradients are drawn alike, and nothing is trained."""
+    """Of a layer's number of sent values with itself 1, 2, … 6 steps later; gradients are drawn
+    alike, and nothing is trained.
+    """
     rng, sizes, total = np.random.default_rng(1), [4000, 2000, 1000], 60
     offsets = np.cumsum([0, *sizes])
     k, residual, seen = methods.split_budget(total, sizes), np.zeros(sum(sizes), dtype=F32), []
@@ -224,13 +251,20 @@ def correlations(method: methods.Method) -> np.ndarray:
                 ops.scatter_subtract(layer, *entries)
     series = np.array(seen[100:], dtype=np.float64)
     series -= series.mean(axis=0)
-    return np.array([(series[:-lag] * series[lag:]).mean(axis=0) / series.var(axis=0) for lag in range(1, 7)]).mean(axis=1)
+    return np.array(
+        [(series[:-lag] * series[lag:]).mean(axis=0) / series.var(axis=0) for lag in range(1, 7)]
+    ).mean(axis=1)
 
 
 def test_counting_what_has_gone_makes_k_swing() -> None:
-    """A period of six steps with the optimum, of eight or nine with one adjustment; a reserve of 2 ends it."""
+    """A period of six steps with the optimum, of eight or nine with one adjustment; a reserve of 2
+    ends it.
+    """
     assert np.abs(correlations(methods.GlobalTopk())).max() < 0.1
-    optimum, one = correlations(methods.Dls("optimal", reserve=0)), correlations(methods.Dls(1, reserve=0))
+    optimum, one = (
+        correlations(methods.Dls("optimal", reserve=0)),
+        correlations(methods.Dls(1, reserve=0)),
+    )
     assert optimum[0] > 0.2
     assert optimum[2] < -0.2
     assert one[0] > 0.4

@@ -299,4 +299,9 @@ def test_the_norm_neither_overflows_nor_underflows(v: np.ndarray) -> None:
 def test_the_norm_by_hand() -> None:
     assert ops.l2_norm(vector([3, -4])) == 5.0
     assert ops.l2_norm(vector([0.0, -0.0])) == 0.0
-    assert ops.l2_norms(vector([9, 3, -4, 0, 5]), np.array([1, 3, 3, 4, 5])).tolist() == [5.0, 0.0, 0.0, 5.0]
+    assert ops.l2_norms(vector([9, 3, -4, 0, 5]), np.array([1, 3, 3, 4, 5])).tolist() == [
+        5.0,
+        0.0,
+        0.0,
+        5.0,
+    ]

@@ -1,4 +1,6 @@
-"""Laws of the message: what is encoded arrives, in a size that is known before, near the entropy; what is damaged does not."""
+"""Laws of the message: what is encoded arrives, in a size that is known before, near the entropy;
+what is damaged does not.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def wire(request: pytest.FixtureRequest) -> Wire:
     return request.param
 
 
-def check_round_trip(wire: Wire, index: np.ndarray, values: np.ndarray, n: int, dtype: str = "float32") -> None:
+def check_round_trip(
+    wire: Wire, index: np.ndarray, values: np.ndarray, n: int, dtype: str = "float32"
+) -> None:
     k = len(index)
     index_before, values_before = index.tolist(), bits(values)
     payload = wire.encode(index, values, n, dtype)
@@ -72,14 +76,18 @@ def test_round_trip(wire: Wire, case: tuple[np.ndarray, int], beyond: int) -> No
 
 @QUICK
 @given(st.integers(1, 400), st.integers(0, 2**32), st.data())
-def test_round_trip_of_any_set_of_indices(wire: Wire, n: int, seed: int, data: st.DataObject) -> None:
+def test_round_trip_of_any_set_of_indices(
+    wire: Wire, n: int, seed: int, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(0, n))
     rng = np.random.default_rng(seed)
     index = np.sort(rng.choice(n, k, replace=False)).astype(INT)
     check_round_trip(wire, index, rng.standard_normal(k).astype(F32), n)
 
 
-@pytest.mark.parametrize("n", [255, 256, 257, 65535, 65536, 65537, 2**24 + 3, 2**31 - 1, 2**31 + 5, 2**32])
+@pytest.mark.parametrize(
+    "n", [255, 256, 257, 65535, 65536, 65537, 2**24 + 3, 2**31 - 1, 2**31 + 5, 2**32]
+)
 def test_large_indices_survive(wire: Wire, n: int) -> None:
     """Indices survive beyond 2^24, where float32 ends, and beyond 2^31, where int32 ends."""
     index = np.unique(np.array([0, 1, 127, 200, n // 2, n - 2, n - 1], dtype=INT))
@@ -118,7 +126,10 @@ def test_the_size_follows_from_n_and_k_alone_and_is_near_the_entropy(wire: Wire)
 @pytest.mark.parametrize("k", [10_000, 153_000, 1_000_000])
 def test_bytes_of_an_entry(wire: Wire, density: float, most: float, k: int) -> None:
     assert wire.payload_size(round(k / density), k) <= most * k
-    assert wire.payload_size(round(k / density), k, "float16") == wire.payload_size(round(k / density), k) - 2 * k
+    assert (
+        wire.payload_size(round(k / density), k, "float16")
+        == wire.payload_size(round(k / density), k) - 2 * k
+    )
 
 
 # ---------------------------------------------------------------- damage
@@ -147,7 +158,9 @@ def test_a_message_of_another_length_is_refused(wire: Wire, k: int) -> None:
 
 
 def test_what_no_encoder_writes_is_refused_even_with_a_right_checksum(wire: Wire) -> None:
-    """Indices that repeat, descend or leave the range, too few or too many of them, and bits in the padding."""
+    """Indices that repeat, descend or leave the range, too few or too many of them, and bits in the
+    padding.
+    """
     rng = np.random.default_rng(0)
     for n, k in ((10, 3), (40, 1), (100, 7), (1000, 3), (64, 64), (2, 1)):
         size = reference_wire.payload_size(n, k)
@@ -157,7 +170,9 @@ def test_what_no_encoder_writes_is_refused_even_with_a_right_checksum(wire: Wire
                 index, values = wire.decode(reference_wire.seal(noise, n, k, "float32"), n, k)
             except reference_wire.MessageError:
                 continue
-            assert index.size == k and index[0] >= 0 and index[-1] < n and np.all(np.diff(index) > 0)
+            assert (
+                index.size == k and index[0] >= 0 and index[-1] < n and np.all(np.diff(index) > 0)
+            )
             assert wire.encode(index, values, n).size == size
     for index in ([3, 2], [2, 2]):
         with pytest.raises(reference_wire.MessageError, match="damaged"):
@@ -183,7 +198,9 @@ def test_a_message_for_another_range_or_count_is_refused(wire: Wire) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @QUICK
 @given(st.data())
-def test_rounding_drops_nothing_that_the_residual_cannot_hold(wire: Wire, dtype: str, data: st.DataObject) -> None:
+def test_rounding_drops_nothing_that_the_residual_cannot_hold(
+    wire: Wire, dtype: str, data: st.DataObject
+) -> None:
     """sent + residual == v exactly, and what was rounded travels unchanged."""
     largest = 65504.0 if dtype == "float16" else float(F32(3.38e38))
     v = vector(data.draw(st.lists(st.floats(-largest, largest, width=32), min_size=1, max_size=12)))
@@ -192,7 +209,9 @@ def test_rounding_drops_nothing_that_the_residual_cannot_hold(wire: Wire, dtype:
     assert bits(wire.round_values(sent, dtype)) == bits(sent)
     residual = v.copy()
     ops.scatter_subtract(residual, np.arange(v.size), sent)
-    assert [float(a) + float(b) for a, b in zip(sent, residual, strict=True)] == v.astype(np.float64).tolist()
+    assert [float(a) + float(b) for a, b in zip(sent, residual, strict=True)] == v.astype(
+        np.float64
+    ).tolist()
     assert (sent + residual).tolist() == v.tolist()
     check_round_trip(wire, np.arange(v.size, dtype=INT), sent, v.size, dtype)
 
@@ -200,16 +219,29 @@ def test_rounding_drops_nothing_that_the_residual_cannot_hold(wire: Wire, dtype:
 def test_rounding_is_to_the_nearest_and_to_even_among_equals(wire: Wire) -> None:
     half = 2.0**-9  # between 1 and the next bfloat16, 1 + 2^-7, lies 1 + 2^-8
     given_ = vector([1 + 2 * half, 1 + 3 * half, 1 + 6 * half, -1 - 2 * half - 2**-20, 1e-45, -0.0])
-    assert wire.round_values(given_, "bfloat16").tolist() == [1, 1 + 4 * half, 1 + 8 * half, -1 - 4 * half, 0, 0]
+    assert wire.round_values(given_, "bfloat16").tolist() == [
+        1,
+        1 + 4 * half,
+        1 + 8 * half,
+        -1 - 4 * half,
+        0,
+        0,
+    ]
     given_ = vector([1 + 2**-11, 1 + 3 * 2**-11, 65519, 2**-25, 3 * 2**-25])
     assert wire.round_values(given_, "float16").tolist() == [1, 1 + 2**-9, 65504, 0, 2**-23]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @QUICK
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
-def test_of_a_value_beyond_the_range_the_rest_stays(wire: Wire, dtype: str, values: list[float]) -> None:
-    """Any finite v: what is sent lies between 0 and v, in the type; sent + residual == v exactly; the residual is no larger."""
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=12)
+)
+def test_of_a_value_beyond_the_range_the_rest_stays(
+    wire: Wire, dtype: str, values: list[float]
+) -> None:
+    """Any finite v: what is sent lies between 0 and v, in the type; sent + residual == v exactly;
+    the residual is no larger.
+    """
     v = vector(values)
     check_cut(wire, v, dtype)
 
@@ -217,8 +249,12 @@ def test_of_a_value_beyond_the_range_the_rest_stays(wire: Wire, dtype: str, valu
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_at_the_edges_of_the_range_the_rest_stays_too(wire: Wire, dtype: str) -> None:
     powers = F32(2) ** np.arange(14, 128, dtype=F32)
-    edges = np.concatenate([powers, vector([65504, 65519.996, 65520, 131008, 3.3895e38, 3.3962e38, 3.4028235e38])])
-    near = np.concatenate([edges, np.nextafter(edges, F32(0)), np.nextafter(edges, F32(3.4028235e38))])
+    edges = np.concatenate(
+        [powers, vector([65504, 65519.996, 65520, 131008, 3.3895e38, 3.3962e38, 3.4028235e38])]
+    )
+    near = np.concatenate(
+        [edges, np.nextafter(edges, F32(0)), np.nextafter(edges, F32(3.4028235e38))]
+    )
     check_cut(wire, np.concatenate([near, -near]), dtype)
 
 
@@ -227,14 +263,24 @@ def check_cut(wire: Wire, v: np.ndarray, dtype: str) -> None:
     assert np.isfinite(sent).all() and bits(wire.round_values(sent, dtype)) == bits(sent)
     residual = v.copy()
     ops.scatter_subtract(residual, np.arange(v.size), sent)
-    assert [Fraction(float(s)) + Fraction(float(r)) for s, r in zip(sent, residual, strict=True)] == [*map(Fraction, v.tolist())]
+    assert [
+        Fraction(float(s)) + Fraction(float(r)) for s, r in zip(sent, residual, strict=True)
+    ] == [*map(Fraction, v.tolist())]
     assert (np.abs(residual) <= np.abs(v)).all()
     check_round_trip(wire, np.arange(v.size, dtype=INT), sent, v.size, dtype)
 
 
 def test_a_value_beyond_the_range_is_sent_in_a_few_steps(wire: Wire) -> None:
-    assert wire.round_values(vector([1, 65520, -1e9, 2.0**39]), "float16").tolist() == [1, 65504, -65472, 0]
-    assert wire.round_values(vector([3.4e38, -3.4e38]), "bfloat16").tolist() == [2.0**128 - 2.0**120, 2.0**120 - 2.0**128]
+    assert wire.round_values(vector([1, 65520, -1e9, 2.0**39]), "float16").tolist() == [
+        1,
+        65504,
+        -65472,
+        0,
+    ]
+    assert wire.round_values(vector([3.4e38, -3.4e38]), "bfloat16").tolist() == [
+        2.0**128 - 2.0**120,
+        2.0**120 - 2.0**128,
+    ]
     left, sent = vector([-200_000.5]), []
     while left.any():
         sent.append(wire.round_values(left, "float16"))

@@ -1,4 +1,5 @@
-"""On every rank: the share of Global Top-k's choice that each method sends, against a plain sort of the same v, ties and all.
+"""On every rank: the share of Global Top-k's choice that each method sends, against a plain sort of
+the same v, ties and all.
 
 Run it under mpirun; it prints a word a rank when all is well, and trains then as many.py does.
 """
@@ -69,9 +70,15 @@ def check(comm: Comm, name: str, method: str, random: np.random.Generator) -> No
 
 
 def largest(v: np.ndarray, k: np.ndarray, offsets: np.ndarray, whole: bool) -> set[int]:
-    """What a method sends: of each layer the k_l largest, or the largest of all, the lower index first among equals."""
+    """What a method sends: of each layer the k_l largest, or the largest of all, the lower index
+    first among equals.
+    """
     pieces = [(0, v.size, int(sum(k)))] if whole else zip(offsets[:-1], offsets[1:], k, strict=True)
-    return {i for begin, end, kl in pieces for i in sorted(range(begin, end), key=lambda i: (-abs(v[i]), i))[:kl]}
+    return {
+        i
+        for begin, end, kl in pieces
+        for i in sorted(range(begin, end), key=lambda i: (-abs(v[i]), i))[:kl]
+    }
 
 
 main()

@@ -18,7 +18,19 @@ def bench(ranks: int, folder: Path, *args: str):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_exchange_alone(ranks: int, tmp_path: Path) -> None:
-    done = bench(ranks, tmp_path, "exchange", "--sizes", "20000", "--densities", "0.01", "--steps", "2", "--json", "rows.json")
+    done = bench(
+        ranks,
+        tmp_path,
+        "exchange",
+        "--sizes",
+        "20000",
+        "--densities",
+        "0.01",
+        "--steps",
+        "2",
+        "--json",
+        "rows.json",
+    )
     assert done.status == 0, done.err
     assert not lines(done.err)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
@@ -26,11 +38,22 @@ def test_the_exchange_alone(ranks: int, tmp_path: Path) -> None:
     assert row["message, kB"] == wire.payload_size(20000, 200) / 1000
     received = row["message, kB"] * (ranks - 1)
     assert row["MB/s received"] == pytest.approx(received / row["bytes, ms"])
-    assert row["with coding / Allreduce"] == pytest.approx(row["with coding, ms"] / row["Allreduce, ms"])
+    assert row["with coding / Allreduce"] == pytest.approx(
+        row["with coding, ms"] / row["Allreduce, ms"]
+    )
 
 
 def test_steps_of_every_method(tmp_path: Path) -> None:
-    args = ["--networks", "resnet20", "--batch", "2", "--steps", "1", "--methods", "dense,dls/1,dls/at-end"]
+    args = [
+        "--networks",
+        "resnet20",
+        "--batch",
+        "2",
+        "--steps",
+        "1",
+        "--methods",
+        "dense,dls/1,dls/at-end",
+    ]
     done = bench(2, tmp_path, "step", *args, "--json", "rows.json")
     assert done.status == 0, done.err
     assert not lines(done.err)

@@ -51,19 +51,31 @@ def weights_hash(state: dict[str, np.ndarray]) -> bytes:
 
 
 def reference_run(
-    settings: str, method: methods.Method, ranks: int, steps: int = STEPS, skipped: Collection[int] = ()
+    settings: str,
+    method: methods.Method,
+    ranks: int,
+    steps: int = STEPS,
+    skipped: Collection[int] = (),
 ) -> cluster.Cluster:
     """`skipped`: the numbers, from 1, of steps that are left out."""
     c = config.build(config.parse_command_line(shlex.split(settings)).flags)
     noise = {"synthetic_shape": c.synthetic_shape, "synthetic_size": c.synthetic_size}
     dataset = data.load(c.dataset, seed=c.seed, **noise)
-    replicas = [models.build(c.model, dataset.input_shape, dataset.classes, c.seed, nn, c.mlp_widths) for _ in range(ranks)]
+    replicas = [
+        models.build(c.model, dataset.input_shape, dataset.classes, c.seed, nn, c.mlp_widths)
+        for _ in range(ranks)
+    ]
     sizes = [layer.size for layer in replicas[0].layers]
-    budgets = [methods.budget(sum(sizes), methods.warmup_density(c.density, step, c.density_warmup)) for step in range(steps)]
+    budgets = [
+        methods.budget(sum(sizes), methods.warmup_density(c.density, step, c.density_warmup))
+        for step in range(steps)
+    ]
     k = methods.split_budget(budgets[0], sizes)
     if c.dls_init == "variance" and isinstance(method, methods.Dls):
         layers = replicas[0].layers
-        ratios = [variance.corrected_ratio(layer.channels_in, layer.outputs) for layer in layers[1:]]
+        ratios = [
+            variance.corrected_ratio(layer.channels_in, layer.outputs) for layer in layers[1:]
+        ]
         k = variance.sparsity_from_variances(sizes, list(variance.chain_sigmas(ratios)), budgets[0])
     workers = cluster.Cluster(
         replicas,
@@ -82,7 +94,9 @@ def reference_run(
         if step + 1 in skipped:
             workers.step_count += 1
             continue
-        workers.step([own.batch(step) for own in batches], optim.learning_rate(c, step, steps), budgets[step])
+        workers.step(
+            [own.batch(step) for own in batches], optim.learning_rate(c, step, steps), budgets[step]
+        )
     return workers
 
 
@@ -146,7 +160,8 @@ def test_dense_is_the_mean_gradient_within_rounding(ranks: int, tmp_path: Path) 
     """Density 1 uploads everything, so the reference cluster at density 1 is dense SGD."""
     runs = {overlap: tmp_path / overlap for overlap in ("overlap", "no-overlap")}
     command = [
-        f"--method dense --batch-size 8 --steps {STEPS} --{overlap} --threads 1 --backend numpy --out {out}"
+        f"--method dense --batch-size 8 --steps {STEPS} --{overlap} --threads 1 --backend numpy"
+        f" --out {out}"
         for overlap, out in runs.items()
     ]
     train_all(ranks, command, tmp_path)
@@ -155,4 +170,6 @@ def test_dense_is_the_mean_gradient_within_rounding(ranks: int, tmp_path: Path) 
     for out in runs.values():
         for state in loaded(out, ranks):
             assert state["weights_sha256"].tobytes() == weights_hash(state)
-            np.testing.assert_allclose(state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(
+                state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5
+            )

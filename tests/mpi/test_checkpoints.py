@@ -16,7 +16,18 @@ from tests.conftest import lines
 from tests.launch import Outcome, launch, outcomes, train_all
 from tests.mpi.test_bits import loaded
 
-ARGS = ["--mlp-widths", "16", "--density", "0.05", "--batch-size", "8", "--threads", "1", "--backend", "numpy"]
+ARGS = [
+    "--mlp-widths",
+    "16",
+    "--density",
+    "0.05",
+    "--batch-size",
+    "8",
+    "--threads",
+    "1",
+    "--backend",
+    "numpy",
+]
 MANIFEST, RANK = "manifest.json", "rank-00001.h5"
 RESUMES = ("--resume", "--resume=auto")
 
@@ -39,15 +50,39 @@ def edit(folder: Path, seal: bool = False, **changes: object) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a bit of a rank": (lambda f: flip(f / RANK), f"{RANK} is damaged: its SHA-256 is not the manifest's"),
-    "a bit of the weights": (lambda f: flip(f / "shared.h5"), "shared.h5 is damaged: its SHA-256 is not the manifest's"),
+    "a bit of a rank": (
+        lambda f: flip(f / RANK),
+        f"{RANK} is damaged: its SHA-256 is not the manifest's",
+    ),
+    "a bit of the weights": (
+        lambda f: flip(f / "shared.h5"),
+        "shared.h5 is damaged: its SHA-256 is not the manifest's",
+    ),
     "a cut file": (lambda f: os.truncate(f / RANK, 100), f"{RANK} is damaged"),
-    "no file": (lambda f: (f / RANK).unlink(), f"{RANK} cannot be read (No such file or directory)"),
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "its manifest.json cannot be read (No such file or directory)"),
-    "a cut manifest": (lambda f: os.truncate(f / MANIFEST, 300), "its manifest.json cannot be used"),
-    "another learning rate": (lambda f: edit(f, config="lr = 9.0"), "its seal is not that of its text"),
-    "no seal": (lambda f: (f / MANIFEST).write_text('{"format": "dls-checkpoint/2"}'), "its manifest.json has no 'seal'"),
-    "of another program": (lambda f: edit(f, format="dls-checkpoint/9"), "its format is 'dls-checkpoint/9'"),
+    "no file": (
+        lambda f: (f / RANK).unlink(),
+        f"{RANK} cannot be read (No such file or directory)",
+    ),
+    "no manifest": (
+        lambda f: (f / MANIFEST).unlink(),
+        "its manifest.json cannot be read (No such file or directory)",
+    ),
+    "a cut manifest": (
+        lambda f: os.truncate(f / MANIFEST, 300),
+        "its manifest.json cannot be used",
+    ),
+    "another learning rate": (
+        lambda f: edit(f, config="lr = 9.0"),
+        "its seal is not that of its text",
+    ),
+    "no seal": (
+        lambda f: (f / MANIFEST).write_text('{"format": "dls-checkpoint/2"}'),
+        "its manifest.json has no 'seal'",
+    ),
+    "of another program": (
+        lambda f: edit(f, format="dls-checkpoint/9"),
+        "its format is 'dls-checkpoint/9'",
+    ),
 }
 
 
@@ -55,7 +90,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 steps on two ranks with checkpoints after 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("whole")
-    done = launch([(2, ["-m", "dls.train", *ARGS, "--steps", "6", "--checkpoint-every", "2", "--out", "run"])], folder)
+    done = launch(
+        [
+            (
+                2,
+                [
+                    "-m",
+                    "dls.train",
+                    *ARGS,
+                    "--steps",
+                    "6",
+                    "--checkpoint-every",
+                    "2",
+                    "--out",
+                    "run",
+                ],
+            )
+        ],
+        folder,
+    )
     assert done.status == 0, done.err
     return folder / "run"
 
@@ -120,21 +173,47 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
 
 
 def test_old_checkpoints_stay_until_a_new_one_is_complete(tmp_path: Path) -> None:
-    """Rank 1 dies while it writes its part of the third; what that left behind is gone after the next."""
+    """Rank 1 dies while it writes its part of the third; what that left behind is gone after the
+    next.
+    """
     program = tmp_path / "die.py"
     program.write_text(
-        "import os, signal, sys\n"
-        "from dls import train; from dls.record import checkpoint\n"
-        "write = checkpoint._write\n"
-        "def dying(path, arrays):\n"
-        "    if 'step-00000006' in str(path) and path.name == 'rank-00001.h5': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return write(path, arrays)\n"
-        "checkpoint._write = dying\n"
-        "train.main(sys.argv[1:])\n"
+        "import os, signal, sys\nfrom dls import train; from dls.record import checkpoint\nwrite ="
+        " checkpoint._write\ndef dying(path, arrays):\n    if 'step-00000006' in str(path) and"
+        " path.name == 'rank-00001.h5': os.kill(os.getpid(), signal.SIGKILL)\n    return"
+        " write(path, arrays)\ncheckpoint._write = dying\ntrain.main(sys.argv[1:])\n"
     )
-    args = [*ARGS, "--steps", "9", "--checkpoint-every", "2", "--keep-checkpoints", "1", "--out", "run"]
+    args = [
+        *ARGS,
+        "--steps",
+        "9",
+        "--checkpoint-every",
+        "2",
+        "--keep-checkpoints",
+        "1",
+        "--out",
+        "run",
+    ]
     assert launch([(2, [program, *args])], tmp_path).status != 0
     assert folders(tmp_path / "run") == ["step-00000004", "step-00000006.partial"]
-    again = launch([(2, ["-m", "dls.train", "--out", "run", "--resume", "--checkpoint-every", "5", "--steps", "9"])], tmp_path)
+    again = launch(
+        [
+            (
+                2,
+                [
+                    "-m",
+                    "dls.train",
+                    "--out",
+                    "run",
+                    "--resume",
+                    "--checkpoint-every",
+                    "5",
+                    "--steps",
+                    "9",
+                ],
+            )
+        ],
+        tmp_path,
+    )
     assert again.status == 0, again.err
     assert folders(tmp_path / "run") == ["step-00000009"]

@@ -1,4 +1,6 @@
-"""The command line as a user runs it: what it does, and what it refuses, in one clear line, on all ranks alike."""
+"""The command line as a user runs it: what it does, and what it refuses, in one clear line, on all
+ranks alike.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ ADVICE = "; a lower --lr, --clip-norm or --on-nan skip may help"
 """What the line of a loss or gradient that is not finite ends with."""
 
 REFUSED = {
-    "unknown method": (["--method", "topk"], f"unknown method 'topk': choose one of {', '.join(methods.names())}"),
-    "unknown model": (["--model", "alexnet"], f"unknown model 'alexnet': choose one of {', '.join(models.names())}"),
+    "unknown method": (
+        ["--method", "topk"],
+        f"unknown method 'topk': choose one of {', '.join(methods.names())}",
+    ),
+    "unknown model": (
+        ["--model", "alexnet"],
+        f"unknown model 'alexnet': choose one of {', '.join(models.names())}",
+    ),
     "unknown dataset": (["--dataset", "imagenet"], "unknown dataset 'imagenet': choose one of"),
     "unknown backend": (["--backend", "tpu"], "unknown backend 'tpu': choose one of"),
     "density 0": (["--density", "0"], "--density 0.0 is outside (0, 1]"),
@@ -35,23 +43,37 @@ REFUSED = {
     "density a word": (["--density", "low"], "--density low: expected a number"),
     "no value at all": (["--density", "1e-9"], "rounds to no value"),
     "batch too large": (["--batch-size", "1000"], "--batch-size"),
-    "steps a word": (["--dls-steps", "best"], "--dls-steps best: expected a whole number or 'optimal'"),
+    "steps a word": (
+        ["--dls-steps", "best"],
+        "--dls-steps best: expected a whole number or 'optimal'",
+    ),
     "negative": (["--steps", "-1"], "--steps -1 is outside [0, 1e+12]"),
-    "unknown flag": (["--densty", "0.1"], "unrecognized arguments: --densty 0.1; did you mean --density?"),
+    "unknown flag": (
+        ["--densty", "0.1"],
+        "unrecognized arguments: --densty 0.1; did you mean --density?",
+    ),
     "flag without value": (["--lr"], "argument --lr: expected one argument"),
-    "no such config": (["--config", "none.toml"], "cannot read the configuration none.toml: No such file or directory"),
+    "no such config": (
+        ["--config", "none.toml"],
+        "cannot read the configuration none.toml: No such file or directory",
+    ),
     "no data": (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere"),
     "resume without folder": (["--resume"], "--resume needs --out"),
     "nothing to resume": (["--resume", "--out", "empty"], "nothing to resume in empty"),
-    "no value after the warm-up": (["--density", "1e-9", "--density-warmup", "9"], "rounds to no value"),
+    "no value after the warm-up": (
+        ["--density", "1e-9", "--density-warmup", "9"],
+        "rounds to no value",
+    ),
     "a number beyond all": (["--seed", "9" * 400], "is outside [0, 2.14748e+09]"),
     "a model beyond memory": (["--mlp-widths", "1000000000,1000000000"], "do not fit into memory"),
-    "not a chain": (["--model", "resnet20", "--dls-init", "variance"], "--dls-init variance needs a model whose layers form a"),
+    "not a chain": (
+        ["--model", "resnet20", "--dls-init", "variance"],
+        "--dls-init variance needs a model whose layers form a",
+    ),
     "nesterov alone": (["--nesterov", "--momentum", "0"], "--nesterov needs --momentum above 0"),
     "elastic alone": (
         ["--elastic"],
-        "--elastic needs Open MPI with its fault tolerance, "
-        "a run started as mpirun --with-ft ulfm",
+        "--elastic needs Open MPI with its fault tolerance, a run started as mpirun --with-ft ulfm",
     ),
     "out is a file": (["--out", "file.txt"], "file.txt is in the way; choose another --out"),
 }
@@ -118,7 +140,12 @@ def test_a_bad_configuration_file_too(text: str, refused: dict[str, Outcome]) ->
 
 
 def test_mpirun_ends_with_the_status_of_the_ranks(tmp_path: Path, train) -> None:
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x05")
     done = train(2, "--dataset", "mnist", "--data-dir", tmp_path)
     assert done.status == 2
@@ -134,7 +161,9 @@ def test_without_mpirun_it_is_a_world_of_one(tmp_path: Path, train) -> None:
 
 def test_a_day_of_a_user(tmp_path: Path) -> None:
     """Help, runs, resumes and what is refused of them, on two ranks, one after the other."""
-    (tmp_path / "a.toml").write_text('density = 0.1\nmethod = "layerwise-topk"\nmlp_widths = [8]\nbatch_size = 4\nsteps = 7')
+    (tmp_path / "a.toml").write_text(
+        'density = 0.1\nmethod = "layerwise-topk"\nmlp_widths = [8]\nbatch_size = 4\nsteps = 7'
+    )
     day = {
         "help": ["--help"],
         "file and flag": ["--config", "a.toml", "--density", "0.2", "--out", "first"],
@@ -160,7 +189,12 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
     assert "--dls-steps" in told["help"].out
 
     kept = tomllib.loads((tmp_path / "first" / "config.toml").read_text())
-    assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (0.2, "layerwise-topk", [8], 7)
+    assert (kept["density"], kept["method"], kept["mlp_widths"], kept["steps"]) == (
+        0.2,
+        "layerwise-topk",
+        [8],
+        7,
+    )
     one, two = (reader.read(tmp_path / name / "trace.h5") for name in ("first", "again"))
     assert one.steps["loss"].tolist() == two.steps["loss"].tolist()
 
@@ -175,16 +209,11 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:
     """As from a disk of their own with another copy."""
     program = (
-        "import sys; from mpi4py import MPI; from dls.tasks import data; from dls.train import main\n"
-        "load = data.load\n"
-        "def other(*args, **settings):\n"
-        "    dataset = load(*args, **settings)\n"
-        "    if MPI.COMM_WORLD.rank == 2:\n"
-        "        dataset.train_images.flags.writeable = True\n"
-        "        dataset.train_images[700, 0, 3, 3] ^= 1\n"
-        "    return dataset\n"
-        "data.load = other\n"
-        "sys.exit(main(sys.argv[1:]))"
+        "import sys; from mpi4py import MPI; from dls.tasks import data; from dls.train import"
+        " main\nload = data.load\ndef other(*args, **settings):\n    dataset = load(*args,"
+        " **settings)\n    if MPI.COMM_WORLD.rank == 2:\n       "
+        " dataset.train_images.flags.writeable = True\n        dataset.train_images[700, 0, 3, 3]"
+        " ^= 1\n    return dataset\ndata.load = other\nsys.exit(main(sys.argv[1:]))"
     )
     done = launch([(3, ["-c", program, *TINY, "--steps", "1", "--out", "run"])], tmp_path)
     assert done.status == 2
@@ -205,9 +234,15 @@ def test_ranks_with_other_code_are_named(tmp_path: Path) -> None:
     for package in ("dls", "reference", "gpu"):
         shutil.copytree(ROOT / package, other / package)
     (other / "dls" / "optim.py").write_text((ROOT / "dls" / "optim.py").read_text() + "\n")
-    start = "import sys; sys.path.insert(0, {!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    start = (
+        "import sys; sys.path.insert(0, {!r}); from dls.train import main;"
+        " sys.exit(main(sys.argv[1:]))"
+    )
     args = [*TINY, "--steps", "1", "--out", "run"]
-    done = launch([(1, ["-c", start.format(str(ROOT)), *args]), (1, ["-c", start.format(str(other)), *args])], tmp_path)
+    done = launch(
+        [(1, ["-c", start.format(str(ROOT)), *args]), (1, ["-c", start.format(str(other)), *args])],
+        tmp_path,
+    )
     assert done.status == 2
     assert len(lines(done.err)) == 1
     assert "rank 1 differs from rank 0 in code version" in done.err
@@ -228,7 +263,9 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", ["dense", "global-topk", "layerwise-topk", "dls"])
-def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(
+    method: str, tmp_path: Path
+) -> None:
     program = tmp_path / "poison.py"
     program.write_text(
         "import sys\n"
@@ -250,14 +287,18 @@ def test_a_gradient_that_is_not_finite_names_rank_step_and_layer(method: str, tm
     args = [*TINY, "--method", method, "--steps", "9", "--checkpoint-every", "2", "--out", "run"]
     done = launch([(2, [program, *args])], tmp_path)
     assert done.status == 1
-    assert lines(done.err) == ["dls.train: rank 1, step 4: NaN or infinity in the gradient of layer linear1" + ADVICE]
+    assert lines(done.err) == [
+        "dls.train: rank 1, step 4: NaN or infinity in the gradient of layer linear1" + ADVICE
+    ]
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
     assert found.step == 2
 
 
 def test_a_failure_of_rank_0_does_not_claim_success(tmp_path: Path, train) -> None:
-    done = train(2, *TINY, "--steps", "50", "--lr", "3e38", "--checkpoint-every", "1", "--out", "run")
+    done = train(
+        2, *TINY, "--steps", "50", "--lr", "3e38", "--checkpoint-every", "1", "--out", "run"
+    )
     assert done.status == 1
     assert len(lines(done.err)) == 1, done.err
     assert "done" not in done.out
@@ -268,10 +309,24 @@ def test_ranks_that_see_different_checkpoints_are_named(tmp_path: Path, train) -
         (tmp_path / place).mkdir()
         assert train(2, *TINY, "--steps", steps, "--out", "run", cwd=tmp_path / place).status == 0
     (tmp_path / "c").mkdir()
-    start = "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    start = (
+        "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    )
     for other in ("b", "c"):
         programs = [
-            (1, ["-c", start.format(str(tmp_path / place)), "--out", "run", "--resume=auto", *TINY, "--steps", "9"])
+            (
+                1,
+                [
+                    "-c",
+                    start.format(str(tmp_path / place)),
+                    "--out",
+                    "run",
+                    "--resume=auto",
+                    *TINY,
+                    "--steps",
+                    "9",
+                ],
+            )
             for place in ("a", other)
         ]
         done = launch(programs, tmp_path)
@@ -283,9 +338,13 @@ def test_ranks_that_see_different_checkpoints_are_named(tmp_path: Path, train) -
 def test_ranks_that_write_to_different_disks_are_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    start = "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    start = (
+        "import os, sys; os.chdir({!r}); from dls.train import main; sys.exit(main(sys.argv[1:]))"
+    )
     args = [*TINY, "--steps", "1", "--out", "run"]
-    done = launch([(1, ["-c", start.format(str(tmp_path / place)), *args]) for place in ("a", "b")], tmp_path)
+    done = launch(
+        [(1, ["-c", start.format(str(tmp_path / place)), *args]) for place in ("a", "b")], tmp_path
+    )
     assert done.status == 2
     assert len(lines(done.err)) == 1
     assert "rank 1 on " in done.err
@@ -313,7 +372,10 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dls.train", *TINY, "--steps", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) for _ in range(3)]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
     assert [process.wait() for process in both] == [0, 0, 0]
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
@@ -345,7 +407,11 @@ def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: 
 def test_the_slurm_script_starts_and_goes_on(tmp_path: Path) -> None:
     """As on an allocation of two tasks; without Slurm, mpirun starts them here."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_NTASKS": "2", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_NTASKS": "2",
+        "PYTHONPATH": str(ROOT),
+    }
     for steps in ("3", "5"):
         command = ["bash", ROOT / "runs" / "slurm.sbatch", *TINY, "--steps", steps, "--out", "run"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

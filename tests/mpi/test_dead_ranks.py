@@ -1,4 +1,6 @@
-"""Ranks that are killed or frozen: the others end within seconds, nothing is left over, and the next resume says who it was."""
+"""Ranks that are killed or frozen: the others end within seconds, nothing is left over, and the
+next resume says who it was.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from tests.launch import launch, train_all, wait_until
 from tests.mpi.test_bits import loaded
 
 STEPS = 60
-COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--steps", str(STEPS)]
+COMMON = [
+    "--mlp-widths",
+    "16",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--backend",
+    "numpy",
+    "--steps",
+    str(STEPS),
+]
 
 STRUCK = """
 import os, signal, sys
@@ -25,7 +38,8 @@ from mpi4py import MPI
 name, rank, number = sys.argv[1].split(",")
 step = train._step
 def struck(run, recorder, reporter, this):
-    if this == int(number) and MPI.COMM_WORLD.rank == int(rank): os.kill(os.getpid(), signal.Signals[name])
+    if this == int(number) and MPI.COMM_WORLD.rank == int(rank):
+        os.kill(os.getpid(), signal.Signals[name])
     step(run, recorder, reporter, this)
 train._step = struck
 sys.exit(train.main(sys.argv[2:]))
@@ -36,11 +50,16 @@ def struck(folder: Path, name: str, rank: int, step: int, *args: str):
     """Train on three ranks, one of which sends itself this signal at the beginning of a step."""
     program = folder / "struck.py"
     program.write_text(STRUCK)
-    return launch([(3, [program, f"{name},{rank},{step}", *COMMON, *args, "--out", str(folder / "run")])], folder)
+    return launch(
+        [(3, [program, f"{name},{rank},{step}", *COMMON, *args, "--out", str(folder / "run")])],
+        folder,
+    )
 
 
 def left_over(folder: Path) -> Iterator[bytes]:
-    """The processes that still speak of this folder in their command lines: ranks and guardians alike."""
+    """The processes that still speak of this folder in their command lines: ranks and guardians
+    alike.
+    """
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
@@ -104,7 +123,8 @@ def test_a_frozen_rank_is_named_and_ended(tmp_path: Path) -> None:
 FROZEN = """
 import os, signal, sys
 def freeze():
-    if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")): os.kill(os.getpid(), signal.SIGSTOP)
+    if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+        os.kill(os.getpid(), signal.SIGSTOP)
 if sys.argv[1] == "before": freeze()
 from dls import train
 from dls.program import startup
@@ -124,14 +144,24 @@ sys.exit(status)
     [
         ("before", "dls: no word from other ranks at the start after 5 s of waiting (--timeout)"),
         ("after", "dls: no word from other ranks at the end after 5 s of waiting (--timeout)"),
-        ("in", ", at the start: the other ranks to get ready: no word from rank 1 after 5 s of waiting (--timeout)"),
+        (
+            "in",
+            (
+                ", at the start: the other ranks to get ready: no word from rank 1 after 5 s of"
+                " waiting (--timeout)"
+            ),
+        ),
     ],
 )
-def test_a_rank_that_is_frozen_at_the_start_or_end_ends_the_others(when: str, words: str, tmp_path: Path) -> None:
+def test_a_rank_that_is_frozen_at_the_start_or_end_ends_the_others(
+    when: str, words: str, tmp_path: Path
+) -> None:
     """Also where the library waits for it, in which no Python runs."""
     program = tmp_path / "frozen.py"
     program.write_text(FROZEN)
-    done = launch([(3, [program, when, *COMMON, "--timeout", "5", "--out", str(tmp_path / "run")])], tmp_path)
+    done = launch(
+        [(3, [program, when, *COMMON, "--timeout", "5", "--out", str(tmp_path / "run")])], tmp_path
+    )
     assert done.status
     assert words in done.err
     assert all_end(tmp_path)
@@ -142,9 +172,19 @@ def test_where_no_guardian_spoke_the_rank_that_is_furthest_behind_is_named(tmp_p
     folder = tmp_path / "heartbeats"
     folder.mkdir()
     for rank, step, state in ((0, 9, "running"), (1, 7, "running"), (2, 8, "ended")):
-        beat = {"rank": rank, "host": "here", "pid": 7, "step": step, "time": "noon", "state": state}
+        beat = {
+            "rank": rank,
+            "host": "here",
+            "pid": 7,
+            "step": step,
+            "time": "noon",
+            "state": state,
+        }
         (folder / f"rank-{rank:05d}.json").write_text(json.dumps(beat))
     (folder / "rank-00003.json").write_text("{")
-    words = "the run before broke off: rank 1 (process 7 on here) was the furthest behind, last heard of after step 7 at noon"
+    words = (
+        "the run before broke off: rank 1 (process 7 on here) was the furthest behind, last heard"
+        " of after step 7 at noon"
+    )
     assert heartbeat.last_words(tmp_path) == [words]
     assert heartbeat.last_words(tmp_path) == []

@@ -1,4 +1,6 @@
-"""A disk that is full, read-only or gone: one line, status 1, the last checkpoint untouched, nothing half under a final name."""
+"""A disk that is full, read-only or gone: one line, status 1, the last checkpoint untouched,
+nothing half under a final name.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from tests.conftest import lines
 from tests.launch import ROOT, launch
 from tests.tools.test_trace import header, rows
 
-ARGS = "--density 0.05 --batch-size 8 --threads 1 --backend numpy --dataset synthetic --synthetic-shape 1,8,8 --synthetic-size 64"
+ARGS = (
+    "--density 0.05 --batch-size 8 --threads 1 --backend numpy --dataset synthetic"
+    " --synthetic-shape 1,8,8 --synthetic-size 64"
+)
 CUT = "--method layerwise-topk --mlp-widths 200"
 STEPWISE = """
 import os, shutil, subprocess, sys
@@ -70,24 +75,50 @@ def is_whole(out: Path, step: int) -> None:
 
 def test_a_checkpoint_that_does_not_fit(disk: Path, tmp_path: Path) -> None:
     """Each takes some 320 KB, and the trace its part."""
-    line = fails(tmp_path, ["-m", "dls.train"], *CUT.split(), "--steps", "20", "--checkpoint-every", "2", "--out", "disk/run")
+    line = fails(
+        tmp_path,
+        ["-m", "dls.train"],
+        *CUT.split(),
+        "--steps",
+        "20",
+        "--checkpoint-every",
+        "2",
+        "--out",
+        "disk/run",
+    )
     found = checkpoint.latest(disk / "run")
     assert found is not None
     step = found.step + 2
     folder = f"disk/run/checkpoints/step-{step:08d}"
-    assert line.endswith(f"step {step}: cannot write {folder}: No space left on device; earlier checkpoints are untouched")
+    assert line.endswith(
+        f"step {step}: cannot write {folder}: No space left on device; earlier checkpoints are"
+        " untouched"
+    )
     is_whole(disk / "run", found.step)
     assert not list((disk / "run/checkpoints").glob("*.partial"))
     assert reader.read(disk / "run/trace.h5").steps["step"][-1] == step
 
 
 def test_a_trace_that_does_not_fit(disk: Path, tmp_path: Path) -> None:
-    args = ["--mlp-widths", ",".join(["4"] * 60), "--steps", "2000", "--checkpoint-every", "60", "--keep-checkpoints", "1"]
+    args = [
+        "--mlp-widths",
+        ",".join(["4"] * 60),
+        "--steps",
+        "2000",
+        "--checkpoint-every",
+        "60",
+        "--keep-checkpoints",
+        "1",
+    ]
     line = fails(tmp_path, ["-m", "dls.train"], *args, "--out", "disk/run")
     assert "cannot write disk/run/trace.h5: No space left on device" in line
     kept = reader.read(disk / "run/trace.h5").steps
     assert kept["step"].tolist() == list(range(1, len(kept["step"]) + 1))
-    assert len(kept["step"]) >= 50 and (kept["seconds/total"] > 0).all() and (kept["k"].sum(axis=2) > 0).all()
+    assert (
+        len(kept["step"]) >= 50
+        and (kept["seconds/total"] > 0).all()
+        and (kept["k"].sum(axis=2) > 0).all()
+    )
     found = checkpoint.latest(disk / "run")
     assert found is not None
     is_whole(disk / "run", found.step)
@@ -98,7 +129,10 @@ def test_checkpoints_that_become_read_only(tmp_path: Path) -> None:
     subprocess.run(["umount", tmp_path / "probe"], check=True)
     program = tmp_path / "program.py"
     act = "os.rename('run/checkpoints', 'kept'), os.mkdir('run/checkpoints'), "
-    act += "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', 'run/checkpoints'], check=True)"
+    act += (
+        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', 'run/checkpoints'],"
+        " check=True)"
+    )
     program.write_text(STEPWISE.format(act=act))
     try:
         line = fails(tmp_path, [program], "--steps", "9", "--checkpoint-every", "2", "--out", "run")
@@ -120,16 +154,23 @@ def test_a_read_only_disk_at_the_start(tmp_path: Path, train) -> None:
     assert lines(done.err) == ["dls.train: cannot write to disk/run: Read-only file system"]
 
 
-@pytest.mark.parametrize(("every", "words"), [("6", "cannot write run/trace.h5: it was removed"), ("0", "it was removed")])
+@pytest.mark.parametrize(
+    ("every", "words"),
+    [("6", "cannot write run/trace.h5: it was removed"), ("0", "it was removed")],
+)
 def test_a_folder_that_is_removed(every: str, words: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(STEPWISE.format(act="shutil.rmtree('run')"))
-    assert words in fails(tmp_path, [program], "--steps", "9", "--checkpoint-every", every, "--out", "run")
+    assert words in fails(
+        tmp_path, [program], "--steps", "9", "--checkpoint-every", every, "--out", "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_folder_is_not_made_up(tmp_path: Path) -> None:
-    about = checkpoint.Checkpoint(checkpoint.place(tmp_path / "gone", 3), 1, checkpoint.Position(3), "", ())
+    about = checkpoint.Checkpoint(
+        checkpoint.place(tmp_path / "gone", 3), 1, checkpoint.Position(3), "", ()
+    )
     with pytest.raises(checkpoint.CheckpointError, match=r"gone.*No such file or directory"):
         checkpoint.save(about, {"w": np.zeros(3)}, {}, 0, World())
     assert not (tmp_path / "gone").exists()
@@ -153,9 +194,18 @@ print("closed")
 
 def test_a_writer_on_a_full_disk_ends_quietly(disk: Path) -> None:
     """HDF5 itself would raise at every further flush and close, and crash at exit."""
-    done = subprocess.run([sys.executable, "-c", FULL, disk / "t.h5"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, disk / "t.h5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert lines(done.stdout) == [f"cannot write {disk / 't.h5'}: No space left on device", "closed"]
+    assert lines(done.stdout) == [
+        f"cannot write {disk / 't.h5'}: No space left on device",
+        "closed",
+    ]
     steps = reader.read(disk / "t.h5").steps
     assert len(steps["step"]) % 500 == 0 and (steps["payload_bytes"] == 8).all()
 

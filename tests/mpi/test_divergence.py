@@ -44,8 +44,12 @@ def flipped(folder: Path, ranks: int, which: str, *args: str):
         (4, "13", "layerwise-topk", "ranks 1, 3 are not those of rank 0"),
     ],
 )
-def test_a_flipped_bit_ends_the_run(ranks: int, which: str, method: str, words: str, tmp_path: Path) -> None:
-    done = flipped(tmp_path, ranks, which, "--method", method, "--check-every", "5", "--steps", "30")
+def test_a_flipped_bit_ends_the_run(
+    ranks: int, which: str, method: str, words: str, tmp_path: Path
+) -> None:
+    done = flipped(
+        tmp_path, ranks, which, "--method", method, "--check-every", "5", "--steps", "30"
+    )
     assert done.status == 1
     (line,) = lines(done.err)
     assert re.fullmatch(rf"dls.train: rank \d, step 11: after step 10 the weights of {words}", line)

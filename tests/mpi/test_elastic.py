@@ -1,4 +1,6 @@
-"""`--elastic`: ranks die, and the others go on without them from the last checkpoint, to the bits of a resume."""
+"""`--elastic`: ranks die, and the others go on without them from the last checkpoint, to the bits
+of a resume.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from tests.conftest import lines
 from tests.launch import launch
 from tests.mpi.test_bits import loaded
 
-COMMON = ["--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy", "--density", "0.05"]
+COMMON = [
+    "--mlp-widths",
+    "16",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--backend",
+    "numpy",
+    "--density",
+    "0.05",
+]
 FAULT_TOLERANT = ["--with-ft", "ulfm"]
 pytestmark = pytest.mark.skipif(
     MPI.get_vendor()[0] != "Open MPI", reason="needs Open MPI: make test MPI=openmpi"
@@ -46,7 +59,9 @@ def spoken(err: str) -> list[str]:
 
 
 def recorded(out: Path) -> list[int]:
-    return [step for path in reader.series(out) for step in reader.read(path).steps["step"].tolist()]
+    return [
+        step for path in reader.series(out) for step in reader.read(path).steps["step"].tolist()
+    ]
 
 
 @pytest.mark.parametrize("method", ["dls", "layerwise-topk", "global-topk", "dense"])
@@ -60,7 +75,12 @@ def test_the_others_go_on_to_the_bits_of_a_resume(rank: int, method: str, tmp_pa
     assert f"the run before broke off: rank {rank} " in done.out
     whole = ["-m", "dls.train", *COMMON, "--method", method, "--out", "whole"]
     assert launch([(3, [*whole, "--steps", "20"])], tmp_path).status == 0
-    assert launch([(2, ["-m", "dls.train", "--out", "whole", "--resume", "--steps", "40"])], tmp_path).status == 0
+    assert (
+        launch(
+            [(2, ["-m", "dls.train", "--out", "whole", "--resume", "--steps", "40"])], tmp_path
+        ).status
+        == 0
+    )
     for one, two in zip(loaded(tmp_path / "run", 2), loaded(tmp_path / "whole", 2), strict=True):
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
     assert recorded(tmp_path / "run") == list(range(1, 41))
@@ -96,7 +116,9 @@ def test_the_smaller_part_ends(ranks: int, deaths: str, tmp_path: Path) -> None:
     assert done.status == 1, done
     (line,) = spoken(done.err)
     left = ranks - len(deaths.split(","))
-    assert line.endswith(f"after the loss of a rank: {left} of {ranks} ranks are left, which is not most of them")
+    assert line.endswith(
+        f"after the loss of a rank: {left} of {ranks} ranks are left, which is not most of them"
+    )
 
 
 def test_without_elastic_a_death_ends_the_run(tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ def test_ranks_of_a_machine_are_counted(tmp_path: Path) -> None:
 
 
 def test_threads_follow_the_cores_of_each_rank(tmp_path: Path) -> None:
-    """Rank 0 is bound to four cores of its own, the others share four; --threads N is N whatever the cores."""
+    """Rank 0 is bound to four cores of its own, the others share four; --threads N is N whatever
+    the cores.
+    """
     program = (
-        "from dls.comm import cores; from dls.comm.world import World; from dls.program import config, startup\n"
-        "comm = World()\n"
-        "cores.grant = lambda: cores.Grant(frozenset(range(4) if comm.rank == 0 else range(4, 8)), {})\n"
-        "counts = [startup.thread_count(comm, config.Config(threads=threads)) for threads in (0, 3)]\n"
-        "counts = comm.allgather_objects(counts)\n"
-        "if comm.rank == 0: print(counts)"
+        "from dls.comm import cores; from dls.comm.world import World; from dls.program import"
+        " config, startup\ncomm = World()\ncores.grant = lambda: cores.Grant(frozenset(range(4) if"
+        " comm.rank == 0 else range(4, 8)), {})\ncounts = [startup.thread_count(comm,"
+        " config.Config(threads=threads)) for threads in (0, 3)]\ncounts ="
+        " comm.allgather_objects(counts)\nif comm.rank == 0: print(counts)"
     )
     done = launch([(3, ["-c", program])], tmp_path)
     assert done.out.strip() == "[[4, 3], [2, 3], [2, 3]]", done.err

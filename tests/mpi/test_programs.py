@@ -1,4 +1,6 @@
-"""How the program meets its surroundings: launchers, readers, signals, machines without MPI, and programs that call it."""
+"""How the program meets its surroundings: launchers, readers, signals, machines without MPI, and
+programs that call it.
+"""
 
 from __future__ import annotations
 
@@ -21,28 +23,47 @@ STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_S
 NO_MPI = {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"}
 
 
-def python(*args: str, cwd: Path, text: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *args: str, cwd: Path, text: str | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python, with `text` on its stdin."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | environ
     command = [sys.executable, *args]
-    return subprocess.run(command, cwd=cwd, env=environment, input=text, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
-@pytest.mark.parametrize("program", [["-m", "dls.train", *TINY, "--steps", "1"], ["-m", "dls.bench", "step"]])
+@pytest.mark.parametrize(
+    "program", [["-m", "dls.train", *TINY, "--steps", "1"], ["-m", "dls.bench", "step"]]
+)
 def test_ranks_that_mpi_does_not_see_are_refused_once(program: list[str], tmp_path: Path) -> None:
-    """As of srun without PMI: each process is a world of its own, and the launcher's rank 0 says so."""
+    """As of srun without PMI: each process is a world of its own, and the launcher's rank 0 says
+    so.
+    """
     ended = [python(*program, cwd=tmp_path, **STEP, SLURM_PROCID=rank) for rank in ("0", "2")]
     assert [done.returncode for done in ended] == [2, 2]
     assert [done.stdout + done.stderr for done in ended[1:]] == [""]
     (line,) = lines(ended[0].stderr)
-    assert line.startswith(f"{program[1]}: SLURM_STEP_NUM_TASKS=3: the launcher started more processes than the 1 that ")
+    assert line.startswith(
+        f"{program[1]}: SLURM_STEP_NUM_TASKS=3: the launcher started more processes than the 1"
+        " that "
+    )
     assert not list(tmp_path.iterdir())
 
 
 WITHOUT = """
 import importlib, sys
 sys.modules["numba"] = None
-mains = [importlib.import_module(f"dls.{name}").main for name in ("train", *(f"{part}.__main__" for part in sys.argv[2:]))]
+modules = ("train", *(f"{part}.__main__" for part in sys.argv[2:]))
+mains = [importlib.import_module(f"dls.{name}").main for name in modules]
 for main in mains:
     for flag in ("--help", "--version"):
         try:
@@ -55,11 +76,15 @@ sys.exit(mains[0]([]))
 """
 
 
-def test_without_an_mpi_library_there_is_help_and_a_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_without_an_mpi_library_there_is_help_and_a_line_that_says_what_to_do(
+    tmp_path: Path,
+) -> None:
     done = python("-c", WITHOUT, "", "inspect", "bench", "study", "theory", cwd=tmp_path, **NO_MPI)
     assert done.returncode == 2, done.stderr
     (line,) = lines(done.stderr)
-    assert line.startswith("dls.train: there is no MPI library: pip install 'dls[mpich]', or load the cluster's MPI")
+    assert line.startswith(
+        "dls.train: there is no MPI library: pip install 'dls[mpich]', or load the cluster's MPI"
+    )
     assert done.stdout.count("usage: ") == 5
     assert len([line for line in lines(done.stdout) if line.startswith("dls ")]) == 5
     done = python("-m", "dls.bench", "exchange", cwd=tmp_path, **NO_MPI)
@@ -110,20 +135,30 @@ print(main([*tiny, "--steps", "2", "--out", "good"]))
 print(main([*tiny, "--steps", "9", "--lr", "3e38", "--out", "bad"]))
 print(main(["--method", "best"]))
 statuses = []
-thread = threading.Thread(target=lambda: statuses.append(main([*tiny, "--steps", "3", "--out", "good", "--resume"])))
+again = [*tiny, "--steps", "3", "--out", "good", "--resume"]
+thread = threading.Thread(target=lambda: statuses.append(main(again)))
 thread.start()
 thread.join()
 print(*statuses)
-assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+assert before == [signal.getsignal(number) for number in numbers]
 print("alive")
 """
 
 
 def test_a_program_that_calls_main_goes_on_whatever_becomes_of_the_run(tmp_path: Path) -> None:
-    """Alone, a rank ends nothing but itself; here the program comes from a pipe, as one in a notebook has no file either."""
+    """Alone, a rank ends nothing but itself; here the program comes from a pipe, as one in a
+    notebook has no file either.
+    """
     done = python("-", *TINY, cwd=tmp_path, text=CALLED)
     assert done.returncode == 0, done.stderr
-    assert [line for line in lines(done.stdout) if len(line) == 1 or line == "alive"] == ["0", "1", "2", "0", "alive"]
+    assert [line for line in lines(done.stdout) if len(line) == 1 or line == "alive"] == [
+        "0",
+        "1",
+        "2",
+        "0",
+        "alive",
+    ]
     failed, refused = lines(done.stderr)
     assert failed.startswith("dls.train: rank 0, step ")
     assert refused.startswith("dls.train: unknown method 'best'")
@@ -134,7 +169,13 @@ def test_a_run_goes_on_when_nobody_reads_its_words(tmp_path: Path) -> None:
     flags = " ".join((*TINY, "--steps 30 --eval-every 1 --out run"))
     program = f"set -o pipefail; {sys.executable} -m dls.train {flags} 2>&1 | true"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | OPEN_MPI
-    done = subprocess.run([mpirun(), "-n", "3", "bash", "-c", program], cwd=tmp_path, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        [mpirun(), "-n", "3", "bash", "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0
     found = checkpoint.latest(tmp_path / "run")
     assert found is not None
@@ -147,8 +188,17 @@ def test_a_full_disk_behind_its_words_ends_no_run_but_what_only_prints(tmp_path:
         with open("/dev/full", "w", encoding="utf-8") as full:
             command = [sys.executable, "-m", program, *args]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            environment.pop("PYTHONUNBUFFERED", None)  # else nothing is left for Python to write when it ends
-            done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+            environment.pop(
+                "PYTHONUNBUFFERED", None
+            )  # else nothing is left for Python to write when it ends
+            done = subprocess.run(
+                command,
+                cwd=tmp_path,
+                env=environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
         assert done.returncode == status, done.stderr
 
 
@@ -172,9 +222,15 @@ def test_a_rank_that_exits_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("dls.train", *TINY, "--steps", "1"), ("dls.bench", "exchange", "--sizes", "1000", "--steps", "1")]
+    "args",
+    [
+        ("dls.train", *TINY, "--steps", "1"),
+        ("dls.bench", "exchange", "--sizes", "1000", "--steps", "1"),
+    ],
 )
-def test_a_process_alone_among_others_says_so_where_none_may_know_of_all(args: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_process_alone_among_others_says_so_where_none_may_know_of_all(
+    args: tuple[str, ...], tmp_path: Path
+) -> None:
     """Its launcher tells which process it is, and not how many there are."""
     done = python("-m", *args, cwd=tmp_path, PALS_RANKID="5")
     (line,) = lines(done.stderr)

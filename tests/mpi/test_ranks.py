@@ -1,4 +1,6 @@
-"""A run resumed on another number of ranks: residuals keep their mean, k its budget, data its place, the trace each step once."""
+"""A run resumed on another number of ranks: residuals keep their mean, k its budget, data its
+place, the trace each step once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from tests.launch import launch, outcomes, train_all, work_all
 from tests.mpi.resumed import go_on_as_workers
 from tests.mpi.test_bits import RESIDUAL, loaded
 
-METHODS = ("dense", "global-topk", "layerwise-topk", "dls", "dls --dls-steps optimal --density-warmup 9 --nesterov --augment")
+METHODS = (
+    "dense",
+    "global-topk",
+    "layerwise-topk",
+    "dls",
+    "dls --dls-steps optimal --density-warmup 9 --nesterov --augment",
+)
 COMMON = "--density 0.02 --batch-size 12 --threads 1 --backend numpy --mlp-widths 20,10"
 
 
@@ -101,7 +109,9 @@ def check_traces(out: Path, one_budget: bool) -> None:
 
 
 def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path: Path) -> None:
-    """2 ranks until 4, 3 ranks from 4 to 6, of which the checkpoint is lost: 2 ranks go on from 4."""
+    """2 ranks until 4, 3 ranks from 4 to 6, of which the checkpoint is lost: 2 ranks go on from
+    4.
+    """
     out = tmp_path / "run"
     work_all(2, [f"{COMMON} --steps 4 --out {out}"])
     work_all(3, [f"--out {out} --resume --steps 6"])
@@ -136,8 +146,21 @@ def test_the_images_of_a_step_stay_as_many_or_are_asked_for(tmp_path: Path) -> N
 
 
 def test_epochs_go_on_where_they_stood(tmp_path: Path, train) -> None:
-    """4 steps of 400 images, 3 an epoch; then steps of 200, 7 an epoch: the second epoch has 5 left."""
-    common = ["--mlp-widths", "8", "--threads", "1", "--backend", "numpy", "--batch-size", "200", "--method", "layerwise-topk"]
+    """4 steps of 400 images, 3 an epoch; then steps of 200, 7 an epoch: the second epoch has 5
+    left.
+    """
+    common = [
+        "--mlp-widths",
+        "8",
+        "--threads",
+        "1",
+        "--backend",
+        "numpy",
+        "--batch-size",
+        "200",
+        "--method",
+        "layerwise-topk",
+    ]
     assert train(2, *common, "--epochs", "3", "--steps", "4", "--out", "run").status == 0
     done = train(1, "--out", "run", "--resume", "--epochs", "3", "--batch-size", "200")
     assert done.status == 0, done.err
@@ -154,5 +177,7 @@ def test_a_change_of_batch_drops_less_than_a_batch_and_repeats_nothing() -> None
     assert (after.place(10), after.position(10)) == ((1, 3), Position(10, 1, 630))
     assert (after.place(13), after.steps_until(2)) == ((2, 0), 13)
     same = Batches(digits, 0, 50, 0, 4, start=before.position(10))
-    assert [same.place(step) for step in range(10, 40)] == [before.place(step) for step in range(10, 40)]
+    assert [same.place(step) for step in range(10, 40)] == [
+        before.place(step) for step in range(10, 40)
+    ]
     assert same.steps_until(5) == before.steps_until(5) == 35

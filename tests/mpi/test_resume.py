@@ -73,7 +73,9 @@ def check_halves(methods: Sequence[str], ranks: int, tmp_path: Path) -> None:
         one, two = reader.read(whole / "trace.h5"), reader.read(halves / "trace.h5")
         assert two.steps["step"].tolist() == list(range(1, 25))
         for name in ("loss", "k", "threshold", "residual_norm", "payload_bytes", "lr"):
-            np.testing.assert_array_equal(one.steps[name], two.steps[name], err_msg=f"{method} {name}")
+            np.testing.assert_array_equal(
+                one.steps[name], two.steps[name], err_msg=f"{method} {name}"
+            )
         later = two.evals["step"] > 12
         expected = np.isin(one.evals["step"], two.evals["step"][later])
         np.testing.assert_array_equal(two.evals["loss"][later], one.evals["loss"][expected])
@@ -111,7 +113,9 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
     train_all(2, ["--out killed --resume", f"{common} --out whole"], tmp_path)
     for a, b in zip(loaded(tmp_path / "killed", 2), loaded(tmp_path / "whole", 2), strict=True):
         assert all(a[name].tobytes() == b[name].tobytes() for name in a)
-    assert reader.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(range(1, 81))
+    assert reader.read(tmp_path / "killed" / "trace.h5").steps["step"].tolist() == list(
+        range(1, 81)
+    )
 
 
 @pytest.mark.parametrize("resume", ["--resume", "--resume=auto"])
@@ -119,7 +123,11 @@ def test_a_run_killed_without_warning_goes_on_from_its_checkpoint(tmp_path: Path
 def test_two_runs_do_not_train_in_one_folder(resume: str, every: str, tmp_path: Path) -> None:
     command = [*COMMON.split(), "--steps", "1000000", "--checkpoint-every", every, "--out", "run"]
     first = start([(2, ["-m", "dls.train", *command])], tmp_path)
-    there = (tmp_path / "run" / "checkpoints" / "step-00000002") if every == "2" else (tmp_path / "run" / "trace.h5")
+    there = (
+        (tmp_path / "run" / "checkpoints" / "step-00000002")
+        if every == "2"
+        else (tmp_path / "run" / "trace.h5")
+    )
     assert wait_until(there.exists, 60, first)
     second = launch([(2, ["-m", "dls.train", *command, resume])], tmp_path)
     first.send_signal(signal.SIGTERM)

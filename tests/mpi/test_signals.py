@@ -1,4 +1,6 @@
-"""Runs that are asked to stop: all ranks end after the same step, with a checkpoint that goes on to the same bits."""
+"""Runs that are asked to stop: all ranks end after the same step, with a checkpoint that goes on to
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from tests.conftest import lines
 from tests.launch import finish, launch, start, train_all
 from tests.mpi.test_bits import loaded
 
-COMMON = ["--density", "0.02", "--mlp-widths", "16", "--batch-size", "4", "--threads", "1", "--backend", "numpy"]
+COMMON = [
+    "--density",
+    "0.02",
+    "--mlp-widths",
+    "16",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--backend",
+    "numpy",
+]
 
 ASKED = """
 import os, signal, sys
@@ -25,7 +38,8 @@ from mpi4py import MPI
 step = train._step
 def asked(run, recorder, reporter, number):
     for place, name in enumerate(sys.argv[1].split(",")):
-        if number == 7 + place and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1: os.kill(os.getpid(), signal.Signals[name])
+        if number == 7 + place and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+            os.kill(os.getpid(), signal.Signals[name])
     step(run, recorder, reporter, number)
 train._step = asked
 sys.exit(train.main(sys.argv[2:]))
@@ -41,9 +55,16 @@ def asked(folder: Path, ranks: int, signals: str, *args: str):
 
 @pytest.mark.parametrize(
     ("ranks", "signals", "method"),
-    [(1, "SIGINT", "dls"), (2, "SIGINT,SIGTERM", "global-topk"), (3, "SIGTERM", "dls"), (3, "SIGUSR1", "dense")],
+    [
+        (1, "SIGINT", "dls"),
+        (2, "SIGINT,SIGTERM", "global-topk"),
+        (3, "SIGTERM", "dls"),
+        (3, "SIGUSR1", "dense"),
+    ],
 )
-def test_one_rank_is_asked_and_all_stop_and_go_on(ranks: int, signals: str, method: str, tmp_path: Path) -> None:
+def test_one_rank_is_asked_and_all_stop_and_go_on(
+    ranks: int, signals: str, method: str, tmp_path: Path
+) -> None:
     args = ["--method", method, "--steps", "20", "--out"]
     stopped = asked(tmp_path, ranks, signals, *args, "run")
     assert stopped.status == os.EX_TEMPFAIL, stopped
@@ -54,14 +75,18 @@ def test_one_rank_is_asked_and_all_stop_and_go_on(ranks: int, signals: str, meth
     assert found.step == 8
     commands = [["--resume", "--out", "run"], [*COMMON, *args, "whole"]]
     train_all(ranks, map(shlex.join, commands), tmp_path)
-    for one, two in zip(loaded(tmp_path / "run", ranks), loaded(tmp_path / "whole", ranks), strict=True):
+    for one, two in zip(
+        loaded(tmp_path / "run", ranks), loaded(tmp_path / "whole", ranks), strict=True
+    ):
         assert all(one[name].tobytes() == two[name].tobytes() for name in one)
     assert reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == list(range(1, 21))
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_second_ctrl_c_stops_at_once(ranks: int, tmp_path: Path) -> None:
-    done = asked(tmp_path, ranks, "SIGINT,SIGINT", "--steps", "20", "--checkpoint-every", "3", "--out", "run")
+    done = asked(
+        tmp_path, ranks, "SIGINT,SIGINT", "--steps", "20", "--checkpoint-every", "3", "--out", "run"
+    )
     assert done.status == 1
     assert lines(done.err) == [f"dls.train: rank {ranks - 1}, step 8: interrupted"]
     found = checkpoint.latest(tmp_path / "run")
@@ -82,7 +107,9 @@ def begun(program: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_mpirun_passes_the_wish_on(number: signal.Signals, tmp_path: Path) -> None:
-    program = start([(2, ["-m", "dls.train", *COMMON, "--steps", "1000000", "--out", "run"])], tmp_path)
+    program = start(
+        [(2, ["-m", "dls.train", *COMMON, "--steps", "1000000", "--out", "run"])], tmp_path
+    )
     begun(program)
     program.send_signal(number)
     done = finish(program)
@@ -94,7 +121,9 @@ def test_mpirun_passes_the_wish_on(number: signal.Signals, tmp_path: Path) -> No
 
 
 def test_without_mpirun_too(tmp_path: Path) -> None:
-    program = start([(0, ["-m", "dls.train", *COMMON, "--steps", "1000000", "--out", "run"])], tmp_path)
+    program = start(
+        [(0, ["-m", "dls.train", *COMMON, "--steps", "1000000", "--out", "run"])], tmp_path
+    )
     begun(program)
     program.send_signal(signal.SIGTERM)
     assert finish(program).status == os.EX_TEMPFAIL

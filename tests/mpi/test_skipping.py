@@ -1,4 +1,6 @@
-"""`--on-nan skip`: a step in which one rank meets NaN or infinity is, on all ranks, as if it had never been."""
+"""`--on-nan skip`: a step in which one rank meets NaN or infinity is, on all ranks, as if it had
+never been.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,18 @@ train._step, batches.Batches.batch, models.Model.backward = counted, spoilt_batc
 many.train_all(sys.argv[1:])
 """
 SKIPPED = (3, 5)
-"""The steps that the last rank spoils: one by NaN in its images, and so in its loss, one by infinity in the last gradient."""
+"""The steps that the last rank spoils: one by NaN in its images, and so in its loss, one by
+infinity in the last gradient.
+"""
 
 
 def spoilt(folder: Path, ranks: int, *commands: str):
     program = folder / "spoilt.py"
     program.write_text(SPOILT)
-    return launch([(ranks, [program, *(f"{c} --on-nan skip --threads 1 --backend numpy" for c in commands)])], folder)
+    return launch(
+        [(ranks, [program, *(f"{c} --on-nan skip --threads 1 --backend numpy" for c in commands)])],
+        folder,
+    )
 
 
 CHOSEN = {
@@ -87,12 +94,17 @@ def test_skipped_steps_leave_nothing_behind(ranks: int, tmp_path: Path) -> None:
 
 def test_dense_and_batch_norm_too(tmp_path: Path) -> None:
     dense, residual = "--density 1 --batch-size 8", RESIDUAL
-    commands = (f"{dense} --method dense --steps {STEPS} --out dense", f"{residual} --steps 5 --out residual")
+    commands = (
+        f"{dense} --method dense --steps {STEPS} --out dense",
+        f"{residual} --steps 5 --out residual",
+    )
     done = spoilt(tmp_path, 2, *commands)
     assert done.status == 0, done.err
     expected = reference_run(dense, methods.LayerwiseTopk(), 2, skipped=SKIPPED)
     for state in loaded(tmp_path / "dense", 2):
-        np.testing.assert_allclose(state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(
+            state["weights"], expected.models[0].parameters, rtol=2e-4, atol=2e-5
+        )
     expected = reference_run(residual, methods.Dls(1), 2, steps=5, skipped=SKIPPED)
     for rank, state in enumerate(loaded(tmp_path / "residual", 2)):
         assert state["weights"].tobytes() == expected.models[0].parameters.tobytes()
@@ -102,10 +114,22 @@ def test_dense_and_batch_norm_too(tmp_path: Path) -> None:
 def test_without_it_the_run_stops(tmp_path: Path) -> None:
     program = tmp_path / "spoilt.py"
     program.write_text(SPOILT)
-    done = launch([(2, [program, "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --steps 9 --out run"])], tmp_path)
+    done = launch(
+        [
+            (
+                2,
+                [
+                    program,
+                    "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --steps 9 --out run",
+                ],
+            )
+        ],
+        tmp_path,
+    )
     assert done.status == 1
     assert lines(done.err) == [
-        "dls.train: rank 1, step 3: the loss is nan; a lower --lr, --clip-norm or --on-nan skip may help"
+        "dls.train: rank 1, step 3: the loss is nan; a lower --lr, --clip-norm or --on-nan skip may"
+        " help"
     ]
 
 
@@ -124,11 +148,19 @@ many.train_all(sys.argv[1:])
 """
 
 
-def test_a_value_that_is_only_too_large_for_its_type_skips_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_value_that_is_only_too_large_for_its_type_skips_and_stops_nothing(
+    tmp_path: Path,
+) -> None:
     program = tmp_path / "large.py"
     program.write_text(LARGE)
-    tiny = "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --value-dtype float16 --lr 1e-9 --steps 4"
-    done = launch([(2, [program, *(f"{tiny} --on-nan {mode} --out {mode}" for mode in ("stop", "skip"))])], tmp_path)
+    tiny = (
+        "--mlp-widths 8 --batch-size 4 --threads 1 --backend numpy --value-dtype float16 --lr 1e-9"
+        " --steps 4"
+    )
+    done = launch(
+        [(2, [program, *(f"{tiny} --on-nan {mode} --out {mode}" for mode in ("stop", "skip"))])],
+        tmp_path,
+    )
     assert done.status == 0, done.err
     assert "skipped" not in done.out
     for mode in ("stop", "skip"):

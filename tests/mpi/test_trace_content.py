@@ -1,4 +1,6 @@
-"""What stands in a trace is what happened: bytes, k, thresholds, residuals, and evaluations with the mean statistics."""
+"""What stands in a trace is what happened: bytes, k, thresholds, residuals, and evaluations with
+the mean statistics.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from reference import adjustment, cluster, methods, nn
 from tests.launch import launch, train_all
 from tests.mpi.test_bits import loaded
 
-SETTINGS = "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy --bucket-size 1"
+SETTINGS = (
+    "--mlp-widths 24,12 --density 0.03 --batch-size 6 --steps 5 --threads 1 --backend numpy"
+    " --bucket-size 1"
+)
 METHODS = {
     "dense": None,
     "global-topk": methods.GlobalTopk(),
@@ -30,7 +35,9 @@ ANNOUNCED = {"dls": [1] * 5, "dls --dls-every 2": [0, 1, 0, 1, 0], "dls --dls-re
 
 
 class Watching:
-    """A method whose selections are written down: how many entries of each layer leave first and later, and the thresholds."""
+    """A method whose selections are written down: how many entries of each layer leave first and
+    later, and the thresholds.
+    """
 
     def __init__(self, method: methods.Method) -> None:
         self.method = method
@@ -51,7 +58,9 @@ class Watching:
 
 
 def message_bytes(n: int, k: int) -> int:
-    """A checksum, k float32 values, k times the lower bits of an index, and a bit string for the upper ones."""
+    """A checksum, k float32 values, k times the lower bits of an index, and a bit string for the
+    upper ones.
+    """
     low = (n // k).bit_length() - 1 if k else 0
     return 4 + 4 * k + -(-k * low // 8) + -(-(k + ((n - 1) >> low)) // 8) if k else 0
 
@@ -67,7 +76,9 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
         entries, layers = round(0.03 * sizes.sum()), len(sizes)
         if method is None:
             assert (recorded.steps["payload_bytes"] == 4 * sizes.sum()).all()
-            rings = [2 * 4 * int(n) * (ranks - 1) // ranks for n in sizes]  # every layer travels alone
+            rings = [
+                2 * 4 * int(n) * (ranks - 1) // ranks for n in sizes
+            ]  # every layer travels alone
             assert (recorded.steps["received_bytes"] == sum(rings)).all()
             assert (recorded.steps["k"] == sizes).all()
             assert not recorded.steps["threshold"].any()
@@ -78,29 +89,49 @@ def test_bytes_k_thresholds_and_residuals(ranks: int, tmp_path: Path) -> None:
         for step, told in enumerate(ANNOUNCED.get(name, [0] * 5)):
             sections = [seen[step * ranks + rank] for rank in range(ranks)]
             whole = [[(int(sizes.sum()), entries)]] * ranks
-            messages = whole if name == "global-topk" else [in_sections(sizes, each) for each in sections]
-            expected = [sum(message_bytes(int(n), int(k)) for n, k in sent) + 4 * layers * told for sent in messages]
+            messages = (
+                whole if name == "global-topk" else [in_sections(sizes, each) for each in sections]
+            )
+            expected = [
+                sum(message_bytes(int(n), int(k)) for n, k in sent) + 4 * layers * told
+                for sent in messages
+            ]
             assert recorded.steps["payload_bytes"][step].tolist() == expected
-            assert recorded.steps["received_bytes"][step].tolist() == [sum(expected) - own for own in expected]
+            assert recorded.steps["received_bytes"][step].tolist() == [
+                sum(expected) - own for own in expected
+            ]
         for rank, state in enumerate(loaded(out, ranks)):
             pieces = np.split(state["residual"].astype(float), np.cumsum(sizes)[:-1])
-            np.testing.assert_allclose(recorded.steps["residual_norm"][-1, rank], [np.linalg.norm(p) for p in pieces], rtol=1e-12)
+            np.testing.assert_allclose(
+                recorded.steps["residual_norm"][-1, rank],
+                [np.linalg.norm(p) for p in pieces],
+                rtol=1e-12,
+            )
 
 
 def in_sections(sizes: np.ndarray, counts: list[list[int]]) -> list[tuple[int, int]]:
-    """n and k of what travels: every layer by itself, then what the reserve brings, with indices into the whole."""
+    """n and k of what travels: every layer by itself, then what the reserve brings, with indices
+    into the whole.
+    """
     first, *later = counts
     return [*zip(sizes, first, strict=True), *((int(sizes.sum()), sum(each)) for each in later)]
 
 
 def check_selections(recorded: Trace, method: methods.Method, ranks: int) -> list[list[list[int]]]:
-    """Returns how many entries of each layer left first and later, step by step and rank by rank."""
+    """Returns how many entries of each layer left first and later, step by step and rank by
+    rank.
+    """
     c = config.build(config.parse_command_line(SETTINGS.split()).flags)
     dataset = data.load("digits")
-    replicas = [models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, c.mlp_widths) for _ in range(ranks)]
+    replicas = [
+        models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, c.mlp_widths)
+        for _ in range(ranks)
+    ]
     sizes = [layer.size for layer in replicas[0].layers]
     watching = Watching(method)
-    workers = cluster.Cluster(replicas, watching, methods.split_budget(round(0.03 * sum(sizes)), sizes), mu=c.momentum)
+    workers = cluster.Cluster(
+        replicas, watching, methods.split_budget(round(0.03 * sum(sizes)), sizes), mu=c.momentum
+    )
     batches = [Batches(dataset, 0, c.batch_size, rank, ranks) for rank in range(ranks)]
     for step in range(5):
         losses = workers.step([own.batch(step) for own in batches], c.lr)
@@ -113,7 +144,10 @@ def check_selections(recorded: Trace, method: methods.Method, ranks: int) -> lis
 
 
 def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:
-    args = "--model resnet20 --dataset synthetic --synthetic-size 64 --batch-size 4 --steps 3 --threads 1 --backend numpy"
+    args = (
+        "--model resnet20 --dataset synthetic --synthetic-size 64 --batch-size 4 --steps 3"
+        " --threads 1 --backend numpy"
+    )
     done = launch([(2, ["-m", "dls.train", *args.split(), "--out", "run"])], tmp_path)
     assert done.status == 0, done.err
     found = checkpoint.latest(tmp_path / "run")
@@ -132,12 +166,10 @@ def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:
 def test_the_thread_count_reaches_blas(tmp_path: Path) -> None:
     program = tmp_path / "threads.py"
     program.write_text(
-        "import sys\n"
-        "from threadpoolctl import threadpool_info\n"
-        "from dls.program import config, startup\n"
-        "from dls.comm.world import World\n"
-        "command = config.parse_command_line(['--threads', '1', '--steps', '1', '--out', 'run'])\n"
-        "startup.prepare(command, World())\n"
-        "sys.exit(max(pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas'))\n"
+        "import sys\nfrom threadpoolctl import threadpool_info\nfrom dls.program import config,"
+        " startup\nfrom dls.comm.world import World\ncommand ="
+        " config.parse_command_line(['--threads', '1', '--steps', '1', '--out',"
+        " 'run'])\nstartup.prepare(command, World())\nsys.exit(max(pool['num_threads'] for pool in"
+        " threadpool_info() if pool['user_api'] == 'blas'))\n"
     )
     assert launch([(1, [program])], tmp_path, threads="2").status == 1

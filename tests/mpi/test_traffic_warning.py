@@ -1,4 +1,6 @@
-"""The first lines of a run say where its ranks receive more than a ring Allreduce would bring; its last what was moved."""
+"""The first lines of a run say where its ranks receive more than a ring Allreduce would bring; its
+last what was moved.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ METHODS = [(name, values) for name in methods.names() for values in cases.by_col
 
 
 def test_the_first_and_the_last_lines_tell_of_the_bytes(tmp_path: Path) -> None:
-    """At density 0.9 a message is larger than half of the gradient: with three ranks that is more than a ring's."""
+    """At density 0.9 a message is larger than half of the gradient: with three ranks that is more
+    than a ring's.
+    """
     runs = {
         (method, density): f"{number}-{density}"
         for number, method in enumerate(METHODS)

@@ -1,4 +1,6 @@
-"""Ranks that are late, stuck or empty-handed: the others wait, or end with one line that says for what they waited."""
+"""Ranks that are late, stuck or empty-handed: the others wait, or end with one line that says for
+what they waited.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_a_rank_that_is_seconds_late_is_waited_for(tmp_path: Path) -> None:
         ("dense", 4, "layer linear3"),
     ],
 )
-def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, call: int, bucket: str) -> None:
+def test_a_stuck_rank_ends_the_run_and_is_named(
+    tmp_path: Path, method: str, call: int, bucket: str
+) -> None:
     done = held_up(tmp_path, 2, 100, call, "--method", method, "--out", "run", patience=3)
     assert done.status == 1
     (line,) = lines(done.err)
@@ -70,7 +74,9 @@ def test_a_stuck_rank_ends_the_run_and_is_named(tmp_path: Path, method: str, cal
 
 
 def test_ranks_with_nothing_to_send(tmp_path: Path) -> None:
-    """One value of 1,250 is sent: all layers but one have k = 0 on every rank, and the layer differs between ranks."""
+    """One value of 1,250 is sent: all layers but one have k = 0 on every rank, and the layer
+    differs between ranks.
+    """
     command = f"--method dls --dls-steps optimal --density 0.0008 {SETTINGS} --out run"
     train_all(3, [command], tmp_path)
     assert [state["k"].sum() for state in loaded(tmp_path / "run", 3)] == [1, 1, 1]
@@ -138,7 +144,9 @@ def test_a_message_that_is_damaged_on_its_way_ends_the_run(tmp_path: Path) -> No
     done = launch([(3, [program, *SETTINGS.split(), "--density", "0.1", "--out", "run"])], tmp_path)
     assert done.status == 1
     (line,) = lines(done.err)
-    assert line.startswith("dls.train: rank 2, step 1: layer linear2, from rank 0: a damaged message")
+    assert line.startswith(
+        "dls.train: rank 2, step 1: layer linear2, from rank 0: a damaged message"
+    )
 
 
 LANES = """
@@ -147,7 +155,7 @@ import numpy as np
 from dls.comm.errors import ExchangeError
 from dls.comm.world import World
 comm = World(3)
-word = comm.allgather(np.array(comm.rank), "test")  # all that is asked of the library keeps its turn
+word = comm.allgather(np.array(comm.rank), "test")  # what is asked of the library keeps its turn
 if comm.rank == 2 and sys.argv[1] == "late": time.sleep(100)
 try:
     comm.open_lanes(3)

@@ -1,4 +1,6 @@
-"""The benchmarks measure what they say they do, on sizes that take no time; that they are fast is for no test to say."""
+"""The benchmarks measure what they say they do, on sizes that take no time; that they are fast is
+for no test to say.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def measure(folder: Path, *args: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("backend", backends.names())
 def test_selection_of_every_size_and_density(backend: str, tmp_path: Path) -> None:
     rows = measure(tmp_path, "select", "--backend", backend, "--sizes", "2000,resnet20")
-    assert [(row["layers"], row["density"]) for row in rows] == [(n, d) for n in ("2000", "resnet20") for d in (0.01, 0.001)]
+    assert [(row["layers"], row["density"]) for row in rows] == [
+        (n, d) for n in ("2000", "resnet20") for d in (0.01, 0.001)
+    ]
     for row in rows:
         assert set(COLUMNS[backend]) <= set(row)
         assert row["steady / floor"] == pytest.approx(row["steady, ms"] / row["floor, ms"])
@@ -50,9 +54,14 @@ def test_selection_of_every_size_and_density(backend: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("backend", backends.names())
 def test_adjustment(backend: str, tmp_path: Path) -> None:
-    (row,) = measure(tmp_path, "adjust", "--backend", backend, "--sizes", "resnet20", "--densities", "0.01")
+    (row,) = measure(
+        tmp_path, "adjust", "--backend", backend, "--sizes", "resnet20", "--densities", "0.01"
+    )
     assert row["adjust / select"] == pytest.approx(row["adjust, ms"] / row["select, ms"])
-    assert min(value for name, value in row.items() if name not in ("layers", "density", "threads")) > 0
+    assert (
+        min(value for name, value in row.items() if name not in ("layers", "density", "threads"))
+        > 0
+    )
 
 
 @pytest.mark.parametrize("name", backends.names())
@@ -63,7 +72,9 @@ def test_what_is_measured_is_a_step(name: str) -> None:
     selector = Selector(backend, work)
     for step in range(3):
         selector.step(backend.ops.from_host(work.gradient(step)))
-        index, values, _, _ = ops.select_layers(residual, work.gradient(step), work.offsets, k, np.zeros(k.size))
+        index, values, _, _ = ops.select_layers(
+            residual, work.gradient(step), work.offsets, k, np.zeros(k.size)
+        )
         ops.scatter_subtract(residual, index, values)
     assert backend.ops.to_host(selector.residual).tobytes() == residual.tobytes()
 
@@ -112,7 +123,9 @@ def test_a_report_names_the_device_and_all_versions(tmp_path: Path) -> None:
     assert [row["layers"] for row in report["rows"]] == ["1000", "1000"]
 
 
-def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_is_refused_before_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert bench.main(["select", "--report", str(tmp_path / "file" / "folder")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err

@@ -28,7 +28,9 @@ def test_toml_round_trip() -> None:
     assert config.build(config.from_toml(c.to_toml(), "text")) == c
 
 
-@given(st.sampled_from(sorted(config.FIELDS)), st.text() | st.integers() | st.floats() | st.booleans())
+@given(
+    st.sampled_from(sorted(config.FIELDS)), st.text() | st.integers() | st.floats() | st.booleans()
+)
 def test_any_value_is_taken_or_refused(name: str, value: object) -> None:
     try:
         parsed = config.parse_value(name, value)
@@ -81,7 +83,10 @@ def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hin
     with pytest.raises(UsageError) as refused:
         config.parse_command_line([typed, "1"])
     flags = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
-    assert str(refused.value) == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
+    assert (
+        str(refused.value)
+        == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
+    )
 
 
 @pytest.mark.parametrize("key", ["config", "import", "resume", "workers"])
@@ -113,7 +118,10 @@ def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
         config.parse_value(name, value)
     known = ", ".join(config.FIELDS[name].metadata["choices"]())
-    assert str(refused.value) == f"unknown {name.replace('_', ' ')} '{value}': choose one of {known}{hint}"
+    assert (
+        str(refused.value)
+        == f"unknown {name.replace('_', ' ')} '{value}': choose one of {known}{hint}"
+    )
 
 
 def test_every_alias_means_a_setting_and_is_none() -> None:
@@ -121,7 +129,12 @@ def test_every_alias_means_a_setting_and_is_none() -> None:
     assert not (aliases.ALIASES | aliases.ELSEWHERE).keys() & config.FIELDS.keys()
 
 
-@pytest.mark.parametrize("text", ["[dls]\nsteps = 1", "[[runs]]\nsteps = 1", "lr.value = 1", "[method]\nname = 'dls'"])
+@pytest.mark.parametrize(
+    "text", ["[dls]\nsteps = 1", "[[runs]]\nsteps = 1", "lr.value = 1", "[method]\nname = 'dls'"]
+)
 def test_tables_are_explained(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is a table; settings stand at the top level of the file, without \[tables\]$"):
+    with pytest.raises(
+        UsageError,
+        match=r"is a table; settings stand at the top level of the file, without \[tables\]$",
+    ):
         config.from_toml(text, "file")

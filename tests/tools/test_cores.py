@@ -16,7 +16,9 @@ from dls.comm.cores import Grant
 
 def granted(*masks: Sequence[int], **quotas: str) -> list[int]:
     """Every rank's share, with these masks and, for all of them, these quotas of named groups."""
-    grants = [Grant(frozenset(mask), {name: Fraction(q) for name, q in quotas.items()}) for mask in masks]
+    grants = [
+        Grant(frozenset(mask), {name: Fraction(q) for name, q in quotas.items()}) for mask in masks
+    ]
     return [cores.share(grants, own) for own in range(len(grants))]
 
 
@@ -33,12 +35,15 @@ def granted(*masks: Sequence[int], **quotas: str) -> list[int]:
         ([[0], range(8)], [1, 7]),
     ],
 )
-def test_cores_are_divided_where_masks_overlap(masks: list[Sequence[int]], shares: list[int]) -> None:
+def test_cores_are_divided_where_masks_overlap(
+    masks: list[Sequence[int]], shares: list[int]
+) -> None:
     assert granted(*masks) == shares
 
 
 @pytest.mark.parametrize(
-    ("ranks", "quota", "share"), [(1, "2", 2), (1, "7/2", 3), (1, "1/2", 1), (2, "4", 2), (2, "3", 1), (4, "100", 4)]
+    ("ranks", "quota", "share"),
+    [(1, "2", 2), (1, "7/2", 3), (1, "1/2", 1), (2, "4", 2), (2, "3", 1), (4, "100", 4)],
 )
 def test_a_quota_is_divided_among_those_in_its_group(ranks: int, quota: str, share: int) -> None:
     assert granted(*[range(16)] * ranks, group=quota) == [share] * ranks
@@ -64,8 +69,13 @@ def test_the_quotas_of_a_group_and_of_those_above_count(tmp_path: Path) -> None:
     found = cores.quotas("0::/job/step\n", tmp_path)
     assert list(found.values()) == [Fraction(7, 2)]
     (inner / "cpu.max").write_text("50000 100000\n")
-    assert sorted(cores.quotas("0::/job/step\n", tmp_path).values()) == [Fraction(1, 2), Fraction(7, 2)]
-    assert cores.quotas("0::/job\n", tmp_path) == found  # the same group, by whatever way one comes to it
+    assert sorted(cores.quotas("0::/job/step\n", tmp_path).values()) == [
+        Fraction(1, 2),
+        Fraction(7, 2),
+    ]
+    assert (
+        cores.quotas("0::/job\n", tmp_path) == found
+    )  # the same group, by whatever way one comes to it
     assert cores.quotas("0::/\n1:name=systemd:/job\n", tmp_path) == {}
 
 

@@ -83,7 +83,7 @@ def refused(*mentions: object) -> AbstractContextManager[object]:
     return pytest.raises(DataError, match=rf"\A{ahead}[^\n]*\Z")
 
 
-# --- data sets -------------------------------------------------------------------------------
+# --- data sets ------------------------------------------------------------------------------------
 
 
 def test_names_are_what_load_knows() -> None:
@@ -175,7 +175,7 @@ def test_synthetic_refuses_empty_sizes(arguments: dict[str, object]) -> None:
         synthetic(**arguments)  # type: ignore[arg-type]
 
 
-# --- IDX files -------------------------------------------------------------------------------
+# --- IDX files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -208,7 +208,9 @@ def test_a_folder_of_its_own_comes_first_and_folders_are_never_mixed(tmp_path: P
 def test_missing_idx_files_are_named_with_the_places_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with refused(TRAIN_IMAGES, "train-images.idx3-ubyte", tmp_path / "mnist", tmp_path / "MNIST/raw"):
+    with refused(
+        TRAIN_IMAGES, "train-images.idx3-ubyte", tmp_path / "mnist", tmp_path / "MNIST/raw"
+    ):
         data.load("mnist", tmp_path)
     monkeypatch.setattr(image_files, "SYSTEM_DIR", tmp_path / "none")
     with refused("apt-get install dataset-fashion-mnist", tmp_path / "none"):
@@ -320,12 +322,15 @@ def test_any_flipped_byte_loads_or_is_refused(
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    for read in (lambda: image_files._read_idx(tmp_path, 3), lambda: image_files.read_cifar(tmp_path, (10,))):
+    for read in (
+        lambda: image_files._read_idx(tmp_path, 3),
+        lambda: image_files.read_cifar(tmp_path, (10,)),
+    ):
         with refused(tmp_path):
             read()
 
 
-# --- CIFAR's binary files --------------------------------------------------------------------
+# --- CIFAR's binary files -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("subfolder", ["", "cifar-10-batches-bin"])
@@ -399,7 +404,7 @@ def test_a_cifar100_label_out_of_range_is_refused(column: int, tmp_path: Path) -
         data.load("cifar100", tmp_path)
 
 
-# --- batches ---------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 SPLITS = [(1, 12), (2, 6), (3, 4), (4, 3)]  # ranks, batch size
 
@@ -462,7 +467,10 @@ def test_epochs_seeds_and_nothing_else_change_the_order() -> None:
     orders = [order(seed, epoch) for seed in (0, 1, 2**32, 2**32 + 1) for epoch in range(4)]
     assert len({tuple(o) for o in orders}) == len(orders)
     assert order(0, 0) == orders[0]
-    two_halves = [*batches.global_indices(50, 0, 0, 0, 25), *batches.global_indices(50, 0, 0, 1, 25)]
+    two_halves = [
+        *batches.global_indices(50, 0, 0, 0, 25),
+        *batches.global_indices(50, 0, 0, 1, 25),
+    ]
     assert two_halves == orders[0]
 
 
@@ -541,18 +549,23 @@ def test_the_ranks_shards_are_the_test_set_in_order(ranks: int, batch: int) -> N
     assert np.array_equal(np.concatenate([labels for _, labels in items]), dataset.test_labels)
 
 
-# --- data sets of one's own ------------------------------------------------------------------
+# --- data sets of one's own -----------------------------------------------------------------------
 
 
 def whole(count: int = 4, **changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels that a data set may hold, but for the changes."""
-    split = {"images": np.zeros((count, 1, 2, 2), np.uint8), "labels": np.zeros(count, np.int64)} | changes
+    split = {
+        "images": np.zeros((count, 1, 2, 2), np.uint8),
+        "labels": np.zeros(count, np.int64),
+    } | changes
     return split["images"], split["labels"]
 
 
 def test_a_registered_data_set_is_one_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_LOADERS", dict(data._LOADERS))
-    data.register("own")(lambda request: data.assemble("own", whole(request.synthetic_size), whole(), classes=1))
+    data.register("own")(
+        lambda request: data.assemble("own", whole(request.synthetic_size), whole(), classes=1)
+    )
     assert "own" in data.names()
     assert data.load("own", synthetic_size=7).train_images.shape == (7, 1, 2, 2)
     assert not data.load("own").train_labels.flags.writeable
@@ -571,7 +584,9 @@ def test_a_registered_data_set_is_one_like_the_others(monkeypatch: pytest.Monkey
     ],
 )
 @pytest.mark.parametrize("place", ["train", "test"])
-def test_what_is_no_data_set_is_refused(place: str, changes: dict[str, np.ndarray], words: str) -> None:
+def test_what_is_no_data_set_is_refused(
+    place: str, changes: dict[str, np.ndarray], words: str
+) -> None:
     splits = {"train": whole(), "test": whole()} | {place: whole(**changes)}
     with pytest.raises(DataError, match=f"own: {words}"):
         data.assemble("own", **splits, classes=3)
@@ -582,7 +597,7 @@ def test_images_of_two_shapes_are_refused() -> None:
         data.assemble("own", whole(), whole(images=np.zeros((4, 1, 2, 3), np.uint8)), classes=3)
 
 
-# --- the other usual names -------------------------------------------------------------------
+# --- the other usual names ------------------------------------------------------------------------
 
 LAYOUTS = {
     "dots": "{dotted}",
@@ -622,6 +637,10 @@ def test_torchvisions_two_data_sets_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
 def test_a_folder_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for folder, why in {"none": "No such file", "file": "Not a directory", "x" * 300: "File name too long"}.items():
+    for folder, why in {
+        "none": "No such file",
+        "file": "Not a directory",
+        "x" * 300: "File name too long",
+    }.items():
         with refused(f"--data-dir {tmp_path / folder} cannot be read: {why}"):
             data.load(name, tmp_path / folder)

@@ -1,4 +1,6 @@
-"""Every command of the documentation runs, in a copy of the checkout, in the order in which a reader would type it."""
+"""Every command of the documentation runs, in a copy of the checkout, in the order in which a
+reader would type it.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,25 @@ from mpi4py import MPI
 
 from tests.launch import OPEN_MPI, ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+)
 COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SAVED = re.compile(r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SAVED = re.compile(
+    r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
 SHORTER = {
     r"(dls\.|my_)train(?!.*--resume)": "--steps 12 --backend numpy",
     r"(dls\.|my_)train.*--resume": "--steps 16",
     r"dls\.train.*--dataset synthetic": "--steps 2 --synthetic-size 32",
-    r"dls\.theory": "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2 --densities 0.1",
+    r"dls\.theory": (
+        "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2"
+        " --densities 0.1"
+    ),
     r"dls\.bench exchange": "--sizes 1000 --steps 1 --backend numpy",
     r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
     r"dls\.study runs": "--report-only --out .",
@@ -56,7 +68,9 @@ def here(command: str) -> str:
     for program, options in SHORTER.items():
         if re.search(program, command):
             command += " " + options
-    command = command.replace("/shared/", "").replace("node1", "localhost").replace("node2", "localhost")
+    command = (
+        command.replace("/shared/", "").replace("node1", "localhost").replace("node2", "localhost")
+    )
     return re.sub(r"^make\b", "make --dry-run", command)
 
 
@@ -77,26 +91,46 @@ def checkout(tmp_path: Path) -> Path:
 
 def run(command: list[str], checkout: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"} | OPEN_MPI
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = (
+        os.environ
+        | {"PATH": path, "PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"}
+        | OPEN_MPI
+    )
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
 
 
 def is_elsewhere(command: str) -> bool:
-    ulfm = "--with-ft" in command and MPI.get_vendor()[0] != "Open MPI"  # tests/mpi/test_elastic.py runs it there
+    ulfm = (
+        "--with-ft" in command and MPI.get_vendor()[0] != "Open MPI"
+    )  # tests/mpi/test_elastic.py runs it there
     return ulfm or any(re.search(pattern, command) for pattern in ELSEWHERE)
 
 
 def save_programs(text: str, checkout: Path) -> list[str]:
-    """The page's Python: what the page wants saved goes where it says, the others are returned, to be run."""
+    """The page's Python: what the page wants saved goes where it says, the others are returned, to
+    be run.
+    """
     saved = SAVED.findall(text)
     for place, program in saved:
         (checkout / place).write_text(program, encoding="utf-8")
-    return [block for block in FENCE.findall(text) if block not in [program for _, program in saved]]
+    return [
+        block for block in FENCE.findall(text) if block not in [program for _, program in saved]
+    ]
 
 
 def check_extras(command: str) -> None:
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     for extras in re.findall(r"\.\[([a-z,]+)\]", command):
         assert set(extras.split(",")) <= known.keys()
 
@@ -105,8 +139,17 @@ def check_extras(command: str) -> None:
 def test_every_command_of_the_page_runs(page: str, checkout: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     programs = save_programs(text, checkout)
-    if "runs/dls" in text and "--out runs/dls\n" not in text:  # the page looks at a run of the tutorial's
-        run(["bash", "-c", "mpirun -n 2 python -m dls.train --backend numpy --steps 2 --out runs/dls"], checkout)
+    if (
+        "runs/dls" in text and "--out runs/dls\n" not in text
+    ):  # the page looks at a run of the tutorial's
+        run(
+            [
+                "bash",
+                "-c",
+                "mpirun -n 2 python -m dls.train --backend numpy --steps 2 --out runs/dls",
+            ],
+            checkout,
+        )
     for command in commands(text):
         check_extras(command)
         if not is_elsewhere(command):
@@ -119,7 +162,9 @@ def test_the_commands_are_found() -> None:
     """So that the test above cannot pass by finding none."""
     assert len(list(commands((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")))) >= 10
     assert len(SAVED.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))) == 1
-    assert sum(len(list(commands((ROOT / page).read_text(encoding="utf-8")))) for page in PAGES) >= 30
+    assert (
+        sum(len(list(commands((ROOT / page).read_text(encoding="utf-8")))) for page in PAGES) >= 30
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -34,7 +34,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 def make(tmp_path: Path) -> Path:
-    """A folder of four methods with two seeds each, some two levels down; and things that are no runs."""
+    """A folder of four methods with two seeds each, some two levels down; and things that are no
+    runs.
+    """
     for method in METHODS:
         for seed in (0, 1):
             config = CONFIG.format(method=method).replace("seed = 7", f"seed = {seed}")
@@ -58,7 +60,7 @@ def check_refusal(args: Sequence[Any], words: str, capsys: pytest.CaptureFixture
     assert words in err
 
 
-# --- runs below a folder ---------------------------------------------------------------------
+# --- runs below a folder --------------------------------------------------------------------------
 
 
 def test_all_runs_below_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +101,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert groups.labels(paths) == ["x/a-seed0", "y/a-seed0"]
 
 
-# --- figures ---------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*pictures.SIDE_BY_SIDE[:6], "bytes", "time"])
@@ -256,7 +258,7 @@ def test_names_of_a_table_are_no_formulas() -> None:
     assert [points._plain(cell) for cell in ("=1+1", "@x", "a\nb", 3)] == ["'=1+1", "'@x", "a b", 3]
 
 
-# --- looks -----------------------------------------------------------------------------------
+# --- looks ----------------------------------------------------------------------------------------
 
 
 def test_a_method_has_one_colour_wherever_it_is_drawn() -> None:

@@ -60,7 +60,9 @@ def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
         assert "\x1b" not in said
 
 
-def test_a_run_that_is_over_is_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_over_is_shown_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [write(tmp_path / name / "trace.h5", rows([1, 2])) for name in ("one", "two")]
     assert inspect.main([*map(str, folders), "--follow"]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -109,7 +111,9 @@ def test_after_ctrl_c_it_says_what_it_always_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--json", "--repair"])
-def test_what_it_does_not_go_with(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_does_not_go_with(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert inspect.main([str(tmp_path), "--follow", option]) == 2
     assert "--follow goes with neither" in capsys.readouterr().err
 

@@ -1,6 +1,8 @@
-"""Files from anywhere: cut, flipped or made to harm, they give one line, in little time and memory, and run nothing.
+"""Files from anywhere: cut, flipped or made to harm, they give one line, in little time and memory,
+and run nothing.
 
-The readers of data files and of messages have their own such tests, in test_data.py and test_wire_laws.py.
+The readers of data files and of messages have their own such tests, in test_data.py and
+test_wire_laws.py.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from dls.record.checkpoint import Position
 from tests.launch import ROOT
 from tests.strategies import QUICK
 
-# --- configurations --------------------------------------------------------------------------
+# --- configurations -------------------------------------------------------------------------------
 
 TOML = {
     "deep lists": "mlp_widths = " + "[" * 8_000 + "]" * 8_000,
@@ -60,7 +62,10 @@ def test_a_hostile_configuration_is_one_line(case: str, tmp_path: Path) -> None:
 
 
 @QUICK
-@given(st.text(max_size=60) | st.builds("{}={}".format, st.sampled_from(sorted(config.FIELDS)), st.text()))
+@given(
+    st.text(max_size=60)
+    | st.builds("{}={}".format, st.sampled_from(sorted(config.FIELDS)), st.text())
+)
 def test_any_text_is_a_configuration_or_refused(text: str) -> None:
     with contextlib.suppress(UsageError):
         config.build(config.from_toml(text, "a.toml"))
@@ -74,14 +79,18 @@ def test_one_line_is_one_line(text: str) -> None:
     assert len(line.splitlines()) <= 1
 
 
-# --- checkpoints -----------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """The folder of a small checkpoint of one rank."""
-    about = checkpoint.Checkpoint(checkpoint.place(tmp_path, 3), 1, Position(3, 0, 24), 'method = "dls"', (("linear1", 7),))
-    checkpoint.save(about, {"weights": np.arange(7, dtype=np.float32)}, {"k": np.arange(3)}, 0, World())
+    about = checkpoint.Checkpoint(
+        checkpoint.place(tmp_path, 3), 1, Position(3, 0, 24), 'method = "dls"', (("linear1", 7),)
+    )
+    checkpoint.save(
+        about, {"weights": np.arange(7, dtype=np.float32)}, {"k": np.arange(3)}, 0, World()
+    )
     return about.folder
 
 
@@ -89,7 +98,9 @@ def sealed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest, the seal too: this is no accident."""
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"seal": checkpoint._seal(manifest)}))
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest | {"seal": checkpoint._seal(manifest)})
+    )
 
 
 MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -112,11 +123,21 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_a_manifest_made_to_harm_is_refused(case: str, saved: Path) -> None:
     sealed(saved, MANIFESTS[case])
-    with pytest.raises(checkpoint.CheckpointError, match=r"step-00000003 is damaged: its manifest\.json [^\n]*$"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step-00000003 is damaged: its manifest\.json [^\n]*$"
+    ):
         checkpoint.describe(saved)
 
 
-NO_MANIFESTS = ["", "[" * 10**6, '{"a":' * 10**5, "7", "null", '{"format": ' + "9" * 5000, '{"world_size": 1e999}']
+NO_MANIFESTS = [
+    "",
+    "[" * 10**6,
+    '{"a":' * 10**5,
+    "7",
+    "null",
+    '{"format": ' + "9" * 5000,
+    '{"world_size": 1e999}',
+]
 
 
 @pytest.mark.parametrize("text", NO_MANIFESTS)
@@ -131,7 +152,11 @@ def test_every_flipped_byte_of_a_checkpoint_is_noticed(saved: Path) -> None:
     for path in sorted(saved.iterdir()):
         content = path.read_bytes()
         for place in rng.sample(range(len(content)), min(len(content), 150)):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+            path.write_bytes(
+                content[:place]
+                + bytes([content[place] ^ 1 << rng.randrange(8)])
+                + content[place + 1 :]
+            )
             with pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"):
                 checkpoint.find(saved.parent.parent, World())
         path.write_bytes(content)
@@ -149,14 +174,18 @@ ARRAYS: dict[str, Callable[[h5py.File], object]] = {
     "a soft link": lambda f: f.__setitem__("weights", h5py.SoftLink("/weights")),
     "a group": lambda f: f.create_group("weights"),
     "a virtual dataset": _virtual,
-    "external storage": lambda f: f.create_dataset("weights", (7,), "f4", external=[("/etc/passwd", 0, 28)]),
+    "external storage": lambda f: f.create_dataset(
+        "weights", (7,), "f4", external=[("/etc/passwd", 0, 28)]
+    ),
     "a terabyte": lambda f: f.create_dataset("weights", (2**40,), "f4", chunks=(1024,)),
     "a filter": lambda f: f.create_dataset("weights", data=np.zeros(7, "f4"), compression="gzip"),
     "texts": lambda f: f.create_dataset("weights", data=["cos\nsystem\n(S'exit 1'\ntR."]),
     "objects": lambda f: f.create_dataset("weights", (7,), h5py.vlen_dtype(np.float32)),
     "pairs": lambda f: f.create_dataset("weights", (7,), [("a", "f4")]),
     "nothing": lambda f: f.create_dataset("weights", data=h5py.Empty("f4")),
-    "the same again and again": lambda f: [f.create_dataset(str(i), (2**10,), "f4", chunks=(1024,)) for i in range(100)],
+    "the same again and again": lambda f: [
+        f.create_dataset(str(i), (2**10,), "f4", chunks=(1024,)) for i in range(100)
+    ],
 }
 
 
@@ -168,7 +197,7 @@ def test_arrays_made_to_harm_are_refused(case: str, saved: Path) -> None:
         checkpoint.load_shared(checkpoint.describe(saved))
 
 
-# --- traces, and HDF5 itself -----------------------------------------------------------------
+# --- traces, and HDF5 itself ----------------------------------------------------------------------
 
 FLIPS = """
 import json, pathlib, sys
@@ -190,7 +219,9 @@ for changes in json.load(sys.stdin):
 
 
 def text_sizes(content: bytes) -> list[list[list[int]]]:
-    """Changes of sizes in the collection of texts (HDF5 File Format, III.E): over some HDF5 walked on the spot, for ever."""
+    """Changes of sizes in the collection of texts (HDF5 File Format, III.E): over some HDF5 walked
+    on the spot, for ever.
+    """
     at, places = content.index(b"GCOL") + 16, []
     while int.from_bytes(content[at : at + 2], "little"):
         places.append(at + 8)
@@ -201,16 +232,26 @@ def text_sizes(content: bytes) -> list[list[list[int]]]:
 def flips(size: int, count: int) -> list[list[list[int]]]:
     """Changes of one to three bytes, most of them where the structure is."""
     rng = random.Random(1)
-    return [[[int(size * rng.random() ** 3), rng.randrange(256)] for _ in range(rng.randint(1, 3))] for _ in range(count)]
+    return [
+        [[int(size * rng.random() ** 3), rng.randrange(256)] for _ in range(rng.randint(1, 3))]
+        for _ in range(count)
+    ]
 
 
 def test_a_trace_with_flipped_bytes_is_read_or_refused(tmp_path: Path) -> None:
-    """In a process of its own, as HDF5 might crash or not come back; the last line says over what."""
-    command = "import pathlib, sys; from tests.tools.test_trace import _whole; _whole(pathlib.Path(sys.argv[1]))"
+    """In a process of its own, as HDF5 might crash or not come back; the last line says over
+    what.
+    """
+    command = (
+        "import pathlib, sys; from tests.tools.test_trace import _whole;"
+        " _whole(pathlib.Path(sys.argv[1]))"
+    )
     subprocess.run([sys.executable, "-c", command, tmp_path / "t.h5"], cwd=ROOT, check=True)
     content = (tmp_path / "t.h5").read_bytes()
     changes = json.dumps(text_sizes(content) + flips(len(content), 150))
-    command = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n" + FLIPS
+    command = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n" + FLIPS
+    )
     done = subprocess.run(
         [sys.executable, "-c", command, tmp_path / "t.h5"],
         input=changes, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,

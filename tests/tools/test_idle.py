@@ -27,16 +27,31 @@ def remark(**given: Any) -> str | None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"method": "dense", "value_dtype": "float16"}, "--value-dtype float16 with --method dense"),
-        ({"method": "dense", "density": 0.1, "density_warmup": 5}, "--density 0.1, --density-warmup 5 with --method dense"),
-        ({"method": "layerwise-topk", "dls_steps": "optimal"}, "--dls-steps optimal with --method layerwise-topk"),
-        ({"method": "global-topk", "dls_init": "variance"}, "--dls-init variance with --method global-topk"),
+        (
+            {"method": "dense", "value_dtype": "float16"},
+            "--value-dtype float16 with --method dense",
+        ),
+        (
+            {"method": "dense", "density": 0.1, "density_warmup": 5},
+            "--density 0.1, --density-warmup 5 with --method dense",
+        ),
+        (
+            {"method": "layerwise-topk", "dls_steps": "optimal"},
+            "--dls-steps optimal with --method layerwise-topk",
+        ),
+        (
+            {"method": "global-topk", "dls_init": "variance"},
+            "--dls-init variance with --method global-topk",
+        ),
         ({"method": "global-topk", "overlap": False}, "--no-overlap with --method global-topk"),
         ({"dls_steps": 0, "dls_from": "left"}, "--dls-from left with --dls-steps 0"),
         ({"overlap": False, "bucket_size": 1}, "--bucket-size 1 with --no-overlap"),
         ({"steps": 5, "epochs": 3}, "--epochs 3 with --steps 5"),
         ({"model": "lenet", "mlp_widths": (8, 9)}, "--mlp-widths 8,9 with --model lenet"),
-        ({"synthetic_classes": 3, "data_dir": "/x"}, "--synthetic-classes 3, --data-dir /x with --dataset digits"),
+        (
+            {"synthetic_classes": 3, "data_dir": "/x"},
+            "--synthetic-classes 3, --data-dir /x with --dataset digits",
+        ),
         ({"dataset": "synthetic", "data_dir": "/x"}, "--data-dir /x with --dataset synthetic"),
         (
             {"method": "dense", "density": 0.5, "overlap": False, "bucket_size": 7},
@@ -44,7 +59,9 @@ def remark(**given: Any) -> str | None:
         ),
     ],
 )
-def test_what_has_no_effect_is_named_with_what_leaves_it_idle(given: dict[str, Any], words: str) -> None:
+def test_what_has_no_effect_is_named_with_what_leaves_it_idle(
+    given: dict[str, Any], words: str
+) -> None:
     assert remark(**given) == f"without effect: {words}"
 
 
@@ -52,10 +69,21 @@ def test_what_has_no_effect_is_named_with_what_leaves_it_idle(given: dict[str, A
     "given",
     [
         {},
-        {"density": 0.1, "value_dtype": "float16", "dls_steps": 3, "dls_every": 2, "mlp_widths": (8,)},
+        {
+            "density": 0.1,
+            "value_dtype": "float16",
+            "dls_steps": 3,
+            "dls_every": 2,
+            "mlp_widths": (8,),
+        },
         {"method": "dense", "overlap": False},
         {"method": "dense", "bucket_size": 5},
-        {"method": "layerwise-topk", "density": 0.1, "density_warmup": 5, "value_dtype": "bfloat16"},
+        {
+            "method": "layerwise-topk",
+            "density": 0.1,
+            "density_warmup": 5,
+            "value_dtype": "bfloat16",
+        },
         {"dataset": "mnist", "data_dir": "/x"},
         {"dataset": "synthetic", "synthetic_size": 5, "synthetic_shape": (1, 2, 3)},
         {"epochs": 3},
@@ -86,7 +114,11 @@ def test_a_run_names_them_once_and_goes_on(tmp_path: Path, train) -> None:
     (tmp_path / "a.toml").write_text('density = 0.5\nepochs = 2\nmethod = "dls"\n')
     flags = ("--method", "dense", "--steps", "2", "--lr-warmup", "9", "--out", "run")
     first, second, third, *_ = run(train, "--config", "a.toml", *flags)
-    assert first == "without effect: --density 0.5 with --method dense"  # a flag takes the place of the file's epochs
+    assert (
+        first == "without effect: --density 0.5 with --method dense"
+    )  # a flag takes the place of the file's epochs
     assert second == "--lr-warmup 9 is not over when the run ends, after step 2"
     assert third.startswith("dense at density 1: ")
-    assert run(train, "--out", "run", "--resume", "--steps", "3")[0].startswith("dense at density 1: ")
+    assert run(train, "--out", "run", "--resume", "--steps", "3")[0].startswith(
+        "dense at density 1: "
+    )

@@ -1,4 +1,6 @@
-"""Looking into runs: every figure against one worked out by hand, the two forms of output, and what is refused."""
+"""Looking into runs: every figure against one worked out by hand, the two forms of output, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,14 @@ seed = 7
 """
 SIZES = (80, 20)
 Evaluation = tuple[int, float, float]
-PHASES = {"forward": 1.0, "backward": 2.0, "select": 0.5, "exchange": 0.25, "decode": 0.25, "update": 0.5}
+PHASES = {
+    "forward": 1.0,
+    "backward": 2.0,
+    "select": 0.5,
+    "exchange": 0.25,
+    "decode": 0.25,
+    "update": 0.5,
+}
 PHASES |= {"adjust": 0.5, "exposed": 4.0, "total": 10.0}
 """Seconds; they leave 1.0 of the total to no phase."""
 
@@ -41,7 +50,11 @@ def header(ranks: int = 2, method: str = "dls", **attributes: Any) -> Header:
     """Two layers, of 80 and 20 values."""
     layers: dict[str, list[Any]] = {name: [1, 1] for name in LAYER_FIELDS}
     layers |= {"name": ["conv1", "linear1"], "kind": ["conv2d", "linear"], "size": [*SIZES]}
-    known: dict[str, Any] = {"config": CONFIG.format(method=method), "world_size": ranks, "version": "1.2"}
+    known: dict[str, Any] = {
+        "config": CONFIG.format(method=method),
+        "world_size": ranks,
+        "version": "1.2",
+    }
     known |= {"commit": "abc", "hosts": ["left"] * ranks, "started": "2026-01-01T00:00:00+00:00"}
     return Header(known | attributes, layers)
 
@@ -49,16 +62,40 @@ def header(ranks: int = 2, method: str = "dls", **attributes: Any) -> Header:
 def rows(steps: Sequence[int], ranks: int = 2, **given: Any) -> dict[str, np.ndarray]:
     """Rows of a trace; what is given is spread to its dataset's shape."""
     count = len(steps)
-    shapes = {"step": (), "epoch": (), "lr": (), "loss": (ranks,), "payload_bytes": (ranks,), "received_bytes": (ranks,)}
+    shapes = {
+        "step": (),
+        "epoch": (),
+        "lr": (),
+        "loss": (ranks,),
+        "payload_bytes": (ranks,),
+        "received_bytes": (ranks,),
+    }
     shapes |= dict.fromkeys(("k", "threshold", "residual_norm"), (ranks, 2))
-    values = {"step": steps, "epoch": 0, "lr": 0.05, "loss": 1.0, "payload_bytes": 50, "received_bytes": 50 * (ranks - 1)}
+    values = {
+        "step": steps,
+        "epoch": 0,
+        "lr": 0.05,
+        "loss": 1.0,
+        "payload_bytes": 50,
+        "received_bytes": 50 * (ranks - 1),
+    }
     values |= {"k": [8, 2], "threshold": [1.0, 2.0], "residual_norm": 0.0} | given
-    table = {name: np.broadcast_to(np.asarray(values[name]), (count, *shape)) for name, shape in shapes.items()}
+    table = {
+        name: np.broadcast_to(np.asarray(values[name]), (count, *shape))
+        for name, shape in shapes.items()
+    }
     seconds = PHASES | given.get("seconds", {})
-    return table | {f"seconds/{name}": np.broadcast_to(seconds[name], (count, ranks)) for name in SECONDS}
+    return table | {
+        f"seconds/{name}": np.broadcast_to(seconds[name], (count, ranks)) for name in SECONDS
+    }
 
 
-def write(path: Path, table: Mapping[str, np.ndarray] | None, evals: Sequence[Evaluation] = (), **about: Any) -> Path:
+def write(
+    path: Path,
+    table: Mapping[str, np.ndarray] | None,
+    evals: Sequence[Evaluation] = (),
+    **about: Any,
+) -> Path:
     """A trace file; its folder's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = Writer(path, header(**about))
@@ -85,9 +122,14 @@ def run(tmp_path: Path) -> Path:
         received_bytes=[[60, 100], [50, 50], [60, 40]],
         k=[[[8, 2], [8, 2]], [[7, 3], [9, 1]], [[4, 6], [9, 1]]],
         threshold=[[[1.0, 4.0], [2.0, 4.0]], [[1.0, 3.0], [2.0, 2.0]], [[0.5, 0.25], [1.0, 1.5]]],
-        seconds={"total": [[100.0, 80.0], [10.0, 10.0], [10.0, 10.0]], "exposed": [[9.0, 9.0], [3.0, 5.0], [2.0, 6.0]]},
+        seconds={
+            "total": [[100.0, 80.0], [10.0, 10.0], [10.0, 10.0]],
+            "exposed": [[9.0, 9.0], [3.0, 5.0], [2.0, 6.0]],
+        },
     )
-    return write(tmp_path / "mine" / "trace.h5", table, [(1, 0.5, 0.75), (2, 0.4, 0.875), (3, 0.25, 0.8)])
+    return write(
+        tmp_path / "mine" / "trace.h5", table, [(1, 0.5, 0.75), (2, 0.4, 0.875), (3, 0.25, 0.8)]
+    )
 
 
 def test_what_the_run_was(run: Path) -> None:
@@ -165,10 +207,16 @@ def test_bytes_against_dense(run: Path) -> None:
 
 def test_time_without_the_first_step(run: Path) -> None:
     timing = summary(run).timing
-    assert (timing["steps"], timing["seconds"]["total"], timing["seconds"]["exposed"]) == (2, 10.0, 4.0)
+    assert (timing["steps"], timing["seconds"]["total"], timing["seconds"]["exposed"]) == (
+        2,
+        10.0,
+        4.0,
+    )
     assert timing["seconds"]["other"] == 1.0
     assert timing["share"] == {name: seconds / 10 for name, seconds in timing["seconds"].items()}
-    assert sum(share for name, share in timing["share"].items() if name != "total") == pytest.approx(1.0)
+    assert sum(
+        share for name, share in timing["share"].items() if name != "total"
+    ) == pytest.approx(1.0)
 
 
 def test_a_single_step_is_no_warm_up(tmp_path: Path) -> None:
@@ -185,7 +233,9 @@ def test_a_smoothed_mean_leaves_skipped_steps_out() -> None:
 
 
 def test_smoothing_and_eight_points(tmp_path: Path) -> None:
-    """100 steps: a window of 5; the loss is the step's number, so that a trailing mean lags by 2."""
+    """100 steps: a window of 5; the loss is the step's number, so that a trailing mean lags by
+    2.
+    """
     steps = range(1, 101)
     table = rows(steps, ranks=1, loss=np.array(steps)[:, None])
     found = summary(write(tmp_path / "trace.h5", table, [(50, 0.1, 0.5)], ranks=1))
@@ -196,18 +246,26 @@ def test_smoothing_and_eight_points(tmp_path: Path) -> None:
 
 
 def test_thresholds_of_zero(tmp_path: Path) -> None:
-    """Above zero against zero is infinite, zero against zero is undefined; JSON has a null for both."""
+    """Above zero against zero is infinite, zero against zero is undefined; JSON has a null for
+    both.
+    """
     table = rows([1, 2, 3], threshold=[[[0.0, 1.0]] * 2, [[0.0, 0.0]] * 2, [[2.0, 1.0]] * 2])
     folder = write(tmp_path / "trace.h5", table)
     ratio = summary(folder).curve["threshold_ratio"]
     assert ratio[0] == np.inf
     assert np.isnan(ratio[1])
-    assert json.loads(to_json([summary(folder)]))["runs"][0]["curve"]["threshold_ratio"] == [None, None, 2.0]
+    assert json.loads(to_json([summary(folder)]))["runs"][0]["curve"]["threshold_ratio"] == [
+        None,
+        None,
+        2.0,
+    ]
 
 
 def test_tables_say_what_is_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = dict.fromkeys(SECONDS, 0.0)
-    table = rows([1, 2], threshold=[[[0.0, 1.0]] * 2, [[0.0, 0.0]] * 2], payload_bytes=0, seconds=nothing)
+    table = rows(
+        [1, 2], threshold=[[[0.0, 1.0]] * 2, [[0.0, 0.0]] * 2], payload_bytes=0, seconds=nothing
+    )
     folder = write(tmp_path / "trace.h5", table)
     assert inspect.main([str(folder)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -222,17 +280,31 @@ def test_tables_say_what_is_infinite(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_dense_has_no_density(tmp_path: Path) -> None:
     table = rows([1, 2], k=list(SIZES), threshold=0.0, payload_bytes=400)
     found = summary(write(tmp_path / "trace.h5", table, method="dense"))
-    assert (found.run["density"], found.run["dls_steps"], found.run["config"]["density"]) == (None, None, 0.1)
+    assert (found.run["density"], found.run["dls_steps"], found.run["config"]["density"]) == (
+        None,
+        None,
+        0.1,
+    )
     assert (found.traffic["compression"], found.traffic["uploaded_share"]) == (1.0, 1.0)
 
 
 def test_a_series_is_one_run(tmp_path: Path) -> None:
-    """Ten steps on two ranks, then from step 7 on three; the steps that were taken twice count once."""
+    """Ten steps on two ranks, then from step 7 on three; the steps that were taken twice count
+    once.
+    """
     first = rows(range(1, 11), payload_bytes=[100, 200], loss=1.0)
     total = [[50.0] * 3, [20.0] * 3]
-    second = rows(range(7, 9), ranks=3, payload_bytes=[30, 60, 90], loss=2.0, seconds={"total": total})
+    second = rows(
+        range(7, 9), ranks=3, payload_bytes=[30, 60, 90], loss=2.0, seconds={"total": total}
+    )
     write(tmp_path / "trace.h5", first, [(5, 1.0, 0.5), (10, 1.0, 0.75)])
-    write(tmp_path / "trace-00000006.h5", second, [(8, 0.5, 0.625)], ranks=3, started="2026-02-02T00:00:00+00:00")
+    write(
+        tmp_path / "trace-00000006.h5",
+        second,
+        [(8, 0.5, 0.625)],
+        ranks=3,
+        started="2026-02-02T00:00:00+00:00",
+    )
     found = summary(tmp_path)
     assert (found.run["ranks"], found.run["steps"], found.recorded) == ([2, 3], 8, 8)
     assert found.run["started"].startswith("2026-01")
@@ -261,7 +333,9 @@ def test_attributes_may_be_missing(run: Path) -> None:
     assert inspect.main([str(run)]) == 0
 
 
-def test_an_empty_trace_says_what_the_run_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_trace_says_what_the_run_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write(tmp_path / "new" / "trace.h5", None)
     assert inspect.main([str(folder)]) == 0
     out = capsys.readouterr().out
@@ -269,9 +343,16 @@ def test_an_empty_trace_says_what_the_run_was(tmp_path: Path, capsys: pytest.Cap
     assert out.splitlines()[-1] == "nothing recorded yet"
     assert inspect.main([str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"][0]
-    assert (found["recorded"], found["traffic"], found["timing"], found["curve"]["step"]) == (0, {}, {}, [])
+    assert (found["recorded"], found["traffic"], found["timing"], found["curve"]["step"]) == (
+        0,
+        {},
+        {},
+        [],
+    )
     assert inspect.main([str(folder), str(folder)]) == 0
-    assert ["bytes", "per", "step", "-", "-"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["bytes", "per", "step", "-", "-"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
 
 
 def test_tables_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,9 +367,15 @@ def test_tables_of_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ["exposed", "4000.000", "40.0%"] in lines
 
 
-def test_several_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_runs_side_by_side(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second run's folder bears the name of a figure."""
-    other = write(tmp_path / "dense" / "trace.h5", rows([1, 2], threshold=0.0, payload_bytes=400), method="dense")
+    other = write(
+        tmp_path / "dense" / "trace.h5",
+        rows([1, 2], threshold=0.0, payload_bytes=400),
+        method="dense",
+    )
     assert inspect.main([str(run), str(other)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["mine", "dense"]
@@ -306,7 +393,10 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Cap
     ):
         assert expected.split() in lines
     assert inspect.main([str(run), str(other), "--json"]) == 0
-    assert [each["run"]["method"] for each in json.loads(capsys.readouterr().out)["runs"]] == ["dls", "dense"]
+    assert [each["run"]["method"] for each in json.loads(capsys.readouterr().out)["runs"]] == [
+        "dls",
+        "dense",
+    ]
 
 
 def test_runs_of_one_name_stand_under_their_paths(run: Path) -> None:
@@ -317,10 +407,14 @@ def test_runs_of_one_name_stand_under_their_paths(run: Path) -> None:
 
 def test_a_run_twice_has_two_columns(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(run), str(run)]) == 0
-    assert ["method", "dls", "dls"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["method", "dls", "dls"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
 
 
-def test_nothing_is_cut_off_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_cut_off_where_the_output_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write(tmp_path / ("a[b]" + "x" * 200) / "trace.h5", rows([1]))
     assert inspect.main([str(folder)]) == 0
     assert str(folder) in capsys.readouterr().out
@@ -368,8 +462,12 @@ def test_refused_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFi
     _check_refusal([str(folder)], words, capsys)
 
 
-@pytest.mark.parametrize(("args", "words"), [([], "RUN"), (["RUN", "--bad"], "--bad"), (["RUN", "--plot"], "--plot")])
-def test_bad_usage_in_one_line(args: list[str], words: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "words"), [([], "RUN"), (["RUN", "--bad"], "--bad"), (["RUN", "--plot"], "--plot")]
+)
+def test_bad_usage_in_one_line(
+    args: list[str], words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _check_refusal([str(run) if arg == "RUN" else arg for arg in args], words, capsys)
 
 
@@ -382,7 +480,9 @@ def _check_refusal(args: list[str], words: str, capsys: pytest.CaptureFixture[st
     assert words in err
 
 
-def test_no_matplotlib(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_matplotlib(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     _check_refusal([str(run), "--plot", "x.png"], "pip install 'dls[plot]'", capsys)
 
@@ -397,7 +497,9 @@ def test_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert file.read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     _check_refusal([str(run), "--plot", str(tmp_path / "x.foo")], "foo", capsys)
-    _check_refusal([str(run), "--plot", str(tmp_path / "none" / "x.png")], "there is no folder", capsys)
+    _check_refusal(
+        [str(run), "--plot", str(tmp_path / "none" / "x.png")], "there is no folder", capsys
+    )
 
 
 def test_from_another_folder(run: Path, tmp_path: Path) -> None:
@@ -414,7 +516,9 @@ def test_from_another_folder(run: Path, tmp_path: Path) -> None:
     assert (shown.err, read.err) == ("", "")
 
 
-def test_what_cannot_be_repaired_keeps_no_other_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_repaired_keeps_no_other_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "c"):
         write(tmp_path / name / "trace.h5", rows([1, 2]), [(2, 0.5, 0.5)])
     (tmp_path / "b").mkdir()
@@ -422,5 +526,7 @@ def test_what_cannot_be_repaired_keeps_no_other_from_it(tmp_path: Path, capsys: 
     (tmp_path / "linked").symlink_to(tmp_path / "a")
     assert inspect.main([str(tmp_path), "--repair"]) == 2
     said = capsys.readouterr()
-    assert [line.split(" is in order")[0] for line in said.out.splitlines()] == [f"{tmp_path}/{name}/trace.h5" for name in "ac"]
+    assert [line.split(" is in order")[0] for line in said.out.splitlines()] == [
+        f"{tmp_path}/{name}/trace.h5" for name in "ac"
+    ]
     assert str(tmp_path / "b") in said.err

@@ -27,9 +27,13 @@ LOCKLESS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
 
 
 def nfs(descriptor: int, operation: int) -> None:
-    """Linux's NFS client: an exclusive lock needs a descriptor that may write, a shared one that may read (flock(2))."""
+    """Linux's NFS client: an exclusive lock needs a descriptor that may write, a shared one that
+    may read (flock(2)).
+    """
     mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
-    if (operation & fcntl.LOCK_EX and mode == os.O_RDONLY) or (operation & fcntl.LOCK_SH and mode == os.O_WRONLY):
+    if (operation & fcntl.LOCK_EX and mode == os.O_RDONLY) or (
+        operation & fcntl.LOCK_SH and mode == os.O_WRONLY
+    ):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     FLOCK(descriptor, operation)
 
@@ -63,7 +67,12 @@ def test_one_has_it_and_all_others_see_that(tmp_path: Path) -> None:
     first.take(tmp_path)
     first.take(tmp_path)
     assert lock.state(tmp_path) is State.HELD
-    with pytest.raises(InUse, match=rf"is in use, by a run that goes on \(process {os.getpid()} on .*\); let that end first"):
+    with pytest.raises(
+        InUse,
+        match=(
+            rf"is in use, by a run that goes on \(process {os.getpid()} on .*\); let that end first"
+        ),
+    ):
         second.take(tmp_path, patience=0)
     assert not second.taken
     first.release()
@@ -74,7 +83,9 @@ def test_one_has_it_and_all_others_see_that(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_file_system")
-def test_a_living_run_is_not_called_killed_nor_repaired(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_run_is_not_called_killed_nor_repaired(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, own = killed_trace(tmp_path), Lock()
     monkeypatch.setattr(Lock.take, "__defaults__", (0.0,))
     own.take(tmp_path)
@@ -92,7 +103,9 @@ def test_a_living_run_is_not_called_killed_nor_repaired(tmp_path: Path, capsys, 
 
 
 @pytest.mark.parametrize("number", LOCKLESS, ids=errno.errorcode.get)
-def test_without_locks_nobody_is_called_dead(number: int, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_nobody_is_called_dead(
+    number: int, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, own = killed_trace(tmp_path), Lock()
     without_locks(number, monkeypatch)
     assert lock.state(tmp_path) is State.FREE  # nobody ever asked for its lock
@@ -108,7 +121,9 @@ def test_without_locks_nobody_is_called_dead(number: int, tmp_path: Path, capsys
     own.release()
 
 
-def test_a_closed_trace_is_nobodys_where_there_are_no_locks(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_trace_is_nobodys_where_there_are_no_locks(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
     writer.steps(rows(1, 3))
     writer.close()
@@ -120,7 +135,9 @@ def test_a_closed_trace_is_nobodys_where_there_are_no_locks(tmp_path: Path, caps
     assert "is in order" in capsys.readouterr().out
 
 
-def test_who_may_not_read_the_lock_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_not_read_the_lock_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, flags: int) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
@@ -133,14 +150,20 @@ import os, pathlib, subprocess, sys, time
 from dls.record.lock import Lock
 own = Lock()
 own.take(pathlib.Path(sys.argv[1]))
-children = [subprocess.Popen(["sleep", "60"], close_fds=False).pid, os.posix_spawnp("sleep", ["sleep", "60"], os.environ)]
+sleep = ["sleep", "60"]
+children = [
+    subprocess.Popen(sleep, close_fds=False).pid,
+    os.posix_spawnp("sleep", sleep, os.environ),
+]
 print(*children, flush=True)
 time.sleep(60)
 """
 
 
 def test_it_ends_with_its_process_whatever_that_has_started(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         children = [int(number) for number in holder.stdout.readline().split()]
         assert lock.state(tmp_path) is State.HELD
@@ -163,7 +186,9 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_run_that_comes_too_late_removes_nothing(begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_comes_too_late_removes_nothing(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It saw an empty folder, and then another run began there, or has even ended."""
     monkeypatch.setattr(Lock.take, "__defaults__", (0.0,))
     path, first = killed_trace(tmp_path), Lock()
@@ -175,7 +200,9 @@ def test_a_run_that_comes_too_late_removes_nothing(begun: bool, tmp_path: Path, 
     first.release()
 
 
-def test_an_error_that_is_no_want_of_locks_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_no_want_of_locks_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(descriptor: int, operation: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -22,31 +22,64 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def python(folder: Path, program: str, *flags: str, last: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a program from a folder, which comes first on its path; the last on it is where dls lies."""
-    path = f"import sys; sys.path[:] = [*(p for p in sys.path if p != {str(ROOT)!r}), {str(last)!r}]"
+def python(
+    folder: Path, program: str, *flags: str, last: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a program from a folder, which comes first on its path; the last on it is where dls
+    lies.
+    """
+    path = (
+        f"import sys; sys.path[:] = [*(p for p in sys.path if p != {str(ROOT)!r}), {str(last)!r}]"
+    )
     command = [sys.executable, *flags, "-c", f"{path}; {program}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_every_command_starts(folder: Path) -> None:
-    tools = [launch([(0, ["-m", f"dls.{tool}", "--help"])], folder) for tool in ("inspect", "bench", "study", "theory")]
+    tools = [
+        launch([(0, ["-m", f"dls.{tool}", "--help"])], folder)
+        for tool in ("inspect", "bench", "study", "theory")
+    ]
     assert [tool.status for tool in tools] == [0] * 4, tools
-    train = launch([(2, ["-m", "dls.train", "--backend", "numpy", "--mlp-widths", "4", "--steps", "1", "--out", "run"])], folder)
+    train = launch(
+        [
+            (
+                2,
+                [
+                    "-m",
+                    "dls.train",
+                    "--backend",
+                    "numpy",
+                    "--mlp-widths",
+                    "4",
+                    "--steps",
+                    "1",
+                    "--out",
+                    "run",
+                ],
+            )
+        ],
+        folder,
+    )
     assert train.status == 0, train.err
 
 
 def test_the_packages_are_those_beside_dls(folder: Path) -> None:
     done = python(folder, "import dls, gpu, reference.ops as r; print(gpu.__file__, r.__file__)")
-    assert done.stdout.split() == [str(ROOT / "gpu/__init__.py"), str(ROOT / "reference/ops.py")], done.stderr
+    assert done.stdout.split() == [
+        str(ROOT / "gpu/__init__.py"),
+        str(ROOT / "reference/ops.py"),
+    ], done.stderr
 
 
 def test_a_module_of_that_name_that_is_imported_already_is_named(tmp_path: Path) -> None:
     checkout.write(tmp_path, {"gpu.py": "mine = 1\n"})
     done = python(tmp_path, "import gpu; import dls")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"ImportError: {tmp_path}/gpu.py was imported as gpu, the name of a package of dls: rename it"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"ImportError: {tmp_path}/gpu.py was imported as gpu, the name of a package of dls:"
+        " rename it"
     )
 
 
@@ -65,15 +98,23 @@ def test_a_program_in_an_archive(tmp_path: Path) -> None:
             for source in (ROOT / package).rglob("*.py"):
                 file.write(source, source.relative_to(ROOT))
     checkout.write(tmp_path, {"gpu.py": LIES})
-    program = "from dls import backends; print(backends.load('numpy').ops.zeros.__globals__['__file__'])"
+    program = (
+        "from dls import backends; print(backends.load('numpy').ops.zeros.__globals__['__file__'])"
+    )
     done = python(tmp_path, program, last=archive)
     assert done.stdout.strip() == f"{archive}/reference/ops.py", done.stderr
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
-    checkout.write(tmp_path, {name: (ROOT / name).read_text() for name in ("dls/__init__.py", "dls/version.py")})
+    checkout.write(
+        tmp_path,
+        {name: (ROOT / name).read_text() for name in ("dls/__init__.py", "dls/version.py")},
+    )
     done = python(tmp_path, "import dls")
-    assert done.stderr.splitlines()[-1] == f"ImportError: dls is not whole: its package reference is not in {tmp_path}"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"ImportError: dls is not whole: its package reference is not in {tmp_path}"
+    )
 
 
 def test_programs_that_are_started_keep_away_from_the_folder_too() -> None:

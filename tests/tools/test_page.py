@@ -1,4 +1,6 @@
-"""The page and its pictures: what stands in them, whom they trust, and that they need nothing but themselves."""
+"""The page and its pictures: what stands in them, whom they trust, and that they need nothing but
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,39 @@ from tests.tools.test_inspect import CONFIG, header, rows, write
 
 pytest.importorskip("matplotlib", reason="drawing needs the extra 'plot'")
 
-HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)> $\\frac{1}{$ --> ]]> \x1b[31m &amp; \u4e2d"
+HOSTILE = (
+    "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)> $\\frac{1}{$ -->"
+    " ]]> \x1b[31m &amp; \u4e2d"
+)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 ALLOWED = {
-    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "div", "table", "thead", "tbody", "tr", "th", "td"),
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "h3",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    ),
     *("p", "figure", "figcaption", "dl", "dt", "dd", "details", "summary", "pre"),
     *("svg", "g", "path", "defs", "use", "clippath", "rect", "image", "pattern"),
 }
 
 
 class Reader(HTMLParser):
-    """Collects a page's elements, attributes and texts, and holds that elements are closed in order."""
+    """Collects a page's elements, attributes and texts, and holds that elements are closed in
+    order.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -62,7 +86,9 @@ class Reader(HTMLParser):
 
 def config(seed: int, **settings: Any) -> str:
     """The configuration of a run, as its trace holds it."""
-    found = CONFIG.format(method="dls").replace("seed = 7", f"seed = {seed}") + f'out = "runs/{seed}"\n'
+    found = (
+        CONFIG.format(method="dls").replace("seed = 7", f"seed = {seed}") + f'out = "runs/{seed}"\n'
+    )
     return found + "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 
 
@@ -70,7 +96,12 @@ def diagnosed(folder: Path, steps: list[int], share: Any, ranks: int = 2) -> Pat
     """Steps that were looked at closely, put into a run's trace."""
     shape = (len(steps), ranks, 2, len(clock.OF_LAYERS))
     begin = np.broadcast_to(np.arange(4) * 0.001, shape)
-    columns = {"step": steps, "global_share": np.broadcast_to(share, (len(steps), ranks)), "begin": begin, "end": begin + 0.0005}
+    columns = {
+        "step": steps,
+        "global_share": np.broadcast_to(share, (len(steps), ranks)),
+        "begin": begin,
+        "end": begin + 0.0005,
+    }
     with h5py.File(folder / "trace.h5", "r+") as file:
         for name, column in columns.items():
             file[f"diagnostics/{name}"].resize(len(steps), axis=0)
@@ -82,30 +113,56 @@ def seeded(tmp_path: Path, seed: int, loss: float, **about: Any) -> Path:
     """Ten steps of a run of that seed."""
     table = rows(range(1, 11), loss=loss, threshold=[1.0, 1.0 + loss])
     folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-    return write(folder / "trace.h5", table, [(10, 1.0, 0.5 + loss / 10)], **({"config": config(seed)} | about))
+    return write(
+        folder / "trace.h5",
+        table,
+        [(10, 1.0, 0.5 + loss / 10)],
+        **({"config": config(seed)} | about),
+    )
 
 
-def test_a_page_needs_nothing_but_itself_and_says_what_the_tables_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_needs_nothing_but_itself_and_says_what_the_tables_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = diagnosed(seeded(tmp_path, 0, 0.5), [4, 8], [[0.5, 0.75], [0.25, 0.5]])
-    dense = write(tmp_path / "dense" / "trace.h5", rows([1, 2], threshold=0.0, payload_bytes=400), method="dense")
+    dense = write(
+        tmp_path / "dense" / "trace.h5",
+        rows([1, 2], threshold=0.0, payload_bytes=400),
+        method="dense",
+    )
     assert inspect.main([str(folder), str(dense), "--html", str(tmp_path / "x.html")]) == 0
     capsys.readouterr()
     text = (tmp_path / "x.html").read_text()
     found = Reader(text)
     for tag, attributes in found.tags:
         assert tag in ALLOWED, tag
-        assert not any(name.startswith("on") or name in ("src", "srcset", "action") for name in attributes), attributes
+        assert not any(
+            name.startswith("on") or name in ("src", "srcset", "action") for name in attributes
+        ), attributes
         for name in ("href", "xlink:href"):
             target = attributes.get(name, "#") or ""
             assert target.startswith(("#", "data:image/png;base64,")), target
     assert "http:" not in text and "https:" not in text and "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
-    policy = next(attributes["content"] for tag, attributes in found.tags if attributes.get("http-equiv"))
+    policy = next(
+        attributes["content"] for tag, attributes in found.tags if attributes.get("http-equiv")
+    )
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "Residual" not in found.words  # all of it is zero here
-    pictured = {"Training loss", "Test accuracy", "Set size", "Threshold ratio", "Share of Global Top-k's choice"}
+    pictured = {
+        "Training loss",
+        "Test accuracy",
+        "Set size",
+        "Threshold ratio",
+        "Share of Global Top-k's choice",
+    }
     pictured |= {"Test accuracy over bytes", "Test accuracy over time"}
-    pictured |= {"Bytes beside a ring Allreduce", "Where a step's time went", "Threshold of every layer", "k of every layer"}
+    pictured |= {
+        "Bytes beside a ring Allreduce",
+        "Where a step's time went",
+        "Threshold of every layer",
+        "k of every layer",
+    }
     pictured |= {"Step 8 on rank 0", "Step 8 on rank 1"}
     assert pictured | {"37.50%", str(folder)} <= set(found.words)
     assert sum(tag == "svg" for tag, _ in found.tags) == len(pictured) + 1  # k of dense, too
@@ -120,7 +177,11 @@ def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
 def test_what_a_trace_says_is_text(tmp_path: Path) -> None:
     """Names of layers and folders, the configuration, hosts, versions."""
     quoted = HOSTILE.replace("\\", "\\\\").replace("\x1b", "\\u001b")
-    about = {"config": config(0) + f'note = "{quoted}"\nmethod2 = "{quoted}"\n', "version": HOSTILE, "commit": HOSTILE}
+    about = {
+        "config": config(0) + f'note = "{quoted}"\nmethod2 = "{quoted}"\n',
+        "version": HOSTILE,
+        "commit": HOSTILE,
+    }
     folder = seeded(tmp_path, 0, 0.5, **about, hosts=[HOSTILE] * 2, started=HOSTILE)
     with h5py.File(folder / "trace.h5", "r+") as file:
         for row in (0, 1):
@@ -163,7 +224,9 @@ def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
     assert "0, 1, 2" in cells
 
 
-def test_a_figure_that_no_run_has_is_none_of_the_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_that_no_run_has_is_none_of_the_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the ratio of thresholds of dense, which are 0 in all layers."""
     table = rows(range(1, 11), threshold=[0.0, 0.0])
     folders = [tmp_path / f"dense-{seed}" for seed in (0, 1)]
@@ -172,11 +235,15 @@ def test_a_figure_that_no_run_has_is_none_of_the_group(tmp_path: Path, capsys: p
     (group,) = groups.by_seed([series.load(folder) for folder in folders])
     assert groups.group_figures(group)["threshold_ratio"] is None
     assert inspect.main([*map(str, folders)]) == 0
-    assert ["threshold", "ratio", "-"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["threshold", "ratio", "-"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
     assert "- ± -" not in Reader(page.page([group])).words
 
 
-def test_seeds_are_one_column_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_one_column_of_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And what one of them does not have, the group does not."""
     folders = [seeded(tmp_path, seed, loss) for seed, loss in enumerate((0.5, 1.0, 2.5))]
     assert inspect.main([*map(str, folders)]) == 0
@@ -192,16 +259,33 @@ def test_seeds_are_one_column_of_the_tables(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     ("names", "label"),
-    [("a-0 a-1", "a"), ("a-seed10 a-seed11", "a"), ("a-s1 a-s2", "a"), ("lr0.05a lr0.05b", "lr0.05"), ("a.1 a.2", "a")],
+    [
+        ("a-0 a-1", "a"),
+        ("a-seed10 a-seed11", "a"),
+        ("a-s1 a-s2", "a"),
+        ("lr0.05a lr0.05b", "lr0.05"),
+        ("a.1 a.2", "a"),
+    ],
 )
-def test_a_group_is_called_what_its_runs_have_in_common(names: str, label: str, tmp_path: Path) -> None:
-    folders = [write(tmp_path / name / "trace.h5", rows([1]), config=config(seed)) for seed, name in enumerate(names.split())]
-    assert [group.label for group in groups.by_seed([series.load(folder) for folder in folders])] == [f"{label} (2 seeds)"]
+def test_a_group_is_called_what_its_runs_have_in_common(
+    names: str, label: str, tmp_path: Path
+) -> None:
+    folders = [
+        write(tmp_path / name / "trace.h5", rows([1]), config=config(seed))
+        for seed, name in enumerate(names.split())
+    ]
+    assert [
+        group.label for group in groups.by_seed([series.load(folder) for folder in folders])
+    ] == [f"{label} (2 seeds)"]
 
 
 def test_a_curve_has_the_steps_that_all_runs_have(tmp_path: Path) -> None:
-    one = series.load(write(tmp_path / "a" / "trace.h5", rows([1, 2, 4, 6], loss=1.0), config=config(0)))
-    two = series.load(write(tmp_path / "b" / "trace.h5", rows([2, 3, 6, 7], loss=3.0), config=config(1)))
+    one = series.load(
+        write(tmp_path / "a" / "trace.h5", rows([1, 2, 4, 6], loss=1.0), config=config(0))
+    )
+    two = series.load(
+        write(tmp_path / "b" / "trace.h5", rows([2, 3, 6, 7], loss=3.0), config=config(1))
+    )
     (group,) = groups.by_seed([one, two])
     curve = group.curve("steps", "loss")
     assert (curve.step.tolist(), curve.mean.tolist()) == ([2, 6], [2.0, 2.0])
@@ -233,8 +317,15 @@ def test_runs_that_say_nothing_of_themselves_stand_alone(tmp_path: Path) -> None
 
 
 def test_groups_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [series.load(seeded(tmp_path, seed, 0.5, commit=commit)) for seed in (0, 1) for commit in ("a", "b")]
-    assert [group.label for group in groups.by_seed(runs)] == ["run (2 seeds) #1", "run (2 seeds) #2"]
+    runs = [
+        series.load(seeded(tmp_path, seed, 0.5, commit=commit))
+        for seed in (0, 1)
+        for commit in ("a", "b")
+    ]
+    assert [group.label for group in groups.by_seed(runs)] == [
+        "run (2 seeds) #1",
+        "run (2 seeds) #2",
+    ]
 
 
 def test_a_run_without_a_step(tmp_path: Path) -> None:
@@ -251,21 +342,35 @@ def test_many_runs(tmp_path: Path) -> None:
     """More than there are colours; nothing selected; losses that are not there."""
     loss = np.full((10, 2), np.nan)
     folders = [seeded(tmp_path, 0, 0.5, config=config(0, lr_warmup=n)) for n in range(9)]
-    odd = write(tmp_path / "odd" / "trace.h5", rows(range(1, 11), loss=loss, k=[0, 10], threshold=[0.0, 1.0]), [(1, 0, 0)])
+    odd = write(
+        tmp_path / "odd" / "trace.h5",
+        rows(range(1, 11), loss=loss, k=[0, 10], threshold=[0.0, 1.0]),
+        [(1, 0, 0)],
+    )
     grouped = groups.by_seed([series.load(folder) for folder in (*folders, odd)])
     assert len(grouped) == 10
-    drawn = [pictures.svg(picture) for picture in (*pictures.together(grouped), *pictures.alone(grouped[-1]))]
+    drawn = [
+        pictures.svg(picture)
+        for picture in (*pictures.together(grouped), *pictures.alone(grouped[-1]))
+    ]
     assert len(drawn) == 8 + 2
 
 
 def test_many_layers(tmp_path: Path) -> None:
     """More than get a colour of their own, and than can be named."""
     layers = 40
-    names = {name: [f"layer{i}" if name == "name" else "linear" for i in range(layers)] for name in WORDS}
+    names = {
+        name: [f"layer{i}" if name == "name" else "linear" for i in range(layers)] for name in WORDS
+    }
     numbers = {name: [50] * layers for name in LAYER_FIELDS if name not in WORDS}
     writer = Writer(tmp_path / "trace.h5", Header(header().attributes, names | numbers))
     few = rows([1, 2, 3])
-    writer.steps({name: np.repeat(column, layers // 2, axis=2) if column.ndim == 3 else column for name, column in few.items()})
+    writer.steps(
+        {
+            name: np.repeat(column, layers // 2, axis=2) if column.ndim == 3 else column
+            for name, column in few.items()
+        }
+    )
     writer.close()
     (group,) = groups.by_seed([series.load(tmp_path)])
     shown = pictures.alone(group)
@@ -284,14 +389,20 @@ def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
     assert run.diagnostics["global_share"].tolist() == [0.625, 0.5]
     assert run.closest is not None
     assert (run.closest.step, run.closest.begin.shape) == (8, (3, 2, 4))
-    latest = dict(zip(*(summary.summarise(run).curve[name] for name in ("step", "global_share")), strict=True))
+    latest = dict(
+        zip(*(summary.summarise(run).curve[name] for name in ("step", "global_share")), strict=True)
+    )
     assert latest == {1: None, 2: None, 3: None, 4: 0.625, 6: 0.625, 7: 0.625, 8: 0.5, 9: 0.5}
 
 
 def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
     """Two ranks, two layers: intervals that overlap, lie in one another, or are apart; by hand."""
     exchange = clock.OF_LAYERS.index("exchange")
-    folder = diagnosed(write(tmp_path / "trace.h5", rows([1, 2, 3], seconds={"exposed": [[4.0, 4.0]] * 3})), [2, 3, 5], 0.5)
+    folder = diagnosed(
+        write(tmp_path / "trace.h5", rows([1, 2, 3], seconds={"exposed": [[4.0, 4.0]] * 3})),
+        [2, 3, 5],
+        0.5,
+    )
     times = {
         "begin": [[[1, 3], [2, 9]], [[1, 2], [np.nan, 1]], [[1, 1], [1, 1]]],
         "end": [[[6, 9], [8, 11]], [[9, 4], [np.nan, 2]], [[2, 2], [2, 2]]],
@@ -300,15 +411,22 @@ def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
         for name, values in times.items():
             file[f"diagnostics/{name}"][..., exchange] = values
     found = series.hidden_share(reader.read(folder / "trace.h5"))
-    np.testing.assert_array_equal(found, [[0.5, 0.5], [0.5, 0.0], [np.nan, np.nan]])  # waited 4 of 8, 8; 8, 1; not recorded
+    np.testing.assert_array_equal(
+        found, [[0.5, 0.5], [0.5, 0.0], [np.nan, np.nan]]
+    )  # waited 4 of 8, 8; 8, 1; not recorded
     assert summary.summarise(series.load(folder)).timing["hidden_share"] == 0.375
 
 
-def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = seeded(tmp_path, 0, 0.5)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert inspect.main([str(folder), "--html", str(tmp_path / "x.html")]) == 2
-    assert capsys.readouterr() == ("", "dls.inspect: --html needs matplotlib: pip install 'dls[plot]'\n")
+    assert capsys.readouterr() == (
+        "",
+        "dls.inspect: --html needs matplotlib: pip install 'dls[plot]'\n",
+    )
     assert not (tmp_path / "x.html").exists()
 
 
@@ -317,10 +435,16 @@ COUNTS = (-1, 2**62, -(2**63))
 
 
 @pytest.mark.parametrize("value", [*ODD, *COUNTS])
-def test_any_number_can_stand_in_a_trace(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_number_can_stand_in_a_trace(
+    value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Files come from anywhere: each is shown, in every form, without a warning."""
-    names = ("k", "payload_bytes") if isinstance(value, int) else ("loss", "threshold", "residual_norm")
-    table = rows([1, 2, 2**63 - 1], **dict.fromkeys(names, value), seconds={"total": value, "forward": value})
+    names = (
+        ("k", "payload_bytes") if isinstance(value, int) else ("loss", "threshold", "residual_norm")
+    )
+    table = rows(
+        [1, 2, 2**63 - 1], **dict.fromkeys(names, value), seconds={"total": value, "forward": value}
+    )
     folder = write(tmp_path / "a" / "trace.h5", table, [(1, value, value), (2, 0.5, 0.5)])
     other = write(tmp_path / "b" / "trace.h5", rows([1, 2, 2**63 - 1]), config=config(8))
     with h5py.File(diagnosed(folder, [1, 2], value) / "trace.h5", "r+") as file:

@@ -78,7 +78,7 @@ def register(method: str, *settings: tuple[str, type, Any]) -> None:
     )
 
 
-# --- registering -----------------------------------------------------------------------------
+# --- registering ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_setting_that_turns_another_off_by_its_name_is_refused(
     assert "'no_fine'" in capsys.readouterr().err
 
 
-# --- files that cannot be run ----------------------------------------------------------------
+# --- files that cannot be run ---------------------------------------------------------------------
 
 BROKEN = {
     "exits": ("import sys; sys.exit('gives up')", "SystemExit: gives up"),
@@ -221,7 +221,7 @@ def test_a_file_that_failed_can_be_mended(
     assert main(command) == 0, capsys.readouterr().err
 
 
-# --- several files ---------------------------------------------------------------------------
+# --- several files --------------------------------------------------------------------------------
 
 
 def two_files(folder: Path) -> list[str]:
@@ -304,7 +304,7 @@ def test_the_version_is_that_of_imported_files_too(tmp_path: Path) -> None:
     assert len({without, one, sources.version()}) == 3
 
 
-# --- what a method keeps ---------------------------------------------------------------------
+# --- what a method keeps --------------------------------------------------------------------------
 
 KEEPS = """
 import dls, numpy as np
@@ -337,7 +337,7 @@ def test_a_name_that_another_part_keeps_is_said_at_the_checkpoint(
         assert checkpoint.latest(shown) is None
 
 
-# --- what travels ----------------------------------------------------------------------------
+# --- what travels ---------------------------------------------------------------------------------
 
 
 def test_an_unknown_choice_travels() -> None:

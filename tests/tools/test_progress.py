@@ -31,10 +31,14 @@ def pace(total: int, ends: list[float]) -> Pace:
 
 
 def test_the_speed_is_that_of_the_last_steps() -> None:
-    """A first step that compiles for 30 s says nothing of the others, nor does a slow part of long ago."""
+    """A first step that compiles for 30 s says nothing of the others, nor does a slow part of long
+    ago.
+    """
     assert str(pace(100, [30.0, 30.5, 31.0])) == "2.0 steps/s, 0:00:48 left"
     slow = [10.0 * step for step in range(20)]
-    assert pace(1000, slow + [slow[-1] + 0.25 * step for step in range(1, RECENT + 1)]).speed() == 4.0
+    assert (
+        pace(1000, slow + [slow[-1] + 0.25 * step for step in range(1, RECENT + 1)]).speed() == 4.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,12 +65,21 @@ def test_no_better_than_guessing(loss: float, accuracy: float, words: str) -> No
 
 
 def test_what_to_try_fits_the_run() -> None:
-    sparse, dense = (guessing.warning(9.0, 0.1, data.load("digits"), sparse) for sparse in (True, False))
-    assert re.findall(r"--[a-z-]+", sparse) == ["--lr", "--density", "--density-warmup", "--clip-norm"]
+    sparse, dense = (
+        guessing.warning(9.0, 0.1, data.load("digits"), sparse) for sparse in (True, False)
+    )
+    assert re.findall(r"--[a-z-]+", sparse) == [
+        "--lr",
+        "--density",
+        "--density-warmup",
+        "--clip-norm",
+    ]
     assert re.findall(r"--[a-z-]+", dense) == ["--lr", "--clip-norm"]
 
 
-def test_the_warning_is_said_once_in_a_row_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_warning_is_said_once_in_a_row_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     reporter = Reporter("plain", 0, 4, quiet=False)
     for step, warning in enumerate(["guessing", "guessing", "", "guessing"], start=1):
         reporter.evaluation(step, 1, 2.0, 0.1, warning)
@@ -75,12 +88,16 @@ def test_the_warning_is_said_once_in_a_row_and_at_the_end(capsys: pytest.Capture
     assert warned == ["so far, guessing", "warning: guessing"]
 
 
-def test_compiling_is_announced(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compiling_is_announced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from dls import backends, train
 
     def load(name: str, rank_on_node: int = 0) -> Backend:
         loaded = real("numpy", rank_on_node)
-        return Backend("numpy", loaded.ops, loaded.adjustment, loaded.wire, loaded.nn, compiled=False)
+        return Backend(
+            "numpy", loaded.ops, loaded.adjustment, loaded.wire, loaded.nn, compiled=False
+        )
 
     real = backends.load
     monkeypatch.setattr(backends, "load", load)
@@ -90,8 +107,12 @@ def test_compiling_is_announced(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 @pytest.mark.parametrize("typed", ["python3", "./python", sys.executable])
-def test_the_interpreter_is_named_as_it_was_typed(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where that name leads to it; else by its path, as one that mpirun found on another host's path."""
+def test_the_interpreter_is_named_as_it_was_typed(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that name leads to it; else by its path, as one that mpirun found on another host's
+    path.
+    """
     (tmp_path / "python").symlink_to("/bin/true")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "orig_argv", [typed, "-m", "dls.train"])
@@ -112,13 +133,26 @@ def test_without_a_launcher_a_single_rank_needs_none(monkeypatch: pytest.MonkeyP
 def typed(command: str, folder: Path) -> list[str]:
     """The lines that the command says where nobody has activated an environment."""
     options = {"cwd": folder, "env": {"PYTHONPATH": str(ROOT)} | OPEN_MPI, "timeout": FAR}
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, check=False, **options
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def test_the_command_after_a_stop_and_that_at_the_end_work_as_typed(tmp_path: Path) -> None:
-    args = ["-m", "dls.train", "--steps", "100000", "--eval-every", "1", "--lr", "0", "--out", "a run"]
+    args = [
+        "-m",
+        "dls.train",
+        "--steps",
+        "100000",
+        "--eval-every",
+        "1",
+        "--lr",
+        "0",
+        "--out",
+        "a run",
+    ]
     program = start([(2, args)], tmp_path)
     out = program.stdout
     assert out and wait_until(lambda: "so far, " in out.readline(), FAR, program)

@@ -1,4 +1,7 @@
-"""`make` sets up .venv in two stages: for training, and for tests and the linter. Python is a stand-in here."""
+"""`make` sets up .venv in two stages: for training, and for tests and the linter.
+
+Python is a stand-in here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ case "$*" in
     *venv*) sleep 0.2; rm -rf .venv; mkdir -p .venv/bin; cp python .venv/bin;;
 esac
 """
-"""It notes how it is called, and makes environments that hold nothing but itself. Slowly, so that two can meet."""
+"""It notes how it is called, and makes environments that hold nothing but itself.
+
+Slowly, so that two can meet.
+"""
 TRAIN, DEV = ".ready-train-mpich", ".ready-dev-mpich"
 
 
@@ -67,7 +73,11 @@ def test_a_new_pyproject_or_another_mpi_begins_anew(checkout: Path) -> None:
     assert make(checkout, TRAIN) == ["venv", "mpich,plot"]
     assert stages(checkout) == [TRAIN]
     os.utime(checkout / "pyproject.toml", (0, 0))
-    assert make(checkout, ".ready-dev-openmpi", mpi="openmpi") == ["venv", "openmpi,plot", "openmpi,dev"]
+    assert make(checkout, ".ready-dev-openmpi", mpi="openmpi") == [
+        "venv",
+        "openmpi,plot",
+        "openmpi,dev",
+    ]
     assert stages(checkout) == [".ready-dev-openmpi", ".ready-train-openmpi"]
 
 
@@ -84,7 +94,9 @@ def test_two_at_once_set_up_one_after_the_other(checkout: Path) -> None:
 
 
 def test_help_has_a_line_for_every_target() -> None:
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
     assert sorted(re.findall(r"^make (\S+) +\S", said, re.MULTILINE)) == sorted(targets[1].split())

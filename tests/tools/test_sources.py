@@ -32,8 +32,8 @@ SOURCES = {
     "reference/ops.py": "",
     "gpu/kernels.cu": "",
 }
-"""A training that imports a worker, which imports a package, and a module of another; two methods, and
-a tool beside them."""
+"""A training that imports a worker, which imports a package, and a module of another; two methods,
+and a tool beside them."""
 READ = (
     "dls/train.py",
     "dls/tasks/task.py",
@@ -50,7 +50,9 @@ READ = (
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path, SOURCES | {"runs/results/study.md": ""})
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "dls" / "train.py"), raising=False)
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", str(tmp_path / "dls" / "train.py"), raising=False
+    )
     return tmp_path
 
 
@@ -76,7 +78,9 @@ def checkout(root: Path) -> Path:
 def test_what_a_run_reads_makes_its_hash(name: str, methods: set[str], checkout: Path) -> None:
     before = {method: sources.training_hash(method, checkout) for method in ("dense", "my-own")}
     (checkout / name).write_text(SOURCES[name] + "# other\n")
-    assert {method for method in before if sources.training_hash(method, checkout) != before[method]} == methods
+    assert {
+        method for method in before if sources.training_hash(method, checkout) != before[method]
+    } == methods
 
 
 @pytest.mark.parametrize("name", [*READ, "dls/inspect/page.py", "dls/exchange/methods/new.py"])
@@ -87,8 +91,12 @@ def test_a_commit_is_no_name_for_files_that_differ_from_it(name: str, checkout: 
     assert sources.commit("dense", checkout) == f"{head}+{sources.training_hash('dense', checkout)}"
 
 
-@pytest.mark.parametrize("name", ["dls/tasks/task.py", "dls/exchange/methods/dense.py", "dls/inspect/page.py", *READ])
-def test_the_version_moves_with_every_source(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["dls/tasks/task.py", "dls/exchange/methods/dense.py", "dls/inspect/page.py", *READ]
+)
+def test_the_version_moves_with_every_source(
+    name: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ranks with different kernels must not train together."""
     monkeypatch.setattr(sources, "ROOT", root)
     before = sources.version()
@@ -104,12 +112,16 @@ def test_a_file_that_is_no_python_is_a_source_without_imports(checkout: Path) ->
 
 def test_older_commits_have_their_methods_elsewhere(tmp_path: Path) -> None:
     """A trace that names such a commit alone is compared by what it holds."""
-    write(tmp_path, {"dls/train.py": "", "dls/sparsifiers/dense.py": "", "dls/sparsifiers/dls.py": ""})
+    write(
+        tmp_path, {"dls/train.py": "", "dls/sparsifiers/dense.py": "", "dls/sparsifiers/dls.py": ""}
+    )
     files = [name for name in sources.training_files("dense", tmp_path) if name.endswith(".py")]
     assert files == ["dls/sparsifiers/dense.py", "dls/train.py"]
 
 
-def test_an_own_program_is_a_source(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_own_program_is_a_source(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head, program = sources.commit("dense", checkout), tmp_path / "my_train.py"
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program), raising=False)
     seen = set()
@@ -132,11 +144,15 @@ def test_what_is_no_checkout_has_its_hash_alone(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<stdin>", "gone.py", "app.pyz/__main__.py"])
-def test_a_program_without_a_file_is_a_source_too(name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_without_a_file_is_a_source_too(
+    name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From a pipe, deleted meanwhile, or in an archive."""
     head = sources.commit("dense", checkout)
     archive = checkout.parent / "app.pyz"
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(checkout.parent / name), raising=False)
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", str(checkout.parent / name), raising=False
+    )
     seen = set()
     for text in ("one", "two"):
         archive.write_text(text)

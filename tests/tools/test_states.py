@@ -1,4 +1,6 @@
-"""Runs are of one state where their trainings read the same: what a trace tells of it, and what is made of that."""
+"""Runs are of one state where their trainings read the same: what a trace tells of it, and what is
+made of that.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,8 @@ def test_the_file_that_differs_is_named(
     run(tmp_path / "b", 1, **about(checkout))
     assert inspect.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert (
-        capsys.readouterr().err == "dls.inspect: b does not group with a: another dls/tasks/task.py\n"
+        capsys.readouterr().err
+        == "dls.inspect: b does not group with a: another dls/tasks/task.py\n"
     )
 
 

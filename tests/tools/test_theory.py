@@ -1,4 +1,6 @@
-"""Laws of what `dls.theory` measures: variances with known answers, error figures, both properties against brute force."""
+"""Laws of what `dls.theory` measures: variances with known answers, error figures, both properties
+against brute force.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ DIGITS = data.load("digits")
 
 
 def plan(**changes: Any) -> Plan:
-    return Plan(**{"dataset": DIGITS, "seeds": 2, "batches": 2, "batch_size": 16, "steps": (0,), "lr": 0.01} | changes)
+    return Plan(
+        **{"dataset": DIGITS, "seeds": 2, "batches": 2, "batch_size": 16, "steps": (0,), "lr": 0.01}
+        | changes
+    )
 
 
 def stack(inputs: int, widths: list[int], relu: bool, seed: int) -> models.Model:
@@ -47,9 +52,13 @@ def stack(inputs: int, widths: list[int], relu: bool, seed: int) -> models.Model
 
 
 def white_variances(model: models.Model, images: int, seed: int) -> np.ndarray:
-    """Of white images, and white gradients of the last layer's output, neither of them the weights' own numbers."""
+    """Of white images, and white gradients of the last layer's output, neither of them the weights'
+    own numbers.
+    """
     rng = np.random.default_rng([1, seed])
-    logits = model.forward(rng.standard_normal((images, *model.input_size), dtype=np.float32), training=True)
+    logits = model.forward(
+        rng.standard_normal((images, *model.input_size), dtype=np.float32), training=True
+    )
     model.backward(rng.standard_normal(logits.shape, dtype=np.float32), lambda layer: None)
     return theory_variance.weight_variances(model)
 
@@ -67,14 +76,20 @@ def test_the_variance_of_one_linear_layer_by_hand() -> None:
     flat = x.reshape(16, 64).astype(np.float64)
     exponentials = np.exp(flat @ w.T)
     delta = exponentials / exponentials.sum(axis=1, keepdims=True) - np.eye(10)[labels]
-    assert theory_variance.weight_variances(model) == pytest.approx([(delta.T @ flat / 16).var()], rel=1e-4)
+    assert theory_variance.weight_variances(model) == pytest.approx(
+        [(delta.T @ flat / 16).var()], rel=1e-4
+    )
 
 
 def test_the_variances_of_a_linear_network_are_known() -> None:
-    """Without ReLU, He's weights double E[o²] from layer to layer, and Var(∂f/∂z) grows by 2d/c from the back."""
+    """Without ReLU, He's weights double E[o²] from layer to layer, and Var(∂f/∂z) grows by 2d/c
+    from the back.
+    """
     images, widths = 100, [200, 400, 100, 300]
     sizes = [300, *widths]
-    measured = np.mean([white_variances(stack(300, widths, False, s), images, s) for s in range(4)], axis=0)
+    measured = np.mean(
+        [white_variances(stack(300, widths, False, s), images, s) for s in range(4)], axis=0
+    )
     back = 1.0
     for layer in reversed(range(4)):
         assert measured[layer] == pytest.approx(images * 2.0**layer * back, rel=0.15)
@@ -85,14 +100,18 @@ def test_the_variances_of_a_linear_network_are_known() -> None:
 @pytest.mark.parametrize("widths", [[300] * 6, [150, 300, 150, 300, 600, 150]])
 def test_white_signals_follow_the_linear_form(relu: bool, widths: list[int]) -> None:
     """Where all that the theory assumes is true; equal layers are the case of ratio 1."""
-    measured = np.mean([white_variances(stack(300, widths, relu, s), 100, s) for s in range(4)], axis=0)
+    measured = np.mean(
+        [white_variances(stack(300, widths, relu, s), 100, s) for s in range(4)], axis=0
+    )
     for (c, d), (before, after) in zip(pairwise(widths), pairwise(measured), strict=True):
         assert theory_variance.error(after / before, variance.eq9_ratio(c, d)) < 0.4
 
 
 def test_equal_layers_on_images_have_ratios_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(networks.CHAINS, "stack", Chain((Stage(256, LINEAR),) * 5))
-    rows = [row for row in theory_variance.measure("stack", plan(seeds=4)) if "last" not in row["where"]]
+    rows = [
+        row for row in theory_variance.measure("stack", plan(seeds=4)) if "last" not in row["where"]
+    ]
     assert len(rows) == 4
     for row in rows:
         assert abs(math.log2(row["measured"])) < 0.4 + 3 * row["log2 error"]
@@ -101,9 +120,13 @@ def test_equal_layers_on_images_have_ratios_near_one(monkeypatch: pytest.MonkeyP
 def test_a_pair_has_what_its_seeds_gave() -> None:
     settings = plan(seeds=3, steps=(0, 2))
     rows = list(theory_variance.measure("mlp", settings))
-    variances = np.array([theory_variance.measure_seed("mlp", settings, seed)[0] for seed in range(3)])
+    variances = np.array(
+        [theory_variance.measure_seed("mlp", settings, seed)[0] for seed in range(3)]
+    )
     assert variances.shape == (3, 2, 3)
-    assert [(row["step"], row["layer"]) for row in rows] == [(s, n) for s in (0, 2) for n in ("linear2", "linear3")]
+    assert [(row["step"], row["layer"]) for row in rows] == [
+        (s, n) for s in (0, 2) for n in ("linear2", "linear3")
+    ]
     ratios = (variances[:, :, 1:] / variances[:, :, :-1]).reshape(3, 4)
     for row, seeds in zip(rows, ratios.T, strict=True):
         assert row["measured"] == pytest.approx(math.prod(seeds) ** (1 / 3))
@@ -124,11 +147,17 @@ def test_training_is_plain_sgd_and_measured_on_the_batches_to_come() -> None:
 def test_what_diverges_is_left_out_and_named() -> None:
     rows = list(theory_variance.measure("strides", plan(steps=(0, 2), lr=1e6, seeds=1, batches=1)))
     broken = [row for row in rows if row["measured"] is None]
-    assert broken and {row["step"] for row in broken} == {2} and all(row["loss"] is None for row in broken)
+    assert (
+        broken
+        and {row["step"] for row in broken} == {2}
+        and all(row["loss"] is None for row in broken)
+    )
     summary = list(theory_variance.summarise(rows))
     json.dumps(rows + summary, allow_nan=False)
     assert {row["pairs"] for row in summary if row["step"] == 2} == {0}
-    assert any("strides diverged within 2" in line for line in theory_report.sentences(rows + summary))
+    assert any(
+        "strides diverged within 2" in line for line in theory_report.sentences(rows + summary)
+    )
 
 
 # ------------------------------------------------------------------ the networks and their pairs
@@ -162,7 +191,9 @@ def test_raw_images_are_the_pixels_at_a_mean_square_of_one() -> None:
     normalised = DIGITS.normalise(pixels)
     assert networks.prepare("equal", DIGITS, normalised) is normalised
     raw = networks.prepare("equal/raw", DIGITS, normalised)
-    assert raw.dtype == np.float32 and np.square(raw, dtype=np.float64).mean() == pytest.approx(1, rel=1e-3)
+    assert raw.dtype == np.float32 and np.square(raw, dtype=np.float64).mean() == pytest.approx(
+        1, rel=1e-3
+    )
     assert raw == pytest.approx(pixels * (raw.max() / pixels.max()), abs=1e-5)
 
 
@@ -175,7 +206,9 @@ def test_only_chains_have_neighbours() -> None:
 
 
 def test_predictions_are_the_references() -> None:
-    """Of a linear layer behind a flatten, too: its inputs for the paper's forms, its channels for the corrected one."""
+    """Of a linear layer behind a flatten, too: its inputs for the paper's forms, its channels for
+    the corrected one.
+    """
     model = networks.build("kernels", DIGITS, 0)
     *_, last = networks.pairs("kernels", model)
     c, d, k = last.layer.inputs, last.layer.outputs, last.previous.kernel
@@ -199,16 +232,35 @@ def test_error_counts_doublings(measured: float, predicted: float, factor: float
     assert error(measured, measured) == 0
     assert error(2 * measured, measured) == pytest.approx(1) == error(measured, 2 * measured)
     assert error(measured, predicted) == pytest.approx(error(predicted, measured), abs=1e-9)
-    assert error(factor * measured, factor * predicted) == pytest.approx(error(measured, predicted), abs=1e-9)
+    assert error(factor * measured, factor * predicted) == pytest.approx(
+        error(measured, predicted), abs=1e-9
+    )
 
 
-def ratio_row(layer: str, measured: float | None, predicted: float, noise: float | None = 0.5, **more: Any) -> dict[str, Any]:
-    row = {"table": "ratio", "network": "n", "layer": layer, "step": 0, "kinds": "a to b", "where": [], "loss": 1.0}
-    return row | {"measured": measured, "log2 error": noise} | dict.fromkeys(FORMS, predicted) | more
+def ratio_row(
+    layer: str, measured: float | None, predicted: float, noise: float | None = 0.5, **more: Any
+) -> dict[str, Any]:
+    row = {
+        "table": "ratio",
+        "network": "n",
+        "layer": layer,
+        "step": 0,
+        "kinds": "a to b",
+        "where": [],
+        "loss": 1.0,
+    }
+    return (
+        row | {"measured": measured, "log2 error": noise} | dict.fromkeys(FORMS, predicted) | more
+    )
 
 
 def test_error_figures_by_hand() -> None:
-    rows = [ratio_row("a", 2.0, 1.0), ratio_row("b", 0.25, 2.0, noise=None), ratio_row("c", None, 1.0), ratio_row("d", 1.0, 1.0)]
+    rows = [
+        ratio_row("a", 2.0, 1.0),
+        ratio_row("b", 0.25, 2.0, noise=None),
+        ratio_row("c", None, 1.0),
+        ratio_row("d", 1.0, 1.0),
+    ]
     figures = theory_variance.errors(rows)
     assert figures["pairs"] == 3 and figures["noise"] == 0.5
     for form in FORMS:
@@ -224,7 +276,13 @@ def test_places_are_counted_once_each() -> None:
         ratio_row("c", 4.0, 1.0, where=["stride", "batch norm"]),
     ]
     found = {row["name"]: row for row in theory_variance.summarise(rows) if row["of"] == "place"}
-    expected = {"inner": ["b"], "first": ["a"], "stride": ["a"], "stride, batch norm": ["c"], "batch norm": ["c"]}
+    expected = {
+        "inner": ["b"],
+        "first": ["a"],
+        "stride": ["a"],
+        "stride, batch norm": ["c"],
+        "batch norm": ["c"],
+    }
     assert found.keys() == expected.keys()
     for name, layers in expected.items():
         there = theory_variance.errors([row for row in rows if row["layer"] in layers])
@@ -232,7 +290,9 @@ def test_places_are_counted_once_each() -> None:
 
 
 def test_forms_that_say_the_same_are_nearest_together() -> None:
-    rows = [ratio_row("a", 2.0, 1.0, corrected=1.9 * (1 + 1e-13), **{"Eq. 9": 1.9})]  # up to rounding
+    rows = [
+        ratio_row("a", 2.0, 1.0, corrected=1.9 * (1 + 1e-13), **{"Eq. 9": 1.9})
+    ]  # up to rounding
     (row,) = [row for row in theory_variance.summarise(rows) if row["of"] == "all"]
     assert theory_report.nearest(row) == ["Eq. 9", "corrected"]
     assert "Eq. 9 = corrected" in theory_report.sentences([*rows, row])[0]
@@ -242,7 +302,11 @@ def test_forms_that_say_the_same_are_nearest_together() -> None:
 
 
 def chosen(v: list[np.ndarray], k: np.ndarray) -> set[tuple[int, int]]:
-    return {(layer, int(i)) for layer, (index, _) in enumerate(methods.layerwise_topk(v, k)) for i in index}
+    return {
+        (layer, int(i))
+        for layer, (index, _) in enumerate(methods.layerwise_topk(v, k))
+        for i in index
+    }
 
 
 @QUICK
@@ -250,7 +314,11 @@ def chosen(v: list[np.ndarray], k: np.ndarray) -> set[tuple[int, int]]:
 def test_overlap_is_that_of_the_chosen_entries(case: tuple[list[np.ndarray], np.ndarray]) -> None:
     v, k = case
     assume(k.sum())
-    wanted = {(layer, int(i)) for layer, (index, _) in enumerate(methods.global_topk(v, int(k.sum()))) for i in index}
+    wanted = {
+        (layer, int(i))
+        for layer, (index, _) in enumerate(methods.global_topk(v, int(k.sum())))
+        for i in index
+    }
     share = len(chosen(v, k) & wanted) / len(wanted)
     assert properties.overlap(k, adjustment.optimal_adjustment(v, k)) == pytest.approx(share)
 
@@ -258,13 +326,21 @@ def test_overlap_is_that_of_the_chosen_entries(case: tuple[list[np.ndarray], np.
 @SLOW
 @given(layers_and_k())
 def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -> None:
-    """Property 1: the set size never grows. Property 2: no pair keeps more than half. What is settled stays so."""
+    """Property 1: the set size never grows.
+
+    Property 2: no pair keeps more than half. What is settled stays so.
+    """
     v, k = case
     assume(k.sum())
     row = properties.judge(properties.adjust_fixed(v, k, 60))
     assert row["grew"] == 0
     assert row["largest pair factor"] is None or row["largest pair factor"] <= 0.5
-    assert len(row["set size"]) == len(row["overlap"]) == len(row["pair factor"]) + 1 == row["adjustments"] + 1
+    assert (
+        len(row["set size"])
+        == len(row["overlap"])
+        == len(row["pair factor"]) + 1
+        == row["adjustments"] + 1
+    )
     t = adjustment.fresh_thresholds(v, k)
     settled = None
     for _ in range(80):
@@ -274,7 +350,10 @@ def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -
         assert settled is None or k.tolist() == settled.tolist()
     if settled is not None:
         choices = methods.layerwise_topk(v, k), methods.global_topk(v, int(k.sum()))
-        own, best = (np.sort(np.abs(np.concatenate([values for _, values in choice]))).tolist() for choice in choices)
+        own, best = (
+            np.sort(np.abs(np.concatenate([values for _, values in choice]))).tolist()
+            for choice in choices
+        )
         assert own == best
 
 
@@ -282,7 +361,11 @@ def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -
     ("other", "t", "settled"),
     [
         ([2.0, 0.5], [2.5, 2.0], True),  # all from the lowest threshold up are chosen
-        ([2.0, 0.5], [1.0, 1.5], True),  # none below the highest is, though one at the lowest is not chosen
+        (
+            [2.0, 0.5],
+            [1.0, 1.5],
+            True,
+        ),  # none below the highest is, though one at the lowest is not chosen
         ([2.0, 0.5], [1.0, 2.0], True),
         ([0.75, 0.5], [1.0, 0.75], False),  # 1.0 belongs to Global Top-k, 0.75 does not
         ([0.75, 0.5], [3.0, 0.6], False),
@@ -296,9 +379,14 @@ def test_what_is_settled_by_hand(other: list[float], t: list[float], settled: bo
 @SLOW
 @given(st.integers(2, 7), st.integers(0, 2**31), st.floats(0.01, 0.5))
 def test_repeated_adjustments_reach_global_topk(count: int, seed: int, density: float) -> None:
-    """Brute force: the magnitudes chosen at the end are the K largest of all; the first time and for good are told apart."""
+    """Brute force: the magnitudes chosen at the end are the K largest of all; the first time and
+    for good are told apart.
+    """
     rng = np.random.default_rng(seed)
-    v = [(rng.standard_normal(n) * rng.exponential()).astype(np.float32) for n in rng.integers(20, 200, count)]
+    v = [
+        (rng.standard_normal(n) * rng.exponential()).astype(np.float32)
+        for n in rng.integers(20, 200, count)
+    ]
     sizes = [layer.size for layer in v]
     k = methods.split_budget(max(1, round(density * sum(sizes))), sizes)
     row = properties.judge(properties.adjust_fixed(v, k, 2000))
@@ -309,15 +397,24 @@ def test_repeated_adjustments_reach_global_topk(count: int, seed: int, density: 
         common = np.isin(np.abs(own), largest).sum() / k.sum()
         assert share == pytest.approx(common)
         assert row["set size"][number] == adjustment.set_size(t)
-        assert properties.is_settled(v, k, t) == (number == row["adjustments"])  # it stops there, and not before
+        assert properties.is_settled(v, k, t) == (
+            number == row["adjustments"]
+        )  # it stops there, and not before
         k, t = adjustment.one_step_adjustment(v, k, t)
-    assert row["equal from"] is not None and row["equal first"] <= row["equal from"] <= row["adjustments"]
-    assert row["overlap"][row["equal from"] :] == [1.0] * (row["adjustments"] + 1 - row["equal from"])
+    assert (
+        row["equal from"] is not None
+        and row["equal first"] <= row["equal from"] <= row["adjustments"]
+    )
+    assert row["overlap"][row["equal from"] :] == [1.0] * (
+        row["adjustments"] + 1 - row["equal from"]
+    )
 
 
 @QUICK
 @given(vectors(min_size=2), vectors(min_size=2), st.data())
-def test_two_layers_halve_the_set_size(one: np.ndarray, other: np.ndarray, draw: st.DataObject) -> None:
+def test_two_layers_halve_the_set_size(
+    one: np.ndarray, other: np.ndarray, draw: st.DataObject
+) -> None:
     """With one pair the set size is that pair's difference, so Property 2 bounds it too."""
     v = [one, other]
     k = np.array([draw.draw(st.integers(0, layer.size)) for layer in v], dtype=INT)
@@ -351,23 +448,48 @@ def test_recording_does_not_change_the_run() -> None:
 # ------------------------------------------------------------------ the command
 
 
-SMALL = ["--models", "mlp,strides", "--seeds", "2", "--batches", "1", "--batch-size", "8", "--steps", "1"]
+SMALL = [
+    "--models",
+    "mlp,strides",
+    "--seeds",
+    "2",
+    "--batches",
+    "1",
+    "--batch-size",
+    "8",
+    "--steps",
+    "1",
+]
 SMALL += ["--property-models", "mlp", "--densities", "0.01", "--record", "2"]
 
 
-def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_writes_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = {name: tmp_path / name for name in ("rows.json", "plot.png", "report")}
-    args = ["--json", str(out["rows.json"]), "--plot", str(out["plot.png"]), "--report", str(out["report"])]
+    args = [
+        "--json",
+        str(out["rows.json"]),
+        "--plot",
+        str(out["plot.png"]),
+        "--report",
+        str(out["report"]),
+    ]
     assert theory.main([*SMALL, *args]) == 0
     text = capsys.readouterr().out
     rows = json.loads(out["rows.json"].read_text())
     assert {row["table"] for row in rows} == {"settings", "ratio", "error", "fixed", "run"}
-    assert [row for row in rows if row["table"] == "error"] == list(theory_variance.summarise(theory_report.table(rows, "ratio")))
+    assert [row for row in rows if row["table"] == "error"] == list(
+        theory_variance.summarise(theory_report.table(rows, "ratio"))
+    )
     for line in theory_report.sentences(rows):
         assert line in text
     assert out["plot.png"].read_bytes().startswith(b"\x89PNG")
     (report,) = out["report"].iterdir()
-    assert re.fullmatch(r"theory-[a-z0-9-]+\.json", report.name) and json.loads(report.read_text())["rows"] == rows
+    assert (
+        re.fullmatch(r"theory-[a-z0-9-]+\.json", report.name)
+        and json.loads(report.read_text())["rows"] == rows
+    )
 
 
 def test_the_same_options_give_the_same_figures(tmp_path: Path) -> None:
@@ -395,12 +517,18 @@ BAD = {
     "no density": (["--densities", "0"], "(0, 1]"),
     "density above 1": (["--densities", "0.1,1.5"], "1.5"),
     "density nan": (["--densities", "nan"], "nan"),
-    "density of no value": (["--densities", "0.000001", "--property-models", "mlp"], "rounds to no value"),
+    "density of no value": (
+        ["--densities", "0.000001", "--property-models", "mlp"],
+        "rounds to no value",
+    ),
     "rate 0": (["--lr", "0"], "--lr"),
     "rate nan": (["--lr", "nan"], "--lr"),
     "rate inf": (["--lr", "inf"], "--lr"),
     "unknown data": (["--dataset", "nope"], "nope"),
-    "data that is not there": (["--dataset", "mnist", "--data-dir", "/nonexistent"], "/nonexistent"),
+    "data that is not there": (
+        ["--dataset", "mnist", "--data-dir", "/nonexistent"],
+        "/nonexistent",
+    ),
     "json nowhere": (["--json", "/nonexistent/rows.json"], "/nonexistent/rows.json"),
     "json to a folder": (["--json", "/"], "/"),
     "plot nowhere": (["--plot", "/nonexistent/a.png"], "/nonexistent/a.png"),
@@ -418,14 +546,22 @@ def test_bad_input_is_one_line_before_any_measuring(
     args, words = BAD[name]
     assert theory.main(args) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("dls.theory: ") and captured.err.count("\n") == 1
+    assert (
+        captured.out == ""
+        and captured.err.startswith("dls.theory: ")
+        and captured.err.count("\n") == 1
+    )
     assert words in captured.err
 
 
-def test_without_matplotlib_a_plot_names_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_matplotlib_a_plot_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert theory.main(["--plot", "a.png"]) == 2
-    assert capsys.readouterr().err == "dls.theory: --plot needs matplotlib: pip install 'dls[plot]'\n"
+    assert (
+        capsys.readouterr().err == "dls.theory: --plot needs matplotlib: pip install 'dls[plot]'\n"
+    )
 
 
 # ------------------------------------------------------------------ what is committed
@@ -439,26 +575,48 @@ def test_committed_figures_follow_from_the_committed_ratios(path: Path) -> None:
     rows = json.loads(path.read_text())["rows"]
     again = list(theory_variance.summarise(theory_report.table(rows, "ratio")))
     for row, expected in zip(theory_report.table(rows, "error"), again, strict=True):
-        assert row == {name: pytest.approx(value) if isinstance(value, float) else value for name, value in expected.items()}
+        assert row == {
+            name: pytest.approx(value) if isinstance(value, float) else value
+            for name, value in expected.items()
+        }
 
 
 def markdown(errors: list[dict[str, Any]]) -> list[str]:
-    """The lines of docs/theory.md's tables: errors of the forms at initialisation, then after the last number of steps."""
+    """The lines of docs/theory.md's tables: errors of the forms at initialisation, then after the
+    last number of steps.
+    """
     names = dict.fromkeys((row["of"], row["name"]) for row in errors)
     found = [[row for row in errors if (row["of"], row["name"]) == name] for name in names]
     lines = []
     for first, *_, last in found:
         figures = [first[form] for form in FORMS] + [first["corrected, factor"]]
         figures += [last[form] for form in FORMS] + [last["corrected, factor"]]
-        lines.append(" | ".join([f"| {first['name']}", str(first["pairs"]), *(f"{figure:.2f}" for figure in figures)]) + " |")
+        lines.append(
+            " | ".join(
+                [
+                    f"| {first['name']}",
+                    str(first["pairs"]),
+                    *(f"{figure:.2f}" for figure in figures),
+                ]
+            )
+            + " |"
+        )
     return lines
 
 
 def markdown_fixed(row: dict[str, Any]) -> str:
     """Its line for a gradient that stays."""
     reached = [row["90 %"], row["99 %"], row["equal from"]]
-    figures = [f"{row['overlap'][0]:.2f}", *map(str, reached), f"{row['largest pair factor']:.3f}", f"{row['mean factor']:.2f}"]
-    return f"| {row['network']} | {row['layers']} | {row['density']:g} | {row['K']:,} | {row['step']} | {' | '.join(figures)} |"
+    figures = [
+        f"{row['overlap'][0]:.2f}",
+        *map(str, reached),
+        f"{row['largest pair factor']:.3f}",
+        f"{row['mean factor']:.2f}",
+    ]
+    return (
+        f"| {row['network']} | {row['layers']} | {row['density']:g} | {row['K']:,} | {row['step']}"
+        f" | {' | '.join(figures)} |"
+    )
 
 
 def markdown_run(row: dict[str, Any]) -> str:

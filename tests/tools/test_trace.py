@@ -25,7 +25,8 @@ RANKS, LAYERS = 2, 3
 
 def header() -> Header:
     attributes = {
-        "config": "", "version": "0", "commit": "", "world_size": RANKS, "backend": "numpy", "seed": 0, "hosts": ["a", "b"],
+        "config": "", "version": "0", "commit": "", "world_size": RANKS, "backend": "numpy",
+        "seed": 0, "hosts": ["a", "b"],
         "started": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     numbers = {name: [1] * LAYERS for name in ("size", "inputs", "outputs", "kernel", "positions")}
@@ -34,8 +35,13 @@ def header() -> Header:
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
     steps = np.arange(first, first + count)
-    per_rank = {name: np.full((count, RANKS), 0.5) for name in ("loss", *(f"seconds/{phase}" for phase in SECONDS))}
-    per_layer = {name: np.full((count, RANKS, LAYERS), 2) for name in ("k", "threshold", "residual_norm")}
+    per_rank = {
+        name: np.full((count, RANKS), 0.5)
+        for name in ("loss", *(f"seconds/{phase}" for phase in SECONDS))
+    }
+    per_layer = {
+        name: np.full((count, RANKS, LAYERS), 2) for name in ("k", "threshold", "residual_norm")
+    }
     once = {"step": steps, "epoch": steps * 0, "lr": steps * 0.1}
     once |= {name: np.full((count, RANKS), 8) for name in ("payload_bytes", "received_bytes")}
     return once | per_rank | per_layer
@@ -48,15 +54,37 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
     writer.close()
     with h5py.File(tmp_path / "trace.h5") as file:
         assert file.attrs["schema"] == "dls-trace/1"
-        wanted = {"schema", "config", "version", "commit", "world_size", "backend", "seed", "hosts", "started"}
+        wanted = {
+            "schema",
+            "config",
+            "version",
+            "commit",
+            "world_size",
+            "backend",
+            "seed",
+            "hosts",
+            "started",
+        }
         assert set(file.attrs) == wanted
-        assert set(file["layers"]) == {"name", "kind", "size", "inputs", "outputs", "kernel", "positions"}
+        assert set(file["layers"]) == {
+            "name",
+            "kind",
+            "size",
+            "inputs",
+            "outputs",
+            "kernel",
+            "positions",
+        }
         assert {file["steps"][name].shape for name in ("step", "epoch", "lr")} == {(5,)}
         assert {file["steps"][name].shape for name in ("loss", "payload_bytes")} == {(5, RANKS)}
-        assert {file["steps"][name].shape for name in ("k", "threshold", "residual_norm")} == {(5, RANKS, LAYERS)}
+        assert {file["steps"][name].shape for name in ("k", "threshold", "residual_norm")} == {
+            (5, RANKS, LAYERS)
+        }
         assert set(file["steps/seconds"]) == set(SECONDS)
         assert set(file["evals"]) == {"step", "loss", "accuracy"}
-        datasets = [file["steps"][name] for name in file["steps"] if name != "seconds"] + list(file["steps/seconds"].values())
+        datasets = [file["steps"][name] for name in file["steps"] if name != "seconds"] + list(
+            file["steps/seconds"].values()
+        )
         assert all(dataset.attrs["unit"] for dataset in [*datasets, *file["evals"].values()])
 
 
@@ -65,10 +93,16 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
     writing.kill()
     writing.wait()
     repair(tmp_path / "trace.h5")
-    names = {"rank": [*range(RANKS)], "layer": [b"x", b"y", b"z"], "phase": [b"backward", b"select", b"exchange", b"decode"]}
+    names = {
+        "rank": [*range(RANKS)],
+        "layer": [b"x", b"y", b"z"],
+        "phase": [b"backward", b"select", b"exchange", b"decode"],
+    }
     with h5py.File(tmp_path / "trace.h5") as file:
         found: list[h5py.Dataset] = []
-        file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None
+        )
         assert len(found) == 7 + 7 + len(SECONDS) + 2 + 3 + 4 + 2
         assert all(dataset.attrs["unit"] for dataset in found)
         for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
@@ -77,26 +111,40 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
                 (scale,) = dimension.values()
                 assert len(scale) == length
                 assert dimension.label == dimension.keys()[0]
-                assert scale == steps if dimension.label == "step" else scale[()].tolist() == names[dimension.label]
-        assert [dimension.label for dimension in file["diagnostics/begin"].dims] == ["step", "rank", "layer", "phase"]
+                assert (
+                    scale == steps
+                    if dimension.label == "step"
+                    else scale[()].tolist() == names[dimension.label]
+                )
+        assert [dimension.label for dimension in file["diagnostics/begin"].dims] == [
+            "step",
+            "rank",
+            "layer",
+            "phase",
+        ]
 
 
 def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
     for first in (1, 4, 7):
         writer.steps(rows(first, 3))
-        assert reader.read(tmp_path / "trace.h5").steps["step"].tolist() == list(range(1, first + 3))
+        assert reader.read(tmp_path / "trace.h5").steps["step"].tolist() == list(
+            range(1, first + 3)
+        )
     writer.close()
 
 
 def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\n"
-        "from dls.record.writer import Writer\n"
-        "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom"
+        " dls.record.writer import Writer\nw = Writer(pathlib.Path(sys.argv[1]),"
+        " header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
-    assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False).returncode
+        == -9
+    )
     assert len(reader.read(path).steps["step"]) == 7
     writer = go_on(tmp_path, 4, header())
     writer.steps(rows(5, 2))
@@ -123,7 +171,9 @@ for first in itertools.count(1, 40):
 
 @pytest.fixture
 def writing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that writes tmp_path/trace.h5 until it is killed, and tells what it has flushed; 40 steps are there at least."""
+    """A process that writes tmp_path/trace.h5 until it is killed, and tells what it has flushed; 40
+    steps are there at least.
+    """
     command = [sys.executable, "-c", KILLED, str(tmp_path / "trace.h5")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -135,7 +185,9 @@ def writing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("after", [0, 0.013, 0.05, 0.11, 0.23])
-def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: float, writing, tmp_path: Path, capsys) -> None:
+def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(
+    after: float, writing, tmp_path: Path, capsys
+) -> None:
     time.sleep(after)
     writing.kill()
     flushed = ["40", *writing.communicate()[0].split()]
@@ -156,7 +208,10 @@ def test_a_writer_killed_at_any_moment_loses_what_it_had_not_flushed(after: floa
 
 def test_a_living_writer_keeps_its_trace(writing, tmp_path: Path, capsys) -> None:
     assert inspect.main(["--repair", str(tmp_path)]) == 2
-    assert f"{tmp_path} is in use, by a run that goes on (process {writing.pid} on" in capsys.readouterr().err
+    assert (
+        f"{tmp_path} is in use, by a run that goes on (process {writing.pid} on"
+        in capsys.readouterr().err
+    )
     assert reader.state(tmp_path / "trace.h5") is State.HELD
     assert reader.read(tmp_path / "trace.h5").header.ranks == RANKS
     writing.kill()
@@ -253,7 +308,9 @@ def _elsewhere(file: h5py.File) -> None:
 
 def _everything(file: h5py.File) -> None:
     """8 PB that nobody ever wrote."""
-    file.create_dataset("steps/loss", (10**15, RANKS), "f8", maxshape=(None, RANKS), chunks=(1000, RANKS))
+    file.create_dataset(
+        "steps/loss", (10**15, RANKS), "f8", maxshape=(None, RANKS), chunks=(1000, RANKS)
+    )
 
 
 def _attribute(name: str, value: object) -> Callable[[Path], None]:
@@ -279,7 +336,9 @@ def _stored_elsewhere(file: h5py.File) -> None:
 
 
 def _packed(file: h5py.File) -> None:
-    file.create_dataset("steps/loss", data=np.zeros((60, RANKS)), chunks=(60, RANKS), compression="gzip")
+    file.create_dataset(
+        "steps/loss", data=np.zeros((60, RANKS)), chunks=(60, RANKS), compression="gzip"
+    )
 
 
 def _texts_for_numbers(file: h5py.File) -> None:
@@ -325,19 +384,23 @@ MALICIOUS: dict[str, Callable[[Path], object]] = {
 }
 
 
-SPOILED = MALICIOUS | {
-    "missing": lambda path: None,
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("hello"),
-    "plain HDF5": _plain_hdf5,
-    "newer schema": _other_schema,
-    "no datasets": _no_datasets,
-    "a group for a dataset": _group_for_dataset,
-    "a scalar": _scalar,
-    "another shape": _other_shape,
-    "a schema of many": _schema_of_many,
-    "no world size": _no_world_size,
-} | {f"cut to {share}": _cut(share) for share in (0.001, 0.02, 0.1, 0.5, 0.9, 0.99)}
+SPOILED = (
+    MALICIOUS
+    | {
+        "missing": lambda path: None,
+        "empty": lambda path: path.write_bytes(b""),
+        "text": lambda path: path.write_text("hello"),
+        "plain HDF5": _plain_hdf5,
+        "newer schema": _other_schema,
+        "no datasets": _no_datasets,
+        "a group for a dataset": _group_for_dataset,
+        "a scalar": _scalar,
+        "another shape": _other_shape,
+        "a schema of many": _schema_of_many,
+        "no world size": _no_world_size,
+    }
+    | {f"cut to {share}": _cut(share) for share in (0.001, 0.02, 0.1, 0.5, 0.9, 0.99)}
+)
 
 
 @pytest.mark.parametrize("case", SPOILED)
@@ -350,7 +413,9 @@ def test_what_is_no_trace_is_refused_in_one_line(case: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_damage_beside_a_living_writer_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_beside_a_living_writer_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """HDF5's own mode for that would wait for ever."""
     monkeypatch.setattr(reader, "PAUSE", 0.001)
     path = tmp_path / "trace.h5"

@@ -1,4 +1,6 @@
-"""What an exchange moves: the figures of docs/cluster.md, and traces from before received bytes were recorded."""
+"""What an exchange moves: the figures of docs/cluster.md, and traces from before received bytes
+were recorded.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.tools.test_inspect import rows, write
 
 
 def ring(values: int, ranks: int) -> list[int]:
-    """Bytes that each rank receives in a ring Allreduce, piece by piece: P − 1 to be summed, then P − 1 sums to be told."""
+    """Bytes that each rank receives in a ring Allreduce, piece by piece: P − 1 to be summed, then P
+    − 1 sums to be told.
+    """
     pieces = [len(piece) for piece in np.array_split(np.arange(values), ranks)]
     received = [0] * ranks
     for turn in range(2 * (ranks - 1)):

@@ -1,4 +1,6 @@
-"""The methods: each file, `global_topk.py` is `--method global-topk`, and each class that a program registers."""
+"""The methods: each file, `global_topk.py` is `--method global-topk`, and each class that a program
+registers.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,20 @@ def load(name: str) -> type[Method]:
     if name in _registered:
         return _registered[name]
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    own: list[type[Method]] = [each for each in vars(module).values() if _is_own_method(each, module.__name__)]
+    own: list[type[Method]] = [
+        each for each in vars(module).values() if _is_own_method(each, module.__name__)
+    ]
     if len(own) != 1:
         raise ImportError(f"{module.__name__} must define one method, and has {len(own)}")
     return own[0]
 
 
 def _is_own_method(candidate: Any, module: str) -> bool:
-    return inspect.isclass(candidate) and issubclass(candidate, Method) and candidate.__module__ == module
+    return (
+        inspect.isclass(candidate)
+        and issubclass(candidate, Method)
+        and candidate.__module__ == module
+    )
 
 
 @overload
@@ -53,9 +61,11 @@ def register(method: AnyMethod, /) -> AnyMethod: ...
 @overload
 def register(method: str, /) -> Callable[[AnyMethod], AnyMethod]: ...
 def register(method: Any, /) -> Any:
-    """Make a class known as a method, with its own settings: `@dls.register`, or `@dls.register("its-name")`.
+    """Make a class known as a method, with its own settings: `@dls.register`, or
+    `@dls.register("its-name")`.
 
-    Without a name, MyMethod is `--method my-method`. ValueError where the name or a setting is taken by something else.
+    Without a name, MyMethod is `--method my-method`. ValueError where the name or a setting is
+    taken by something else.
     """
     if isinstance(method, str):
         return lambda own: _register(method, own)
@@ -64,16 +74,26 @@ def register(method: Any, /) -> Any:
 
 def _register(name: str, method: AnyMethod) -> AnyMethod:
     if not (inspect.isclass(method) and issubclass(method, Method)):
-        raise TypeError(f"{method!r} is no class of a method: derive it from one in dls.exchange.methods")
+        raise TypeError(
+            f"{method!r} is no class of a method: derive it from one in dls.exchange.methods"
+        )
     there = _registered.get(name)
     if name in _files() or (there is not None and _source(there) != _source(method)):
-        raise ValueError(f"there is a method {name!r} already: give yours another name, @dls.register(\"other-name\")")
+        raise ValueError(
+            f"there is a method {name!r} already: give yours another name,"
+            ' @dls.register("other-name")'
+        )
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise ValueError(f"{name!r} cannot be a method's name: small letters, digits and single dashes can")
+        raise ValueError(
+            f"{name!r} cannot be a method's name: small letters, digits and single dashes can"
+        )
     known = settings(without=name)
     for setting, own in fields_of(method.Settings).items():
         if setting in known and _shape(known[setting]) != _shape(own):
-            raise ValueError(f"there is a setting {setting!r} already, of another kind, default or text: rename that of {name!r}")
+            raise ValueError(
+                f"there is a setting {setting!r} already, of another kind, default or text: rename"
+                f" that of {name!r}"
+            )
     _registered[name] = method
     return method
 
@@ -94,7 +114,9 @@ def settings(without: str = "") -> dict[str, tuple[Field, Any]]:
     for name in names():
         if name == without:
             continue
-        found |= {key: value for key, value in fields_of(load(name).Settings).items() if key not in found}
+        found |= {
+            key: value for key, value in fields_of(load(name).Settings).items() if key not in found
+        }
     return found
 
 

@@ -1,8 +1,9 @@
 """What every method is, and what all sparse methods share.
 
-A method is given one bucket's gradient at a time, from the last layers to the first, and returns what all ranks make of it.
-Its one verb is `exchange`, a generator of rounds (`reference.collectives`): what it asks of the network is carried while
-gradients of earlier layers are still being computed.
+A method is given one bucket's gradient at a time, from the last layers to the first, and returns
+what all ranks make of it. Its one verb is `exchange`, a generator of rounds
+(`reference.collectives`): what it asks of the network is carried while gradients of earlier layers
+are still being computed.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ class NoSettings:
 
 
 class Method(ABC):
-    """One rank's method: what it sends of each gradient, what it makes of what comes, and what stays behind.
+    """One rank's method: what it sends of each gradient, what it makes of what comes, and what
+    stays behind.
 
-    A step calls `begin`; `exchange` for each bucket, in the order of leaving; `adjust`; `complete` for each bucket whose exchange
-    has returned, in the order of leaving; `release`. The step's columns and `global_share` may be asked for between `complete`
-    and `release`.
+    A step calls `begin`; `exchange` for each bucket, in the order of leaving; `adjust`; `complete`
+    for each bucket whose exchange has returned, in the order of leaving; `release`. The step's
+    columns and `global_share` may be asked for between `complete` and `release`.
 
-    Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags and TOML keys. whole: all
-    layers are one bucket and one part. library_sums: its sums are in the library's order, so that bits depend on the library.
+    Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags
+    and TOML keys. whole: all layers are one bucket and one part. library_sums: its sums are in the
+    library's order, so that bits depend on the library.
     """
 
     Settings: ClassVar[type] = NoSettings
@@ -55,7 +58,13 @@ class Method(ABC):
     library_sums: ClassVar[bool] = False
 
     def __init__(
-        self, layout: Layout, settings: Any, net: Net, backend: Backend, buckets: Sequence[Bucket], clock: Clock | None = None
+        self,
+        layout: Layout,
+        settings: Any,
+        net: Net,
+        backend: Backend,
+        buckets: Sequence[Bucket],
+        clock: Clock | None = None,
     ) -> None:
         self.layout, self.settings, self.net, self.buckets = layout, settings, net, buckets
         self.backend, self.ops, self.wire = backend, backend.ops, backend.wire
@@ -63,7 +72,9 @@ class Method(ABC):
 
     @classmethod
     def meaning(cls, settings: Any) -> methods.Method | None:
-        """The method as `reference.cluster` runs it, whose bits it must give; None where there is none."""
+        """The method as `reference.cluster` runs it, whose bits it must give; None where there is
+        none.
+        """
         return None
 
     @property
@@ -77,18 +88,24 @@ class Method(ABC):
 
     @abstractmethod
     def exchange(self, bucket: Bucket, gradient: Vector) -> Generator[Round, Any, Landed]:
-        """Choose of the bucket's gradient (n of the bucket), exchange it, and return what came of it.
+        """Choose of the bucket's gradient (n of the bucket), exchange it, and return what came of
+        it.
 
-        Up to the first round it runs at once; NonFiniteError where the gradient holds NaN or infinity.
+        Up to the first round it runs at once; NonFiniteError where the gradient holds NaN or
+        infinity.
         """
 
     def adjust(self, finished: int) -> Generator[Round, Any, None]:
-        """Set the next step's k, when the last bucket has left and so many steps are finished, this one counted."""
+        """Set the next step's k, when the last bucket has left and so many steps are finished, this
+        one counted.
+        """
         return
         yield
 
     def complete(self, bucket: Bucket, landed: Landed, update: Vector) -> slice:
-        """Add what came of a bucket to the update (n), and return where that is the mean over the ranks now."""
+        """Add what came of a bucket to the update (n), and return where that is the mean over the
+        ranks now.
+        """
         self.add(bucket, landed, update)
         return self.average(bucket.span, update)
 
@@ -122,10 +139,14 @@ class Method(ABC):
 
     @abstractmethod
     def bytes_received(self) -> int:
-        """About how many bytes a step brings from the other ranks, at the density that is left after any warm-up."""
+        """About how many bytes a step brings from the other ranks, at the density that is left
+        after any warm-up.
+        """
 
     def global_share(self) -> float:
-        """Of the K largest magnitudes of the whole accumulated gradient, K as many as were sent, the share that was sent."""
+        """Of the K largest magnitudes of the whole accumulated gradient, K as many as were sent,
+        the share that was sent.
+        """
         return 1.0
 
     def residual_norms(self) -> NDArray[np.float64]:
@@ -135,25 +156,32 @@ class Method(ABC):
     def state(self) -> State:
         """All that a resumed run needs of this rank, between two steps.
 
-        Where the number of ranks changes, floats become means of those of several ranks; integers are counts whose sum is the
-        same on all ranks, and stays (`reference.ranks`).
+        Where the number of ranks changes, floats become means of those of several ranks; integers
+        are counts whose sum is the same on all ranks, and stays (`reference.ranks`).
         """
         return {}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> Generator[Round, Any, None]:
-        """Go on from what `state` gave, between two steps or in place of a `release`. ValueError, on all ranks."""
+        """Go on from what `state` gave, between two steps or in place of a `release`.
+
+        ValueError, on all ranks.
+        """
         return
         yield
 
     def guard(self, layers: range, flat: Vector, start: int = 0) -> None:
-        """NonFiniteError that names the first layer which is not finite in a flat buffer that begins at `start`."""
+        """NonFiniteError that names the first layer which is not finite in a flat buffer that
+        begins at `start`.
+        """
         span = self.layout.span(layers)
         if self.ops.all_finite(flat[span.start - start : span.stop - start]):
             return
         for layer in layers:
             here = self.layout.span(range(layer, layer + 1))
             if not self.ops.all_finite(flat[here.start - start : here.stop - start]):
-                raise NonFiniteError(f"NaN or infinity in the gradient of layer {self.layout.layers[layer].name}")
+                raise NonFiniteError(
+                    f"NaN or infinity in the gradient of layer {self.layout.layers[layer].name}"
+                )
 
 
 @dataclass(frozen=True)
@@ -161,10 +189,17 @@ class SparseSettings:
     """What all sparse methods read."""
 
     density: float = setting(
-        0.01, "share of the gradient that each rank uploads", allowed=Range(0, 1, low_open=True), fixed=True
+        0.01,
+        "share of the gradient that each rank uploads",
+        allowed=Range(0, 1, low_open=True),
+        fixed=True,
     )
     density_warmup: int = setting(
-        0, "density falls from 0.25 to its value over so many steps", unit="steps", allowed=COUNT, fixed=True
+        0,
+        "density falls from 0.25 to its value over so many steps",
+        unit="steps",
+        allowed=COUNT,
+        fixed=True,
     )
     value_dtype: str = setting(
         "float32",
@@ -174,18 +209,21 @@ class SparseSettings:
     )
     collective: str = setting(
         "allgather",
-        "how the ranks' entries are summed: all of them everywhere, or the largest sums alone (gTop-k)",
+        "how the ranks' entries are summed: all of them everywhere, or the largest sums alone"
+        " (gTop-k)",
         choices=lambda: tuple(collectives.COLLECTIVES),
         fixed=True,
     )
 
 
 class Sparse(Method):
-    """Top-k with error feedback: what each part chooses travels by a sparse collective, the rest stays in the residual.
+    """Top-k with error feedback: what each part chooses travels by a sparse collective, the rest
+    stays in the residual.
 
-    A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k moves (`adjust`). `memory.v`
-    holds v, the accumulated gradient, from a part's selection to `release`. `sent`: how many values of each part this step
-    sends; `thresholds`: the smallest magnitude of these, as far as there are any.
+    A subclass says how the budget is split over the parts (`initial_k`) and, if it likes, how k
+    moves (`adjust`). `memory.v` holds v, the accumulated gradient, from a part's selection to
+    `release`. `sent`: how many values of each part this step sends; `thresholds`: the smallest
+    magnitude of these, as far as there are any.
     """
 
     Settings = SparseSettings
@@ -197,7 +235,9 @@ class Sparse(Method):
         self.collective = collectives.COLLECTIVES[self.settings.collective]
         self.sizes = self.layout.sizes_of(self.buckets)
         self.offsets: Index = np.cumsum([0, *self.sizes], dtype=np.int64)
-        self.budget_of(self.settings.density)  # refuses what a density warm-up would only meet later
+        self.budget_of(
+            self.settings.density
+        )  # refuses what a density warm-up would only meet later
         first = self.budget(0)
         self.k_of_ranks = np.tile(self.checked(self.initial_k(first), first), (self.net.size, 1))
         self.thresholds = np.zeros(len(self.sizes))
@@ -221,17 +261,29 @@ class Sparse(Method):
 
     def budget(self, finished: int) -> int:
         """K of the training step that follows so many finished ones."""
-        return self.budget_of(methods.warmup_density(self.density, finished, self.settings.density_warmup))
+        return self.budget_of(
+            methods.warmup_density(self.density, finished, self.settings.density_warmup)
+        )
 
     @abstractmethod
     def initial_k(self, budget: int) -> Counts:
         """How the first step's budget is split over the parts."""
 
     def checked(self, k: Counts, budget: int) -> Counts:
-        """k of the parts, as it is. ValueError where it is not a whole number from 0 to n_l for each, and the budget in sum."""
+        """k of the parts, as it is.
+
+        ValueError where it is not a whole number from 0 to n_l for each, and the budget in sum.
+        """
         found = np.asarray(k)
-        if found.shape != (len(self.sizes),) or found.dtype.kind not in "iu" or (found < 0).any() or (found > self.sizes).any():
-            raise ValueError(f"k is {k}, not a whole number from 0 to the size of each part, {self.sizes}")
+        if (
+            found.shape != (len(self.sizes),)
+            or found.dtype.kind not in "iu"
+            or (found < 0).any()
+            or (found > self.sizes).any()
+        ):
+            raise ValueError(
+                f"k is {k}, not a whole number from 0 to the size of each part, {self.sizes}"
+            )
         if found.sum() != budget:
             raise ValueError(f"k is {k}, {found.sum()} in sum, with a budget of {budget}")
         return found
@@ -250,7 +302,9 @@ class Sparse(Method):
         """Follow the density warm-up."""
         budget = self.budget(finished)
         if budget != self.k.sum():
-            self.k_of_ranks = np.stack([methods.rescale(k, self.sizes, budget) for k in self.k_of_ranks])
+            self.k_of_ranks = np.stack(
+                [methods.rescale(k, self.sizes, budget) for k in self.k_of_ranks]
+            )
 
     def own_k(self, k: Counts) -> Counts:
         """How many of its k values each part chooses by itself; k [..., parts]."""
@@ -261,14 +315,18 @@ class Sparse(Method):
         with self.clock.phase("select", bucket.layers):
             sections = self.chosen[bucket.index] = self.select(bucket, gradient)
         exchanges = [
-            self.collective(chosen, self.memory.v[place], self.net, self.ops, self.wire) for place, chosen in sections
+            self.collective(chosen, self.memory.v[place], self.net, self.ops, self.wire)
+            for place, chosen in sections
         ]
         done = yield from collectives.together(exchanges)
         return [(place, exchanged) for (place, _), exchanged in zip(sections, done, strict=True)]
 
     def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
         """v = r + g, then top-k in each part; the last step's thresholds are the hints."""
-        here, residual = slice(bucket.parts.start, bucket.parts.stop), self.memory.pair(bucket.span, gradient)
+        here, residual = (
+            slice(bucket.parts.start, bucket.parts.stop),
+            self.memory.pair(bucket.span, gradient),
+        )
         own_of_ranks, k = self.own_k(self.k_of_ranks)[:, here], self.k[here]
         own = own_of_ranks[self.net.rank]
         try:
@@ -285,7 +343,9 @@ class Sparse(Method):
         """Entries of a place, as they will arrive; counts (P): how many each rank chooses there."""
         value_dtype = self.settings.value_dtype
         arriving = self.wire.round_values(values, value_dtype)
-        return place, Chosen(place.stop - place.start, index, arriving, counts.tolist(), value_dtype)
+        return place, Chosen(
+            place.stop - place.start, index, arriving, counts.tolist(), value_dtype
+        )
 
     def complete(self, bucket: Bucket, landed: Landed, update: Vector) -> slice:
         """And what the memory makes of the mean."""
@@ -312,7 +372,9 @@ class Sparse(Method):
         return traffic.COLLECTIVES[self.settings.collective](sum(sent), self.net.size)
 
     def volumes(self, k: Counts) -> Iterator[tuple[int, int]]:
-        """Of each section of a step with this k: how many values it ranges over, and how many entries it has."""
+        """Of each section of a step with this k: how many values it ranges over, and how many
+        entries it has.
+        """
         own = self.own_k(k)
         for bucket in self.buckets:
             yield bucket.size, int(own[bucket.parts.start : bucket.parts.stop].sum())
@@ -331,7 +393,11 @@ class Sparse(Method):
 
     def part_thresholds(self) -> Thresholds:
         """The fresh thresholds of the parts."""
-        inner = [float(t) for t, kl, n in zip(self.thresholds, self.sent, self.sizes, strict=True) if 0 < kl < n]
+        inner = [
+            float(t)
+            for t, kl, n in zip(self.thresholds, self.sent, self.sizes, strict=True)
+            if 0 < kl < n
+        ]
         v = [self.v(part) for part in range(len(self.sizes))]
         thresholds: Thresholds = self.backend.adjustment.complete_thresholds(v, self.sent, inner)
         return thresholds
@@ -345,7 +411,11 @@ class Sparse(Method):
         self.chosen.clear()
         self.k_of_ranks = yield from gather_counts(np.asarray(state["k"]), self.net)
         budgets = self.k_of_ranks.sum(axis=1)
-        if (self.k_of_ranks < 0).any() or (self.k_of_ranks > self.sizes).any() or (budgets != budgets[0]).any():
+        if (
+            (self.k_of_ranks < 0).any()
+            or (self.k_of_ranks > self.sizes).any()
+            or (budgets != budgets[0]).any()
+        ):
             raise ValueError("its k does not fit the layers")
         self.memory.restore(state)
         self.thresholds[...] = state["thresholds"]

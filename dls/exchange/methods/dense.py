@@ -1,4 +1,7 @@
-"""Dense SGD, the baseline: the whole gradient, summed by the MPI library's own Allreduce. It leaves no residual."""
+"""Dense SGD, the baseline: the whole gradient, summed by the MPI library's own Allreduce.
+
+It leaves no residual.
+"""
 
 from __future__ import annotations
 

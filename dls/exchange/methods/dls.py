@@ -1,10 +1,13 @@
-"""DLS, Dynamic Layer-wise Sparsification: Layer-wise Top-k whose k moves between layers until all thresholds are one.
+"""DLS, Dynamic Layer-wise Sparsification: Layer-wise Top-k whose k moves between layers until all
+thresholds are one.
 
-Each layer chooses by itself all but a reserve of its k (`--dls-reserve`); with the last message, when the whole gradient is
-known, the largest of the rest leave, as many values as all reserves together hold.
+Each layer chooses by itself all but a reserve of its k (`--dls-reserve`); with the last message,
+when the whole gradient is known, the largest of the rest leave, as many values as all reserves
+together hold.
 
-After every training step the rank adjusts its own k from its own v, when its last layer has been sent; the ranks tell each
-other their next k (L small integers), and that exchange has the whole forward pass to finish.
+After every training step the rank adjusts its own k from its own v, when its last layer has been
+sent; the ranks tell each other their next k (L small integers), and that exchange has the whole
+forward pass to finish.
 """
 
 from __future__ import annotations
@@ -33,26 +36,36 @@ from reference.ops import Index, Vector
 class DlsSettings(SparseSettings):
     """Those of all sparse methods, and how k moves."""
 
-    dls_steps: CountOrOptimal = setting(1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT)
-    dls_every: int = setting(1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE)
+    dls_steps: CountOrOptimal = setting(
+        1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT
+    )
+    dls_every: int = setting(
+        1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE
+    )
     dls_from: str = setting(
         "sent",
-        "the next step's v, for the adjustment: this step's as it was sent; what is left of it; that and its gradient once more",
+        "the next step's v, for the adjustment: this step's as it was sent; what is left of it;"
+        " that and its gradient once more",
         choices=lambda: typing.get_args(Source),
         idle_with={"dls_steps": lambda steps: steps == 0},
     )
     dls_reserve: float = setting(
         2.0,
-        "each layer leaves so many times √k of its k values, the first all, to the last message's choice over all layers",
+        "each layer leaves so many times √k of its k values, the first all, to the last message's"
+        " choice over all layers",
         allowed=NOT_NEGATIVE,
     )
     dls_init: str = setting(
-        "uniform", "how DLS splits the first step's budget", choices=lambda: ("uniform", "variance"), fixed=True
+        "uniform",
+        "how DLS splits the first step's budget",
+        choices=lambda: ("uniform", "variance"),
+        fixed=True,
     )
 
 
 class Dls(LayerwiseTopk):
-    """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th step (`--dls-every`).
+    """DLS(s): s one-step adjustments a training step, or the optimum (`--dls-steps`), every m-th
+    step (`--dls-every`).
 
     The adjustment works on what `--dls-from` takes the next step's v to be.
     """
@@ -66,18 +79,27 @@ class Dls(LayerwiseTopk):
     @classmethod
     def meaning(cls, settings: Any) -> methods.Method:
         """See `reference.methods.Dls`."""
-        return methods.Dls(settings.dls_steps, settings.dls_every, settings.dls_from, settings.dls_reserve)
+        return methods.Dls(
+            settings.dls_steps, settings.dls_every, settings.dls_from, settings.dls_reserve
+        )
 
     def initial_k(self, budget: int) -> Counts:
-        """Layer-wise Top-k's split, or the one that the theory's gradient variances give (`--dls-init variance`)."""
+        """Layer-wise Top-k's split, or the one that the theory's gradient variances give
+        (`--dls-init variance`).
+        """
         uniform = super().initial_k(budget)
         return uniform if self.settings.dls_init == "uniform" else self._variance_k(uniform)
 
     def _variance_k(self, uniform: Counts) -> Counts:
-        """Layers without channels, batch norm's, keep their uniform share; the others share the rest as their variances tell."""
+        """Layers without channels, batch norm's, keep their uniform share; the others share the
+        rest as their variances tell.
+        """
         theory = [i for i, layer in enumerate(self.layout.layers) if layer.channels]
         if not theory:
-            raise ValueError("--dls-init variance needs a model whose layers form a chain; use --dls-init uniform")
+            raise ValueError(
+                "--dls-init variance needs a model whose layers form a chain; use --dls-init"
+                " uniform"
+            )
         channels = [self.layout.layers[i].channels or (1, 1) for i in theory]
         sigmas = variance.chain_sigmas([variance.corrected_ratio(*each) for each in channels[1:]])
         sizes, budget = [self.layout.sizes[i] for i in theory], int(uniform[theory].sum())
@@ -86,7 +108,9 @@ class Dls(LayerwiseTopk):
         return k
 
     def own_k(self, k: Counts) -> Counts:
-        """All but the reserve; nothing of the part whose gradient comes last, which the reserve serves as well."""
+        """All but the reserve; nothing of the part whose gradient comes last, which the reserve
+        serves as well.
+        """
         return methods.own_k(k, self.settings.dls_reserve)
 
     def _brings_reserve(self, bucket: Bucket) -> bool:
@@ -94,7 +118,9 @@ class Dls(LayerwiseTopk):
         return bucket.leaves_last and self.settings.dls_reserve > 0
 
     def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
-        """Each part by itself; with the last ones also the largest of all that is left, as many as the reserve holds."""
+        """Each part by itself; with the last ones also the largest of all that is left, as many as
+        the reserve holds.
+        """
         for part, start, stop in zip(bucket.parts, bucket.cuts[:-1], bucket.cuts[1:], strict=True):
             self.gradients[part] = gradient[start:stop]
         own = super().select(bucket, gradient)
@@ -132,7 +158,9 @@ class Dls(LayerwiseTopk):
         self.k_of_ranks = yield from gather_counts(own, self.net, "<u4")
 
     def next_k(self) -> Counts:
-        """k of the next step (L), from what its v is taken to be; all is chosen, what was sent is still in the memory."""
+        """k of the next step (L), from what its v is taken to be; all is chosen, what was sent is
+        still in the memory.
+        """
         algorithm2, steps = self.backend.adjustment, self.settings.dls_steps
         if steps == 0:
             return self.sent.copy()
@@ -147,10 +175,15 @@ class Dls(LayerwiseTopk):
         return k
 
     def _guessed(self) -> list[Vector]:
-        """What is left of v, or that and the gradient once more, layer by layer: as many of the largest as any k can concern."""
+        """What is left of v, or that and the gradient once more, layer by layer: as many of the
+        largest as any k can concern.
+        """
         enough = int(self.sent.sum()) + 1
         with self._without_sent():
-            return [self.ops.top_k(self._guess(part), min(enough, n))[1] for part, n in enumerate(self.sizes)]
+            return [
+                self.ops.top_k(self._guess(part), min(enough, n))[1]
+                for part, n in enumerate(self.sizes)
+            ]
 
     def _guess(self, part: int) -> Vector:
         left = self.v(part)
@@ -183,13 +216,18 @@ class Dls(LayerwiseTopk):
 def with_rest(
     sent: Counts, thresholds: Thresholds, offsets: Index, index: Index, values: Vector
 ) -> tuple[Counts, Thresholds]:
-    """What each part sends (L), and the smallest magnitude of that (L), once the reserve's entries (m) have come to them.
+    """What each part sends (L), and the smallest magnitude of that (L), once the reserve's entries
+    (m) have come to them.
 
     offsets (L + 1). Where a part sends nothing its number is no threshold, but a good hint.
     """
     if not index.size:
         return sent, thresholds
-    magnitudes, cuts, thresholds = np.abs(values), np.searchsorted(index, offsets), thresholds.copy()
+    magnitudes, cuts, thresholds = (
+        np.abs(values),
+        np.searchsorted(index, offsets),
+        thresholds.copy(),
+    )
     more = np.diff(cuts)
     with_more = np.flatnonzero(more)
     thresholds[with_more] = np.minimum.reduceat(magnitudes, cuts[with_more])

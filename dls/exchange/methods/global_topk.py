@@ -1,7 +1,7 @@
 """Global Top-k SGD: one choice over this rank's whole gradient. It picks best and overlaps nothing.
 
-Global means over layers, not over ranks. The choice needs the last gradient, so the whole gradient is one part, and no message
-can leave before the backward pass is over.
+Global means over layers, not over ranks. The choice needs the last gradient, so the whole gradient
+is one part, and no message can leave before the backward pass is over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Layer-wise Top-k SGD: every layer chooses the same share of its own values.
 
-It overlaps with backpropagation and picks worse than Global Top-k, as every layer ends up with another threshold.
+It overlaps with backpropagation and picks worse than Global Top-k, as every layer ends up with
+another threshold.
 """
 
 from __future__ import annotations
