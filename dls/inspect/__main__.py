@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.inspect import page, pictures, points
 from dls.inspect.follow import follow
@@ -31,7 +32,7 @@ SMALLEST, LARGEST = 1, 40
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
+    parser = Parser(prog=usage_name("inspect"), description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
     parser.add_argument(

@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 
 from dls import backends
+from dls.called import usage_name
 from dls.cli import Parser, UsageError, near
 from dls.exchange import methods
 from dls.exchange.settings import (
@@ -354,7 +355,7 @@ def build_parser() -> argparse.ArgumentParser:
         name.replace("_", "-"): meant.replace("_", "-") for name, meant in aliases.ALIASES.items()
     }
     meant_by |= {name.replace("_", "-"): words for name, words in aliases.ELSEWHERE.items()}
-    parser = Parser(meant_by, prog="python -m dls.train", description="Train a model on MPI ranks.")
+    parser = Parser(meant_by, prog=usage_name("train"), description="Train a model on MPI ranks.")
     parser.add_argument("--config", metavar="FILE", help="a TOML file of settings; flags beat it")
     parser.add_argument(
         "--resume",
