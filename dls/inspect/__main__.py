@@ -31,7 +31,8 @@ SMALLEST, LARGEST = 1, 40
 """Inches of a figure's sides."""
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = Parser(prog=usage_name("inspect"), description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
@@ -68,6 +69,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too"
     )
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.follow and (args.json or args.repair):
         parser.error("--follow goes with neither --json nor --repair")
