@@ -20,7 +20,7 @@ from dls.program import config, output
 
 SHELLS = ("bash", "zsh", "fish")
 """The shells that are tested, or documented by shtab as complete."""
-PARSERS = {"train": "dls.program.config", "completion": "dls.completion"}
+PARSERS = {"train": "dls.program.flags", "completion": "dls.completion"}
 """Modules that build a command's parser, where that is not `dls.NAME.__main__`."""
 FOLDERS = ("FOLDER", "DIR")
 FILES = ("FILE", "RUN")

@@ -22,8 +22,10 @@ from typing import Any
 
 from dls import version as origins
 from dls.program.plugins import PREFIX
-from dls.version import COMMIT, PACKAGES, ROOT, __version__, files_below, hash_files, name_of
+from dls.version import files_below, hash_files, name_of
 
+ROOT = origins.ROOT
+"""The folder that holds the packages of this program."""
 BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
 """What training loads by name, or reads: all of it counts.
 
@@ -64,10 +66,9 @@ class State:
 
 
 def version() -> str:
-    """The program's version, and a hash of all its sources, the same wherever the same code
-    runs.
-    """
-    return f"{__version__}+{hash_files([*files_below(ROOT, PACKAGES), *imported()], ROOT)}"
+    """The program's version and a hash of all sources, the same wherever the same code runs."""
+    files = [*files_below(ROOT, origins.PACKAGES), *imported()]
+    return f"{origins.__version__}+{hash_files(files, ROOT)}"
 
 
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
@@ -111,7 +112,7 @@ def resolved(found: State, method: str, root: Path) -> State | None:
     """
     if found.digest:
         return found
-    if not COMMIT.fullmatch(found.commit):
+    if not origins.COMMIT.fullmatch(found.commit):
         return None
     try:
         command = ["git", "-C", str(root), "archive", "--format=tar", found.commit]
