@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from dls import version
 from dls.comm import launcher
-from dls.version import __version__
 
 LIKE = 0.7
 """How alike two names are, from 0 to 1, before one is taken for a slip of the other."""
@@ -19,6 +20,17 @@ LIKE = 0.7
 
 class UsageError(ValueError):
     """Bad usage or configuration: one clear line for the user, exit status 2."""
+
+
+class _Version(argparse.Action):
+    """Prints the version and ends: git is asked for the commit only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser._print_message(version.described() + "\n", sys.stdout)
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,9 +42,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
         self._aliases = aliases or {}
-        self.add_argument(
-            "--version", action="version", version=f"dls {__version__}", help="show the version"
-        )
+        self.add_argument("--version", action=_Version, help="show the version, with its commit")
 
     def parse_args(  # type: ignore[override]  # the other signatures are of no use here
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -32,9 +32,9 @@ from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
 from dls.exchange.columns import Column
 from dls.optim import learning_rate
-from dls.program import config, guessing, output, plugins, sources, startup
-from dls.program.config import CommandLine
+from dls.program import flags, guessing, output, plugins, sources, startup
 from dls.program.consensus import Consensus, DivergenceError
+from dls.program.flags import CommandLine
 from dls.program.heartbeat import Heartbeat, last_words
 from dls.program.progress import Reporter
 from dls.program.startup import Run
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
             refused = plugins.load(argv)
             if refused is not None and not launcher.launched(os.environ):
                 raise refused  # there is nobody else to hear of it
-            timeout, workers = config.before_ranks_meet(argv)
+            timeout, workers = flags.before_ranks_meet(argv)
             if workers:
                 return _main_of_workers(argv, workers, request, refused)
             comm = _join(timeout)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dls import backends
 from dls.bench import contenders, model, network, selection
 from dls.bench.selection import NETWORKS, Row
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.comm import launcher
 from dls.comm.errors import MissingMPI
@@ -314,7 +315,7 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.bench`."""
-    parser = Parser(prog="python -m dls.bench", description="Measure on this machine.")
+    parser = Parser(prog=usage_name("bench"), description="Measure on this machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = (command.rows.__doc__ or "").strip()

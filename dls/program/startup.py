@@ -26,9 +26,10 @@ from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
 from dls.exchange.settings import flag, show
 from dls.optim import Sgd
-from dls.program import config, idle, memory, sources
+from dls.program import config, flags, idle, memory, sources
 from dls.program import states as states_of
-from dls.program.config import CommandLine, Config
+from dls.program.config import Config
+from dls.program.flags import CommandLine
 from dls.program.signals import StopRequest
 from dls.program.states import Part, States
 from dls.record import checkpoint, environment, files, lock, reader
@@ -94,7 +95,7 @@ def read_command_line(
     def parse() -> CommandLine:
         if refused is not None:
             raise refused
-        return config.parse_command_line(argv)
+        return flags.parse_command_line(argv)
 
     command = comm.together(parse)
     check_same(comm, {"resume": command.resume})

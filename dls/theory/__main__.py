@@ -12,6 +12,7 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 from dls import theory
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.program import output
 from dls.record.files import described, one_line
@@ -67,9 +68,7 @@ def _network(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
-    parser = Parser(
-        prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1]
-    )
+    parser = Parser(prog=usage_name("theory"), description=(theory.__doc__ or "").split("\n\n")[1])
     add = parser.add_argument
     words = (
         f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW}"

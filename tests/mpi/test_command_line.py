@@ -64,7 +64,7 @@ REFUSED = {
         ["--density", "1e-9", "--density-warmup", "9"],
         "rounds to no value",
     ),
-    "a number beyond all": (["--seed", "9" * 400], "is outside [0, 2.14748e+09]"),
+    "a number beyond all": (["--seed", "9" * 400], "is outside [0, 2147483647]"),
     "a model beyond memory": (["--mlp-widths", "1000000000,1000000000"], "do not fit into memory"),
     "not a chain": (
         ["--model", "resnet20", "--dls-init", "variance"],

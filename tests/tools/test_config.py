@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dls.cli import UsageError
-from dls.program import aliases, config
+from dls.program import aliases, config, flags
 from tests.launch import ROOT
 
 
 def test_the_documented_table_is_the_code_s() -> None:
-    assert config.settings_table() in (ROOT / "docs" / "settings.md").read_text()
+    assert flags.settings_tables() in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_every_default_passes_its_own_check() -> None:
@@ -54,7 +54,7 @@ def test_committed_runs_are_valid(path: Path) -> None:
 
 
 def test_a_flag_exists_for_every_setting() -> None:
-    text = config.build_parser().format_help()
+    text = flags.build_parser().format_help()
     for name in config.FIELDS:
         assert "--" + name.replace("_", "-") in text
 
@@ -81,11 +81,11 @@ def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hin
     assert str(refused.value) == f"file: there is no setting '{key}'{hint}"
     typed = "--" + key.replace("_", "-")
     with pytest.raises(UsageError) as refused:
-        config.parse_command_line([typed, "1"])
-    flags = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
+        flags.parse_command_line([typed, "1"])
+    with_dashes = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
     assert (
         str(refused.value)
-        == f"unrecognized arguments: {typed} 1{flags}; see python -m dls.train --help"
+        == f"unrecognized arguments: {typed} 1{with_dashes}; see python -m dls.train --help"
     )
 
 
@@ -100,7 +100,7 @@ def test_what_is_a_flag_alone_is_no_setting_of_a_file(key: str) -> None:
 @pytest.mark.parametrize("typed", ["-lr", "--lr_=0.1", "lr=0.1", "---lr"])
 def test_other_ways_to_write_a_flag_get_the_hint_too(typed: str) -> None:
     with pytest.raises(UsageError, match=r"; did you mean --lr\?;"):
-        config.parse_command_line([typed])
+        flags.parse_command_line([typed])
 
 
 @pytest.mark.parametrize(

@@ -201,27 +201,28 @@ class SparseSettings:
 
     density: float = setting(
         0.01,
-        "share of the gradient that each rank uploads",
+        "fraction of the gradient's values that each rank sends",
+        metavar="FRACTION",
         allowed=Range(0, 1, low_open=True),
         fixed=True,
     )
     density_warmup: int = setting(
         0,
-        "density falls from 0.25 to its value over so many steps",
+        "lower the density from 0.25 to --density over the first N steps",
         unit="steps",
         allowed=COUNT,
         fixed=True,
     )
     value_dtype: str = setting(
         "float32",
-        "type in which values travel; what rounding drops stays in the residual",
+        "type of the values in messages; rounding errors stay in the residual",
         choices=lambda: tuple(VALUE_BYTES),
         fixed=True,
     )
     collective: str = setting(
         "allgather",
-        "how the ranks' entries are summed: all of them everywhere, or the largest sums alone"
-        " (gTop-k)",
+        "how sparse gradients are summed: allgather keeps every entry, gtopk (gTop-k) only the"
+        " largest sums",
         choices=lambda: tuple(collectives.COLLECTIVES),
         fixed=True,
     )

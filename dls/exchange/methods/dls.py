@@ -49,27 +49,28 @@ class DlsSettings(SparseSettings):
     """Those of all sparse methods, and how k moves."""
 
     dls_steps: CountOrOptimal = setting(
-        1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT
+        1, "threshold adjustments after each training step, or optimal", allowed=COUNT
     )
-    dls_every: int = setting(
-        1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE
-    )
+    dls_every: int = setting(1, "adjust after every N-th step only", unit="steps", allowed=POSITIVE)
     dls_from: str = setting(
         "sent",
-        "the next step's v, for the adjustment: this step's as it was sent; what is left of it;"
-        " that and its gradient once more",
+        "what the adjustment takes the next step's accumulated gradient to be: sent, this step's"
+        " before anything left it; left, what was not sent; ahead, what was not sent plus this"
+        " step's gradient",
         choices=lambda: typing.get_args(Source),
         idle_with={"dls_steps": lambda steps: steps == 0},
     )
     dls_reserve: float = setting(
         2.0,
-        "each layer leaves so many times √k of its k values, the first all, to the last message's"
-        " choice over all layers",
+        "of its k values each layer leaves C·√k (the first layer all) to one selection over all"
+        " layers, sent with the last message; 0: none",
+        metavar="C",
         allowed=NOT_NEGATIVE,
     )
     dls_init: str = setting(
         "uniform",
-        "how DLS splits the first step's budget",
+        "how the first step's budget is split over the layers: uniform, in proportion to their"
+        " sizes; variance, by the gradient variances of the theory",
         choices=lambda: ("uniform", "variance"),
         fixed=True,
     )
