@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dls.record import checkpoint
-from dls.tools.hosts import mpirun
+from dls.tools.programs import mpirun
 from tests.conftest import lines
 from tests.launch import OPEN_MPI, ROOT, finish, launch, start, wait_until
 
