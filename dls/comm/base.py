@@ -68,6 +68,7 @@ class Comm(ABC):
     `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
     `timeout`: seconds that a rank waits for the others at most, anywhere. `outlives_ranks`: whether
     a rank's death is a RankLost on the others. `library`: what carries the words, with its version.
+    `any_thread`: whether calls may come from several threads, one at a time.
     """
 
     rank: int
@@ -78,6 +79,7 @@ class Comm(ABC):
     rank_on_node: int
     timeout: float
     outlives_ranks: bool = False
+    any_thread: bool = True
 
     def __init__(self) -> None:
         self.tally = Tally()
