@@ -229,7 +229,8 @@ class Selector:
         twin.residual = self._handed(self.residual, other)
         twin.heads = [
             head._replace(
-                places=self._handed(head.places, other), values=self._handed(head.values, other)
+                positions=self._handed(head.positions, other),
+                values=self._handed(head.values, other),
             )
             for head in self.heads
         ]
