@@ -18,7 +18,9 @@ from reference import ops
 from reference.ops import Head, Vector
 
 Counts = NDArray[np.int64]
+"""k of each layer (L)."""
 Thresholds = NDArray[np.float64]
+"""t of each layer (L)."""
 
 
 class _Pair(NamedTuple):

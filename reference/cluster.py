@@ -20,6 +20,7 @@ from reference.methods import Method, Sent
 from reference.ops import Selection, Vector
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Images [N, ...] and labels [N]."""
 
 
 class Model(Protocol):

@@ -75,6 +75,7 @@ class Swap(NamedTuple):
 
 
 Round = Gather | Reduce | Sum | Swap
+"""What a collective yields."""
 
 
 class Net(NamedTuple):
@@ -121,7 +122,9 @@ class Exchanged(NamedTuple):
 
 
 Exchange = Generator[Round, Any, Exchanged]
+"""A collective of one rank, started."""
 Collective = Callable[[Chosen, Vector, Net, Any, Any], Exchange]
+"""A collective: of what a rank has selected, its v, the ranks, and the backend's ops and wire."""
 
 
 class LockStepError(RuntimeError):

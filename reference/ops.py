@@ -17,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
+"""Values (n)."""
 Index = NDArray[np.int64]
+"""Where entries are, ascending, without repeats (k); also offsets and other integers."""
 Selection = tuple[Index, Vector]
+"""The index and the values of selected entries."""
 
 
 class Head(NamedTuple):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from reference.ops import Index, Selection, Vector
 
 Bytes = NDArray[np.uint8]
+"""A message, or part of one."""
 
 DAMAGED = "a damaged message: its checksum or its indices are wrong"
 """The text of a MessageError."""

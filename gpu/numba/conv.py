@@ -44,7 +44,7 @@ def forward(
     y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of
     `padding` pixels is zero.
 
-    Raises ValueError where the kernel is larger than the padded image.
+    Raises ValueError if the kernel is larger than the padded image.
     """
     size = _output_size(x.shape, w.shape[-1], stride, padding)
     x = channels_first(x)

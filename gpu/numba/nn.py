@@ -115,7 +115,7 @@ class Nn(base.Nn):
 
         mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
 
-        Raises ValueError where M < 2: one value has no variance.
+        Raises ValueError if M < 2: one value has no variance.
         """
         rows = _rows(x)
         if rows.shape[1] < 2:
@@ -270,7 +270,7 @@ def _unpool(dy, positions, size, dx):
 
 
 def _rows(x: Array) -> Array:
-    """Return [N, C, ...] as one row a channel, [C, N * ...]; a view where memory allows it."""
+    """Return [N, C, ...] as one row per channel, [C, N * ...]; a view if memory allows it."""
     return channels_first(x).reshape(x.shape[1], -1)
 
 

@@ -48,6 +48,7 @@ NOTHING = np.empty(0, dtype=np.float32)
 """In place of a gradient: nothing is accumulated."""
 
 Counts = NDArray[np.int64]
+"""Numbers of values."""
 Swept = tuple[bool, Positions, Bits, Counts]
 """Whether all is finite, the candidates' positions and bits, and the summary of `gather`."""
 

@@ -131,7 +131,9 @@ def _correlate_tile(vectors: int) -> Callable[..., None]:
 
 
 correlate_wide = _correlate_tile(COLUMNS)
+"""A tile for COLUMNS vectors of outputs."""
 correlate_narrow = _correlate_tile(1)
+"""A tile for one vector of outputs."""
 
 
 @intrinsic

@@ -24,6 +24,7 @@ from gpu.numba.cache import njit
 from reference.nn import Array, Shape
 
 compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+"""Decorates the functions of the layers."""
 
 
 # Threads ------------------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ class _Team:
 
 
 team = _Team()
+"""The threads of the process."""
 _blas = ThreadpoolController().select(user_api="blas")
 
 
@@ -108,6 +110,7 @@ class _Scratch(threading.local):
 
 
 scratch = _Scratch()
+"""The memory of the calling thread."""
 
 
 def channels_first(x: Array) -> Array:

@@ -143,7 +143,7 @@ def test_what_is_asked_of_a_backend_has_the_reference_s_names_and_signatures(par
 @pytest.mark.parametrize("name", backends.names())
 @pytest.mark.parametrize("part", PARTS)
 def test_a_backend_has_what_is_asked_of_it_and_no_more(name: str, part: str) -> None:
-    mine = backends._HOMES[name].parts()[list(PARTS).index(part)]
+    mine = backends._BACKENDS[name].parts()[list(PARTS).index(part)]
     assert signatures(mine) == signatures(getattr(backends, part.title()))
 
 
