@@ -1,4 +1,4 @@
-"""The picture of README.md: the threshold of each layer, step by step, a panel for each run.
+"""Draws the picture of README.md: the threshold of each layer over the steps, a panel for each run.
 
 python docs/picture.py RUN... FILE
 """
@@ -22,6 +22,7 @@ TITLES = {
     "layerwise-topk": "Layer-wise Top-k: a threshold for each layer",
     "dls": "DLS: one threshold for all layers",
 }
+"""The titles of the panels, by method."""
 
 
 def main(*arguments: str) -> None:
@@ -42,8 +43,9 @@ def main(*arguments: str) -> None:
 
 
 def draw(axes: Any, run: Series) -> None:
-    """A line for each layer: its threshold, the mean over the ranks, and of that the geometric mean
-    over WINDOW steps.
+    """Draw a line for each layer: its threshold, the mean over the ranks.
+
+    Over WINDOW steps the geometric mean is drawn.
     """
     method, steps = run.run["method"], run.steps["step"]
     window = min(WINDOW, len(steps))
