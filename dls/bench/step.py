@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dls.bench.contenders import NETWORKS, Row, settings_of
 from dls.comm.base import Comm
 from dls.exchange.clock import PHASES
-from dls.program import config, startup
-from dls.program.startup import Run
+from dls.program import config, run
+from dls.program.run import Run
 
 WARM_UP = 4
 """Steps before the clock counts: compilation, first thresholds, first buffers."""
@@ -89,7 +89,7 @@ def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> 
         "steps": 1,
     }
     chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
-    return Contender(startup.build(chosen, comm, startup.thread_count(comm, chosen)))
+    return Contender(run.build(chosen, comm, run.thread_count(comm, chosen)))
 
 
 def _medians(turns: NDArray[np.float64]) -> Row:

@@ -99,7 +99,7 @@ UNCHANGED = {
     "another density": (["--density", "0.5"], "--density 0.5 is not that of the run"),
     "fewer steps": (
         ["--steps", "1"],
-        "the run already has 2 steps; a length of 1 lies behind them",
+        "the run already has 2 steps, more than the 1 that --steps or --epochs ask for",
     ),
 }
 """What a resumed run cannot change."""
@@ -355,12 +355,12 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
     program = tmp_path / "break.py"
     program.write_text(
         "import sys\n"
-        "from dls import train; from dls.program import startup\n"
+        "from dls import train; from dls.program import run\n"
         "from mpi4py import MPI\n"
         "def broken(*args):\n"
         "    if MPI.COMM_WORLD.rank == 1: raise RuntimeError('no such luck')\n"
         "    return build(*args)\n"
-        "build, startup._build = startup._build, broken\n"
+        "build, run._build = run._build, broken\n"
         "sys.exit(train.main(sys.argv[1:]))\n"
     )
     done = launch([(3, [program, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
