@@ -30,6 +30,7 @@ from dls.cli import UsageError
 from dls.comm import launcher, local
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
+from dls.exchange.columns import Column
 from dls.optim import learning_rate
 from dls.program import flags, guessing, output, plugins, resume, sources, startup
 from dls.program.consensus import Consensus, DivergenceError
@@ -42,7 +43,7 @@ from dls.record.checkpoint import CheckpointError
 from dls.record.files import described, one_line
 from dls.record.recorder import Recorder
 from dls.record.repair import go_on
-from dls.record.schema import LAYER_FIELDS, Header, TraceError
+from dls.record.schema import LAYER_FIELDS, Header, TraceError, columns_of
 from dls.record.writer import Writer
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
@@ -191,7 +192,8 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     before = comm.from_rank_0(lambda: last_words(run.out))
     heartbeat = Heartbeat(run.out, comm, run.first)
     opened.callback(heartbeat.leave)
-    recorder = Recorder(comm, _open_trace(run, comm))
+    columns = columns_of(run.exchanger.method.columns)
+    recorder = Recorder(comm, _open_trace(run, comm, columns), columns)
     opened.callback(recorder.leave)
     for line in (*run.notes, *before, *_opening(run, comm), *_warnings(run, comm)):
         reporter.say(line)
@@ -253,7 +255,7 @@ def _step(run: Run, recorder: Recorder, reporter: Reporter, step: int) -> None:
     else:
         row.loss = loss
     if record:
-        recorder.step(step, run.batches.place(step - 1)[0], lr, row)
+        recorder.step(step, row, epoch=run.batches.place(step - 1)[0], lr=lr)
     if row.diagnosis:
         recorder.diagnosis(step, row.diagnosis)
     reporter.step(step, row.loss, row.payload_bytes, row.received_bytes)
@@ -293,7 +295,7 @@ def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
         reporter.say_once(line)
 
 
-def _open_trace(run: Run, comm: Comm) -> Writer | None:
+def _open_trace(run: Run, comm: Comm, columns: tuple[Column, ...]) -> Writer | None:
     """Rank 0's writer."""
     layers = {
         name: [getattr(layer, name) for layer in run.task.model.layers]
@@ -312,7 +314,7 @@ def _open_trace(run: Run, comm: Comm) -> Writer | None:
         "data": run.data,
         **run.environment,
     }
-    header = Header(attributes, layers)
+    header = Header(attributes, layers, columns)
     return None if comm.rank else go_on(run.out, run.first, header)
 
 

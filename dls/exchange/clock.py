@@ -49,7 +49,7 @@ class Clock:
     """Seconds of each phase of a step; a phase inside another interrupts it.
 
     wait: returns when what was asked of a device is done. timeline: where somebody wants to know
-    when each layer had its turn.
+    when each layer had its turn. `started`: time.perf_counter when the step began.
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
@@ -60,8 +60,8 @@ class Clock:
         """A step begins; with a timeline of so many layers."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._running: list[str] = []
-        self._started = self._since = time.perf_counter()
-        self.timeline = Timeline(timeline_of, self._started) if timeline_of else None
+        self.started = self._since = time.perf_counter()
+        self.timeline = Timeline(timeline_of, self.started) if timeline_of else None
 
     @contextmanager
     def phase(self, name: str, layers: range = range(0)) -> Iterator[None]:
@@ -91,7 +91,7 @@ class Clock:
 
     def stop(self) -> None:
         """The step is over: `total` is its wall time without the diagnostics."""
-        self.seconds["total"] = time.perf_counter() - self._started - self.seconds["diagnostics"]
+        self.seconds["total"] = time.perf_counter() - self.started - self.seconds["diagnostics"]
 
     def _book(self) -> None:
         self._wait()  # else the work would count for whoever asks for its result

@@ -5,6 +5,7 @@ as it arrives.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from dls.backends import Backend, Ops
 from dls.comm.base import Comm, Waiting
 from dls.comm.errors import Dropped
-from dls.comm.lanes import MOST, Flight, Tally
+from dls.comm.lanes import MOST, Flight, Message, Tally
 from dls.exchange.clock import Clock
 from dls.exchange.layout import Bucket, Layout
 from dls.exchange.memory import State
@@ -24,6 +25,8 @@ from dls.exchange.methods._base import Landed, Method
 from reference.collectives import Round
 from reference.ops import Vector
 
+NO_BUCKET = -1
+"""The bucket of a message that belongs to none: of the adjustment, or of `on_nan`."""
 BUCKET_SIZE = 65_536
 """Values from which on neighbouring layers leave together, unless told otherwise."""
 
@@ -44,19 +47,35 @@ class Row:
     """What a step leaves behind: bytes given to the network and brought by it, seconds of each
     phase.
 
-    met_by: the ranks that met NaN or infinity, where the step was skipped for them. k, threshold
-    and residual norm of each layer (L), those of the step's selection, where they were asked for.
+    met_by: the ranks that met NaN or infinity, where the step was skipped for them. Where they were
+    asked for: columns, the method's own (`Method.columns`) by name, and messages, of each bucket
+    (NO_BUCKET: of none) the rounds that it took. started: time.perf_counter when the step began.
     """
 
     payload_bytes: int
     received_bytes: int
     seconds: dict[str, float]
     met_by: Sequence[int] = ()
-    k: NDArray[np.int64] | None = None
-    threshold: NDArray[np.float64] | None = None
-    residual_norm: NDArray[np.float64] | None = None
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    messages: Sequence[tuple[int, Sequence[Message]]] = ()
+    started: float = 0.0
     diagnosis: Diagnosis | None = None
-    loss: float = field(default=math.nan)
+    loss: float = math.nan
+
+    @property
+    def k(self) -> NDArray[np.int64] | None:
+        """How many values of each layer were sent (L), where it was asked for."""
+        return self.columns.get("k")
+
+    @property
+    def threshold(self) -> NDArray[np.float64] | None:
+        """The threshold of each layer's selection (L), where it was asked for."""
+        return self.columns.get("threshold")
+
+    @property
+    def residual_norm(self) -> NDArray[np.float64] | None:
+        """The L2 norm of each layer's residual after the step (L), where it was asked for."""
+        return self.columns.get("residual_norm")
 
 
 class Exchanger:
@@ -102,7 +121,9 @@ class Exchanger:
         self._finished = 0
         self._open: dict[int, set[int]] | None = None
         self._flights: list[tuple[Bucket, Flight]] = []
-        self._arrived, self._tally = 0, Tally()
+        self._messages: list[tuple[int, Sequence[Message]]] = []
+        self._complete_at = dict.fromkeys(range(len(self.buckets)), 0.0)
+        self._arrived = 0
         self._adjustment: Flight | None = None
         self._adjusted = self._closed = False
         self._generation = 0
@@ -121,7 +142,7 @@ class Exchanger:
                 self._settle()
                 if self._nan:
                     self._nan.keep(self.method.state())
-                self._tally = Tally()
+                self._messages = []
                 self.method.begin(finished)
             self._finished, self._adjusted = finished, False
             self._open = {bucket.index: set(bucket.layers) for bucket in self.buckets}
@@ -151,6 +172,8 @@ class Exchanger:
             self.clock.layer_done(layer)
             self.comm.progress()
             self._waiting[bucket.index].discard(layer)
+            if not self._waiting[bucket.index]:
+                self._complete_at[bucket.index] = time.perf_counter()
             if self._overlap or not any(self._waiting.values()):
                 self._leave_in_turn()
             self.comm.lanes.advance()
@@ -173,8 +196,9 @@ class Exchanger:
                 yield span
 
     def end(self, record: bool = False) -> Row:
-        """The step is over: what was sent leaves the memory. record: the row has k, thresholds and
-        residual norms as well.
+        """The step is over: what was sent leaves the memory.
+
+        record: the row has the method's columns, and the messages, as well.
         """
         for _ in self.arrivals():
             pass  # what nobody has asked for
@@ -185,10 +209,12 @@ class Exchanger:
                 self._describe(row, record)
             with self.clock.phase("select"):
                 self._release(skip=bool(met_by))
-            row.payload_bytes, row.received_bytes = self._tally.sent, self._tally.received
+            moved = Tally.of_all(each for _, some in self._messages for each in some)
+            row.payload_bytes, row.received_bytes = moved.sent, moved.received
             self.clock.stop()
             if record:
-                row.residual_norm = self.method.residual_norms()
+                row.columns |= self.method.describe_memory()
+                row.messages, row.started = self._messages, self.clock.started
             return row
 
     # --- between steps -------------------------------------------------------------------------
@@ -289,10 +315,11 @@ class Exchanger:
             generator = self.method.exchange(bucket, gradient)
             around = lambda: self.clock.phase("decode", bucket.layers)  # noqa: E731
             lane, words = bucket.index % self._lanes, self.layout.words(bucket.layers)
-            self._flights.append((bucket, self._launch(lane, generator, words, around)))
+            ready = self._complete_at[bucket.index]
+            flight = self._launch(lane, generator, words, bucket.index, around, ready)
+            self._flights.append((bucket, flight))
             if self._nan and len(self._flights) == len(self.buckets):
-                with self.comm.counting(self._tally):
-                    self._nan.tell()
+                self._messages.append((NO_BUCKET, [self._nan.tell()]))
 
     def _check_complete(self) -> None:
         self._expect(self._open is not None, "arrivals come after begin")
@@ -336,7 +363,7 @@ class Exchanger:
 
     def _describe(self, row: Row, record: bool) -> None:
         if record:
-            row.k, row.threshold = self.method.layer_k(), self.method.layer_thresholds()
+            row.columns |= self.method.describe_selection()
         if timeline := self.clock.timeline:
             row.diagnosis = Diagnosis(self.method.global_share(), timeline.begin, timeline.end)
 
@@ -372,19 +399,23 @@ class Exchanger:
 
     def _tell(self, generator: Generator[Round, Any, None], what: str) -> Flight:
         """Launch what is of no bucket, on the last lane."""
-        return self._launch(self._lanes, generator, what)
+        return self._launch(self._lanes, generator, what, NO_BUCKET)
 
     def _launch(
         self,
         lane: int,
         generator: Generator[Round, Any, Any],
         what: str,
+        bucket: int,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        ready: float | None = None,
     ) -> Flight:
         """On the lanes that were open when the step began. Dropped where they are closed by now."""
         if self._generation != self.comm.lanes.generation:
             raise Dropped(what)
-        return self.comm.lanes.launch(lane, generator, what, around, self._tally)
+        flight = self.comm.lanes.launch(lane, generator, what, around, ready)
+        self._messages.append((bucket, flight.messages))
+        return flight
 
 
 class _Nan:
@@ -403,6 +434,7 @@ class _Nan:
         self.kept: State = {}
         self.met = False
         self._word: Waiting | None = None
+        self._message = Message()
         self._met_by: list[int] | None = None
 
     def keep(self, state: State) -> None:
@@ -415,17 +447,22 @@ class _Nan:
             self.met = True
             gradient[...] = 0
 
-    def tell(self) -> None:
-        """Give the other ranks this rank's word, behind its last message."""
-        self._word = self._comm.allgather(
-            np.array(self.met), "the other ranks' word on NaN and infinity"
-        )
+    def tell(self) -> Message:
+        """Tell the other ranks, behind this rank's last message."""
+        now = time.perf_counter()
+        self._message = Message(ready=now, selected=now)
+        with self._comm.counting(self._message):
+            self._word = self._comm.allgather(
+                np.array(self.met), "the other ranks' word on NaN and infinity"
+            )
+        return self._message
 
     def hear(self) -> list[int]:
         """The ranks that met NaN or infinity."""
         if self._met_by is None:
             assert self._word is not None
             self._met_by = [int(rank) for rank in np.flatnonzero(self._word.wait())]
+            self._word.note_in(self._message)
         return self._met_by
 
     def forget(self) -> None:

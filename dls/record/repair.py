@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dls.record import environment, files, lock
 from dls.record.lock import Lock
 from dls.record.reader import begins, left_open, read, series
-from dls.record.schema import Header, Trace, TraceError
+from dls.record.schema import GROUPS, Header, Trace, TraceError
 from dls.record.writer import Writer
 
 THEN = " → "
@@ -42,9 +42,9 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
     if old.header.ranks != header.ranks:
         _rewrite(old, step, old.header).close()
         return Writer(out / f"trace-{step:08d}.h5", header)
-    return _rewrite(
-        old, step, Header({**header.attributes, **_inherited(old.header, header)}, header.layers)
-    )
+    attributes = {**header.attributes, **_inherited(old.header, header)}
+    columns = {column.name: column for column in (*old.header.columns, *header.columns)}
+    return _rewrite(old, step, Header(attributes, header.layers, tuple(columns.values())))
 
 
 def _drop(path: Path) -> None:
@@ -116,14 +116,11 @@ def _rewrite(old: Trace, step: int | None, header: Header) -> Writer:
     aside = files.aside(old.path)
     try:
         writer = Writer(aside, header)
-        for rows, write in (
-            (old.steps, writer.steps),
-            (old.evals, writer.evaluations),
-            (old.diagnostics, writer.diagnostics),
-        ):
-            kept = _until(step, rows)
+        for group in GROUPS:
+            kept = _until(step, old.group(group))
             if len(kept["step"]):
-                write(kept)
+                there = {column.key for column in header.columns if column.group == group}
+                writer.append(group, {name: kept[name] for name in kept.keys() & there})
         writer.rename(old.path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ from dls.program import output, plugins
 from dls.record import files
 from dls.study import experiments, processes, provenance, results
 from dls.study.experiments import Experiment
-from dls.tools.hosts import HostsError
 
 
 def run_what_is_missing(
@@ -116,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in options.imports:
                 plugins.run(Path(name))
             return _do(options)
-    except (OSError, UsageError, HostsError) as error:
+    except (OSError, UsageError) as error:
         print(f"dls.study: {files.described(error)}", file=sys.stderr)
         return 2
 

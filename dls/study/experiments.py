@@ -21,7 +21,7 @@ from dls.exchange.settings import flag, show
 from dls.program import config, sources
 from dls.program.config import Config
 from dls.record import checkpoint, files
-from dls.tools.hosts import mpirun, python
+from dls.tools.programs import mpirun, python
 
 KEYS = {
     "workload": str,

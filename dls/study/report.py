@@ -15,7 +15,7 @@ from dls.record import files
 from dls.study import chart, provenance
 from dls.study.findings import CONFIDENCE, Comparison, comparisons, sentences, split
 from dls.study.results import Row, baselines
-from dls.tools import reports
+from dls.tools import machine
 
 HOW = f"""
 ± after an accuracy is the standard deviation over the seeds. A difference is that of two runs with
@@ -210,7 +210,7 @@ def prepare(folder: Path) -> None:
 def write(rows: Sequence[Row], folder: Path) -> None:
     """study.md, study.json and study.png. UsageError where the folder cannot be written."""
     compared = [_plain(each) for each in comparisons(rows)]
-    report = {"rows": list(rows), "comparisons": compared, "reported_by": reports.about("numpy")}
+    report = {"rows": list(rows), "comparisons": compared, "reported_by": machine.describe("numpy")}
     text = files.json_text(report, indent=1)
     prepare(folder)
     try:

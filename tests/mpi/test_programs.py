@@ -16,7 +16,7 @@ import pytest
 
 from dls.program import sources
 from dls.record import checkpoint, reader
-from dls.tools.hosts import mpirun
+from dls.tools.programs import mpirun
 from tests.conftest import lines
 from tests.launch import OPEN_MPI, ROOT, finish, launch, start, wait_until
 

@@ -53,7 +53,7 @@ def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def killed_trace(folder: Path) -> Path:
     """A trace as a writer leaves it that is killed."""
     writer = Writer(folder / "aside.h5", header())
-    writer.steps(rows(1, 3))
+    writer.append("steps", rows(1, 3))
     (folder / "trace.h5").write_bytes((folder / "aside.h5").read_bytes())
     writer.close()
     (folder / "aside.h5").unlink()
@@ -125,7 +125,7 @@ def test_a_closed_trace_is_nobodys_where_there_are_no_locks(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
-    writer.steps(rows(1, 3))
+    writer.append("steps", rows(1, 3))
     writer.close()
     (tmp_path / lock.NAME).touch()
     without_locks(errno.ENOLCK, monkeypatch)

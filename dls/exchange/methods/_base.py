@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dls import traffic
 from dls.backends import Backend
 from dls.exchange.clock import Clock
+from dls.exchange.columns import RESIDUAL_NORM, THRESHOLD, Column, K
 from dls.exchange.layout import Bucket, Layout
 from dls.exchange.memory import ErrorFeedback, Memory, State, add
 from dls.exchange.settings import COUNT, Range, setting
@@ -50,10 +51,12 @@ class Method(ABC):
 
     Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags
     and TOML keys. whole: all layers are one bucket and one part. library_sums: its sums are in the
-    library's order, so that bits depend on the library.
+    library's order, so that bits depend on the library. columns: what it records of each step, one
+    dataset of the trace each; `describe_selection` and `describe_memory` give their values.
     """
 
     Settings: ClassVar[type] = NoSettings
+    columns: ClassVar[tuple[Column, ...]] = (K, THRESHOLD, RESIDUAL_NORM)
     whole: ClassVar[bool] = False
     library_sums: ClassVar[bool] = False
 
@@ -136,6 +139,14 @@ class Method(ABC):
     @abstractmethod
     def layer_thresholds(self) -> Thresholds:
         """The thresholds of this step's selection (L)."""
+
+    def describe_selection(self) -> dict[str, NDArray[Any]]:
+        """Values of its columns by name, as far as they are known before `release`."""
+        return {"k": self.layer_k(), "threshold": self.layer_thresholds()}
+
+    def describe_memory(self) -> dict[str, NDArray[Any]]:
+        """Values of its columns by name that are known after `release`."""
+        return {"residual_norm": self.residual_norms()}
 
     @abstractmethod
     def bytes_received(self) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dls import traffic
+from dls.exchange.columns import PER_LAYER, Column
 from dls.exchange.layout import Bucket
 from dls.exchange.methods._base import Landed, Section, SparseSettings, gather_counts
 from dls.exchange.methods.layerwise_topk import LayerwiseTopk
@@ -30,6 +31,17 @@ from reference.adjustment import Counts, Thresholds
 from reference.collectives import Round
 from reference.methods import Source
 from reference.ops import Index, Vector
+
+RESERVE = Column(
+    "steps/reserve",
+    PER_LAYER,
+    np.int64,
+    "values",
+    "how many of the layer's k values were chosen by the reserve, over all layers",
+    since=2,
+    optional=True,
+)
+"""What the reserve brings of each layer."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,11 @@ class Dls(LayerwiseTopk):
     """
 
     Settings = DlsSettings
+    columns = (*LayerwiseTopk.columns, RESERVE)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.brought: Counts = np.zeros_like(self.k)
         self.gradients: list[Vector] = [self.memory.v[:0]] * len(self.sizes)
 
     @classmethod
@@ -130,9 +144,15 @@ class Dls(LayerwiseTopk):
         room = int(self.k.sum() - self.sent.sum())
         index, values = self.ops.top_k_of_rest(self.memory.v, self.offsets, self.heads, room)
         on_host = self.ops.to_host(index), self.ops.to_host(values)
+        own_sent = self.sent
         self.sent, self.thresholds = with_rest(self.sent, self.thresholds, self.offsets, *on_host)
+        self.brought = self.sent - own_sent
         reserve = self.k_of_ranks.sum(axis=1) - self.own_k(self.k_of_ranks).sum(axis=1)
         return [*own, self.section(self.layout.whole, index, values, reserve)]
+
+    def describe_selection(self) -> dict[str, Any]:
+        """And what the reserve brought."""
+        return {**super().describe_selection(), "reserve": self.brought.copy()}
 
     def volumes(self, k: Counts) -> Iterator[tuple[int, int]]:
         """And, with the last bucket, what the reserve brings."""
