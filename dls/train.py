@@ -32,12 +32,12 @@ from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
 from dls.exchange.columns import Column
 from dls.optim import learning_rate
-from dls.program import flags, guessing, output, plugins, sources, startup
+from dls.program import flags, guessing, output, plugins, resume, sources, startup
 from dls.program.consensus import Consensus, DivergenceError
 from dls.program.flags import CommandLine
 from dls.program.heartbeat import Heartbeat, last_words
 from dls.program.progress import Reporter
-from dls.program.startup import Run
+from dls.program.run import Run
 from dls.record import checkpoint
 from dls.record.checkpoint import CheckpointError
 from dls.record.files import described, one_line
@@ -230,7 +230,7 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
     while True:
         try:
             left, lost = comm.survivors()
-            again = startup.prepare(startup.without_lost(command, run, left.size), left, run.lock)
+            again = startup.prepare(resume.without_lost(command, run, left.size), left, run.lock)
             note = f"lost: rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {comm.size}"
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
