@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from dls.comm import cores
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
-from dls.torch import compiled, ranks
+from dls.torch import compiled, ranks, states
 from dls.torch.buffers import Buffers
 from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
 from dls.torch.steps import Steps
@@ -132,6 +132,7 @@ class Sync:
             on_nan="skip" if self._skips else "stop",
             overlap=overlap,
             scale=scaler.get_scale if scaler is not None else None,
+            check=self._check_newcomers,
         )
         if broadcast:
             every = [*model.parameters(), *model.buffers()]
@@ -164,12 +165,6 @@ class Sync:
         self._check()
         if self._held:
             raise ValueError("wait is called outside of no_sync")
-        if name := next(newcomers(self.model, self.parameters), ""):
-            raise ValueError(
-                f"{name} was not a trainable parameter when the model was attached: take"
-                " state = sync.state_dict(), call sync.close(), attach the model again and give the"
-                " new sync load_state_dict(state, strict=False)"
-            )
         with self._lock, torch.no_grad():
             self._steps.leave_all()
             self._words.post(self._steps.finished)
@@ -188,6 +183,15 @@ class Sync:
                 each.tensor.grad = None
             else:
                 each.write()
+
+    def _check_newcomers(self) -> None:
+        """ValueError where a parameter would be left out."""
+        if name := next(newcomers(self.model, self.parameters), ""):
+            raise ValueError(
+                f"{name} was not a trainable parameter when the model was attached: take"
+                " state = sync.state_dict(), call sync.close(), attach the model again and give the"
+                " new sync load_state_dict(state, strict=False)"
+            )
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -220,6 +224,21 @@ class Sync:
             self._steps.fired(number)
 
     # --- between steps -------------------------------------------------------------------------
+
+    def state_dict(self) -> states.State:
+        """What this rank needs to go on with the same bits, by names of parameters and layers; its
+        residual is its own, so each rank saves and loads its own.
+        """
+        return states.save(self._steps, self.method)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
+
+        strict: model, method and number of ranks are the same; else what belongs to parameters that
+        are still there is taken over. ValueError, on all ranks.
+        """
+        self._check()
+        states.load(self._steps, state, self.method, strict)
 
     def close(self) -> None:
         """Take part no more, between two steps; every rank calls it.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.torch.pitfalls  # noqa: F401
 from dls.comm import local
 from tests.launch import ROOT, launch
 from tests.torch.cases import CASES
