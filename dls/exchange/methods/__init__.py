@@ -1,4 +1,4 @@
-"""The methods: one in each file (`global_topk.py` is `--method global-topk`), and registered ones."""
+"""The methods: one a file (`global_topk.py` is `--method global-topk`), and registered classes."""
 
 from __future__ import annotations
 

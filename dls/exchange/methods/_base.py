@@ -75,7 +75,7 @@ class Method(ABC):
 
     @classmethod
     def meaning(cls, settings: Any) -> methods.Method | None:
-        """The reference's version of the method, whose bits it must reproduce; None: there is none."""
+        """The reference's version, whose bits it must reproduce; None: there is none."""
         return None
 
     @property
