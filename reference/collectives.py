@@ -76,6 +76,8 @@ class Swap(NamedTuple):
 
 Round = Gather | Reduce | Sum | Swap
 """What a collective yields."""
+ROUNDS = ("gather", "reduce", "sum", "swap")
+"""The kinds of rounds, by name; a record of a round has the kind's number in here."""
 
 
 class Net(NamedTuple):

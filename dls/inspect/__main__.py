@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.inspect import page, pictures, points
 from dls.inspect.follow import follow
@@ -30,8 +31,9 @@ SMALLEST, LARGEST = 1, 40
 """Inches of a figure's sides."""
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(prog=usage_name("inspect"), description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
     parser.add_argument(
@@ -67,6 +69,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too"
     )
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.follow and (args.json or args.repair):
         parser.error("--follow goes with neither --json nor --repair")

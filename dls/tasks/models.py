@@ -173,14 +173,18 @@ class Builder:
 class Model:
     """A network whose numbers are in three flat buffers.
 
-    name         as in `names()`
-    layers       L layers in forward order; backward completes them in descending order
-    offsets      int64 [L + 1]: layer l is parameters[offsets[l]:offsets[l + 1]]
-    parameters   float32 [n]: per layer weight, bias (gamma, beta), each in C order
-    gradients    float32 [n]: in the same order
-    statistics   float32 [m]: per batch norm its running mean, then its running variance; m may be 0
-    chain        whether every layer feeds only the next one (False with shortcuts)
-    input_size   (C, H, W) of the images that `forward` takes
+    name            as in `names()`
+    layers          L layers in forward order; backward completes them in descending order
+    offsets         int64 [L + 1]: layer l is parameters[offsets[l]:offsets[l + 1]]
+    parameters      float32 [n]: per layer weight, bias (gamma, beta), each in C order
+    gradients       float32 [n]: in the same order
+    statistics      float32 [m]: per batch norm its running mean, then its running variance;
+                    m may be 0
+    chain           whether every layer feeds only the next one (False with shortcuts)
+    input_size      (C, H, W) of the images that `forward` takes
+    smallest_side   smaller images are enlarged to so many pixels a side
+    modules         the modules in forward order
+    views           the arrays of each layer, as they lie in the flat buffers
 
     All three have the same dtype: float32, or float64 for gradient checks.
     """
@@ -203,14 +207,14 @@ class Model:
         self.parameters: Array = nn.asarray(_join(builder.parameters, dtype))
         self.gradients: Array = nn.asarray(np.zeros(self.parameters.size, dtype))
         self.statistics: Array = nn.asarray(_join(builder.statistics, dtype))
-        self._views = Views(
+        self.views = Views(
             nn,
             _split(self.parameters, builder.parameters),
             _split(self.gradients, builder.parameters),
             _split(self.statistics, builder.statistics),
         )
-        self._wanted = wanted
-        self._modules = tuple(builder.modules)
+        self.smallest_side = wanted
+        self.modules = tuple(builder.modules)
         self._caches: list[Any] | None = None
 
     def forward(self, images: Array, training: bool) -> Array:
@@ -228,9 +232,9 @@ class Model:
                 f"{self.name} takes {dtype} images {self.input_size}, "
                 f"not {images.dtype} images {images.shape[1:]}"
             )
-        x = self._views.nn.asarray(enlarge(images, self._wanted))
+        x = self.views.nn.asarray(enlarge(images, self.smallest_side))
         with np.errstate(over="ignore", invalid="ignore"):
-            logits, caches = modules.forward(self._modules, self._views, x, training)
+            logits, caches = modules.forward(self.modules, self.views, x, training)
         self._caches = caches if training else None
         return logits
 
@@ -245,7 +249,7 @@ class Model:
         if self._caches is None:
             raise RuntimeError("backward needs a forward pass in training before it")
         caches, self._caches = self._caches, None
-        modules.backward(self._modules, self._views, dlogits, caches, on_gradient)
+        modules.backward(self.modules, self.views, dlogits, caches, on_gradient)
 
 
 def _join(arrays: list[list[Array]], dtype: DTypeLike) -> Array:
