@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dls.inspect import series
+from dls.inspect import reading
 from dls.record import checkpoint, reader
 from dls.record.checkpoint import Position
 from dls.tasks.batches import Batches
@@ -103,7 +103,7 @@ def check_traces(out: Path, one_budget: bool) -> None:
     assert [file.path.name for file in files] == ["trace.h5", *later]
     assert [file.header.ranks for file in files] == [1, 3, 2, 4, 1]
     steps = [step for file in files for step in file.steps["step"].tolist()]
-    assert steps == series.load(out).steps["step"].tolist() == list(range(1, 14))
+    assert steps == reading.load(out).steps["step"].tolist() == list(range(1, 14))
     if one_budget:
         assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
 
