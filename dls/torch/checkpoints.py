@@ -36,7 +36,7 @@ RANDOM = "random."
 """How the names of a generator's states begin; those of the CPU and of CUDA devices."""
 
 
-def save(sync: Sync, folder: Path, keep: int, parts: Parts) -> Path:
+def save(sync: Sync, folder: str | Path, keep: int, parts: Parts) -> Path:
     """Write a checkpoint of the finished steps, and keep the newest so many; every rank calls it.
 
     parts: what has state_dict and load_state_dict, by names of the caller's. CheckpointError, on
@@ -44,9 +44,10 @@ def save(sync: Sync, folder: Path, keep: int, parts: Parts) -> Path:
     """
     steps, comm = sync._steps, sync.comm
     own = _own(sync)
+    out = sync._folders.open(folder)
     sync._words.confirm(steps.finished)
     shared = comm.together(lambda: _shared(sync, parts))
-    place = checkpoint.place(folder, steps.finished)
+    place = checkpoint.place(out, steps.finished)
     layers = tuple(zip(steps.order, steps.layout.sizes, strict=True))
     surroundings = environment.describe(sync.backend, sync.threads, comm)
     about = Checkpoint(

@@ -253,7 +253,7 @@ class Sync:
         is among them. ValueError or OSError, on all ranks.
         """
         self._check()
-        return checkpoints.save(self, self._folders.open(folder), keep, parts)
+        return checkpoints.save(self, folder, keep, parts)
 
     def resume(self, folder: str | Path, **parts: Any) -> int:
         """Go on from the newest whole checkpoint in a folder, on any number of ranks; every rank
