@@ -255,7 +255,8 @@ def _step(run: Run, recorder: Recorder, reporter: Reporter, step: int) -> None:
     else:
         row.loss = loss
     if record:
-        recorder.step(step, row, epoch=run.batches.place(step - 1)[0], lr=lr)
+        epoch = run.batches.epoch_and_batch(step - 1)[0]
+        recorder.step(step, row, epoch=epoch, lr=lr)
     if row.diagnosis:
         recorder.diagnosis(step, row.diagnosis)
     reporter.step(step, row.loss, row.payload_bytes, row.received_bytes)
@@ -270,7 +271,7 @@ def _evaluation_due(run: Run, step: int) -> bool:
     return (
         _due(step, run.config.eval_every)
         if run.config.eval_every
-        else run.batches.place(step)[1] == 0
+        else run.batches.epoch_and_batch(step)[1] == 0
     )
 
 
@@ -278,7 +279,7 @@ def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, step
     loss, accuracy = run.task.evaluate(run.dataset, comm)
     recorder.evaluation(step, loss, accuracy)
     warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.exchanger.method.density < 1)
-    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
+    reporter.evaluation(step, run.batches.epoch_and_batch(step - 1)[0] + 1, loss, accuracy, warning)
 
 
 def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:

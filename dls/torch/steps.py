@@ -8,7 +8,7 @@ in steps before; what has not left when the step ends leaves then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class Steps:
     the last of which leaves first.
 
     scale: where a GradScaler multiplies gradients, its present scale, asked at each step's begin.
-    ValueError where the settings do not fit the model.
+    check: raises, before anything leaves, where a step cannot be taken. ValueError where the
+    settings do not fit the model.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Steps:
         on_nan: str,
         overlap: bool = True,
         scale: Callable[[], float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.parameters, self.comm, self.backend = parameters, comm, backend
         self._of_exchanger = (method, settings, comm, backend)
         self._options: dict[str, Any] = {"bucket_size": bucket_size, "on_nan": on_nan}
         self._overlap, self._ask_scale, self._scale = overlap, scale, 1.0
+        self._check = check
         self.finished = 0
         self.agreed = False
         self._expected: list[int] | None = None
@@ -118,6 +121,11 @@ class Steps:
         """Begin a step, where none is under way."""
         if self.begun:
             return
+        try:
+            self._check()
+        except ValueError:
+            self._forget()
+            raise
         self._set_aside()
         self._scale = self._ask_scale() if self._ask_scale else 1.0
         self.exchanger.clock.restart()
@@ -175,12 +183,25 @@ class Steps:
         self.finished += 1
         before = self._expected or [0] * len(self.parameters)
         self._expected = [max(pair) for pair in zip(before, self._fired, strict=True)]
+        self._forget()
+        return row
+
+    def _forget(self) -> None:
+        """Nothing has fired in the step that comes."""
         self._fired = [0] * len(self.parameters)
         self._events.clear()
         self._left.clear()
-        return row
 
     # --- frozen parameters ---------------------------------------------------------------------
+
+    def take_aside(self, kept: Mapping[str, Tensor]) -> None:
+        """Take over what an earlier sync's frozen parameters had not sent; parameters that are not
+        here any more are left out.
+        """
+        sizes = {each.name: each.values for each in self.parameters}
+        for name, values in kept.items():
+            if sizes.get(name) == values.numel():
+                self.aside[name] = values.to(self.flat.device).clone()
 
     def _set_aside(self) -> None:
         """What a frozen parameter has not sent stays on this rank until it is trained again."""

@@ -23,7 +23,7 @@ def keep(line: str, comm: Comm) -> None:
         "first": run.first,
         "total": run.total,
         "batch": run.config.batch_size,
-        "place": run.batches.place(run.first),
+        "place": run.batches.epoch_and_batch(run.first),
     }
     arrays = run.exchanger.state()
     arrays |= {"statistics": model.statistics, "weights": model.parameters}
