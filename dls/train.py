@@ -30,19 +30,20 @@ from dls.cli import UsageError
 from dls.comm import launcher, local
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError, MissingMPI, RankLost
+from dls.exchange.columns import Column
 from dls.optim import learning_rate
-from dls.program import config, guessing, output, plugins, sources, startup
-from dls.program.config import CommandLine
+from dls.program import flags, guessing, output, plugins, resume, sources, startup
 from dls.program.consensus import Consensus, DivergenceError
+from dls.program.flags import CommandLine
 from dls.program.heartbeat import Heartbeat, last_words
 from dls.program.progress import Reporter
-from dls.program.startup import Run
+from dls.program.run import Run
 from dls.record import checkpoint
 from dls.record.checkpoint import CheckpointError
 from dls.record.files import described, one_line
 from dls.record.recorder import Recorder
 from dls.record.repair import go_on
-from dls.record.schema import LAYER_FIELDS, Header, TraceError
+from dls.record.schema import LAYER_FIELDS, Header, TraceError, columns_of
 from dls.record.writer import Writer
 from reference.ops import NonFiniteError
 from reference.wire import MessageError
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
             refused = plugins.load(argv)
             if refused is not None and not launcher.launched(os.environ):
                 raise refused  # there is nobody else to hear of it
-            timeout, workers = config.before_ranks_meet(argv)
+            timeout, workers = flags.before_ranks_meet(argv)
             if workers:
                 return _main_of_workers(argv, workers, request, refused)
             comm = _join(timeout)
@@ -191,7 +192,8 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
     before = comm.from_rank_0(lambda: last_words(run.out))
     heartbeat = Heartbeat(run.out, comm, run.first)
     opened.callback(heartbeat.leave)
-    recorder = Recorder(comm, _open_trace(run, comm))
+    columns = columns_of(run.exchanger.method.columns)
+    recorder = Recorder(comm, _open_trace(run, comm, columns), columns)
     opened.callback(recorder.leave)
     for line in (*run.notes, *before, *_opening(run, comm), *_warnings(run, comm)):
         reporter.say(line)
@@ -228,7 +230,7 @@ def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm
     while True:
         try:
             left, lost = comm.survivors()
-            again = startup.prepare(startup.without_lost(command, run, left.size), left, run.lock)
+            again = startup.prepare(resume.without_lost(command, run, left.size), left, run.lock)
             note = f"lost: rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {comm.size}"
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
@@ -253,7 +255,8 @@ def _step(run: Run, recorder: Recorder, reporter: Reporter, step: int) -> None:
     else:
         row.loss = loss
     if record:
-        recorder.step(step, run.batches.place(step - 1)[0], lr, row)
+        epoch = run.batches.epoch_and_batch(step - 1)[0]
+        recorder.step(step, row, epoch=epoch, lr=lr)
     if row.diagnosis:
         recorder.diagnosis(step, row.diagnosis)
     reporter.step(step, row.loss, row.payload_bytes, row.received_bytes)
@@ -268,7 +271,7 @@ def _evaluation_due(run: Run, step: int) -> bool:
     return (
         _due(step, run.config.eval_every)
         if run.config.eval_every
-        else run.batches.place(step)[1] == 0
+        else run.batches.epoch_and_batch(step)[1] == 0
     )
 
 
@@ -276,7 +279,7 @@ def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, step
     loss, accuracy = run.task.evaluate(run.dataset, comm)
     recorder.evaluation(step, loss, accuracy)
     warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.exchanger.method.density < 1)
-    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
+    reporter.evaluation(step, run.batches.epoch_and_batch(step - 1)[0] + 1, loss, accuracy, warning)
 
 
 def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
@@ -293,7 +296,7 @@ def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
         reporter.say_once(line)
 
 
-def _open_trace(run: Run, comm: Comm) -> Writer | None:
+def _open_trace(run: Run, comm: Comm, columns: tuple[Column, ...]) -> Writer | None:
     """Rank 0's writer."""
     layers = {
         name: [getattr(layer, name) for layer in run.task.model.layers]
@@ -312,7 +315,7 @@ def _open_trace(run: Run, comm: Comm) -> Writer | None:
         "data": run.data,
         **run.environment,
     }
-    header = Header(attributes, layers)
+    header = Header(attributes, layers, columns)
     return None if comm.rank else go_on(run.out, run.first, header)
 
 

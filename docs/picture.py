@@ -1,4 +1,4 @@
-"""The picture of README.md: the threshold of each layer, step by step, a panel for each run.
+"""Draws the picture of README.md: the threshold of each layer over the steps, a panel for each run.
 
 python docs/picture.py RUN... FILE
 """
@@ -23,6 +23,7 @@ TITLES = {
     "layerwise-topk": "Layer-wise Top-k: a threshold for each layer",
     "dls": "DLS: one threshold for all layers",
 }
+"""The titles of the panels, by method."""
 
 
 def main(*arguments: str) -> None:
@@ -43,8 +44,9 @@ def main(*arguments: str) -> None:
 
 
 def draw(axes: Any, run: Run) -> None:
-    """A line for each layer: its threshold, the mean over the ranks, and of that the geometric mean
-    over WINDOW steps.
+    """Draw a line for each layer: its threshold, the mean over the ranks.
+
+    Over WINDOW steps the geometric mean is drawn.
     """
     method, steps = run.about.method, run.steps["step"]
     window = min(WINDOW, len(steps))

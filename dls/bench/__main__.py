@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dls import backends
 from dls.bench.commands import COMMANDS
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.comm import launcher
 from dls.comm.errors import MissingMPI
@@ -29,7 +30,7 @@ STEPS = 7
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.bench`."""
-    parser = Parser(prog="python -m dls.bench", description="Measure on this machine.")
+    parser = Parser(prog=usage_name("bench"), description="Measure on this machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         below = commands.add_parser(name, help=command.title, description=command.title)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.comm.lanes import Lanes, Tally
+from dls.comm.lanes import Lanes, Message, Tally
 from reference.collectives import COUNT, Gather, Net, Round, Swap, blocks
 
 T = TypeVar("T")
@@ -52,6 +52,10 @@ class Waiting:
         self._comm.wait_until(self._done, self._what)
         return self._make(self._pending.answer)
 
+    def note_in(self, message: Message) -> None:
+        """Keep there when the network had it, and when it was complete."""
+        message.note(self._pending)
+
     def _done(self) -> bool:
         self._comm.lanes.advance()
         return self._pending.done()
@@ -64,6 +68,7 @@ class Comm(ABC):
     `node`: the ranks that share its machine, itself included; `rank_on_node`: its place among them.
     `timeout`: seconds that a rank waits for the others at most, anywhere. `outlives_ranks`: whether
     a rank's death is a RankLost on the others. `library`: what carries the words, with its version.
+    `any_thread`: whether calls may come from several threads, one at a time.
     """
 
     rank: int
@@ -74,6 +79,7 @@ class Comm(ABC):
     rank_on_node: int
     timeout: float
     outlives_ranks: bool = False
+    any_thread: bool = True
 
     def __init__(self) -> None:
         self.tally = Tally()

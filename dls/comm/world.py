@@ -118,6 +118,7 @@ class World(Comm):
             node.Free()
         self.rank = self._world.Get_rank()
         self.size = self._world.Get_size()
+        self.any_thread = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         self.host = MPI.Get_processor_name()
         name, version = MPI.get_vendor()
         self.library = f"{name} {'.'.join(map(str, version))}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.inspect import page, pictures, points, sheets
 from dls.inspect.finding import find, load_all
@@ -38,7 +39,7 @@ SUFFIXES = {"--html": ("page", (".html", ".htm")), "--csv": ("table", (".csv",))
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(prog="python -m dls.inspect", description="Look into runs.")
+    parser = Parser(prog=usage_name("inspect"), description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
     words = 'print one JSON object {"runs": [...]} instead of tables'

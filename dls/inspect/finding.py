@@ -22,7 +22,7 @@ def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
 
 
 def _find(path: Path) -> list[tuple[Path, bool]]:
-    if not path.is_dir() or reader.series(path):
+    if not path.is_dir() or reader.trace_files(path):
         return [(path, True)]
     below = [(folder, False) for folder in _below(path)]
     if not below:
@@ -41,7 +41,7 @@ def _below(path: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
-        if reader.series(Path(folder)):
+        if reader.trace_files(Path(folder)):
             names.clear()
             yield Path(folder)
         names[:] = sorted(name for name in names if not name.startswith("."))

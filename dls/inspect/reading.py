@@ -32,7 +32,7 @@ def load(path: Path) -> Run:
 
 def files_of(path: Path) -> list[Path]:
     """The traces of a run's folder, or the one file. TraceError."""
-    files = reader.series(path) if path.is_dir() else [path]
+    files = reader.trace_files(path) if path.is_dir() else [path]
     if not files:
         raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
     return files

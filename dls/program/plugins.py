@@ -18,15 +18,15 @@ PREFIX = "dls_import_"
 """Before the name of a file, as a module."""
 
 
-def add_flag(parser: argparse.ArgumentParser) -> None:
-    """Let a command line take it."""
+def add_flag(parser: argparse._ActionsContainer) -> None:
+    """Add --import to a command line, or to a group of its options."""
     parser.add_argument(
         "--import",
         dest="imports",
         metavar="FILE",
         action="append",
         default=[],
-        help="run this Python file first: it may @dls.register methods",
+        help="run this Python file first, which may register methods (@dls.register)",
     )
 
 

@@ -101,7 +101,7 @@ class Reporter:
             f" move {dense} each way"
         )
         self._warn()
-        self.say(f"look into it with {invocation.python()} -m dls.inspect {shlex.quote(str(out))}")
+        self.say(f"look into it with {shlex.join([*invocation.command('inspect'), str(out)])}")
 
     def stopped(self, step: int, out: Path, ranks: int) -> None:
         """So many ranks were asked to stop, after this step."""

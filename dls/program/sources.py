@@ -8,9 +8,7 @@ other state.
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
-import re
 import subprocess
 import sys
 import tarfile
@@ -22,11 +20,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import dls
+from dls import version as origins
 from dls.program.plugins import PREFIX
+from dls.version import files_below, hash_files, name_of
 
-ROOT = Path(dls.__file__).parent.parent
-PACKAGES = ("dls", "reference", "gpu")
+ROOT = origins.ROOT
+"""The folder that holds the packages of this program."""
 BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
 """What training loads by name, or reads: all of it counts.
 
@@ -34,9 +33,6 @@ The last is where older commits have the digits.
 """
 METHODS = ("exchange.methods", "sparsifiers")
 """The packages of the methods; the last is where older commits have them."""
-DIGITS = 12
-COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""A trace is anybody's file, and git takes a word that begins with - for an option."""
 OF_NO_COMMIT = "files that were of no commit"
 
 
@@ -70,17 +66,18 @@ class State:
 
 
 def version() -> str:
-    """The program's version, and a hash of all its sources, the same wherever the same code
-    runs.
-    """
-    return f"{dls.__version__}+{_hash([*_below(ROOT, PACKAGES), *imported()], ROOT)}"
+    """The program's version and a hash of all sources, the same wherever the same code runs."""
+    files = [*files_below(ROOT, origins.PACKAGES), *imported()]
+    return f"{origins.__version__}+{hash_files(files, ROOT)}"
 
 
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
     """What a run of this method would read now, and what else is its own."""
-    files = [*_below(root, training_files(method, root)), *own, *imported()]
+    files = [*files_below(root, training_files(method, root)), *own, *imported()]
     named = _named(sorted(files), root)
-    return State(_hash(files, root), "", {name: _hash([named[name]], root) for name in named})
+    return State(
+        hash_files(files, root), "", {name: hash_files([named[name]], root) for name in named}
+    )
 
 
 def state_of_run(method: str, root: Path = ROOT) -> State:
@@ -115,7 +112,7 @@ def resolved(found: State, method: str, root: Path) -> State | None:
     """
     if found.digest:
         return found
-    if not COMMIT.fullmatch(found.commit):
+    if not origins.COMMIT.fullmatch(found.commit):
         return None
     try:
         command = ["git", "-C", str(root), "archive", "--format=tar", found.commit]
@@ -149,25 +146,17 @@ def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> s
 
 
 def commit(method: str = "", root: Path = ROOT) -> str:
-    """The git commit of the sources.
+    """The git commit of the sources, in a checkout or in a wheel.
 
-    Where they differ from it, or are no checkout, a + and the hash of a run come after it.
-
-    A program that takes the place of dls.train is one of the sources, and of no commit.
+    A + and the hash of a run follow where the sources differ from the commit, or where none is
+    known. A program of the user's that calls dls.train, and files that `--import` has run, are
+    sources too, and belong to no commit.
     """
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
     own = [*_own_program(root), *imported()]
-    try:
-        git("ls-files", "--error-unmatch", "dls/train.py")
-        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *PACKAGES)
-    except (OSError, subprocess.CalledProcessError):
-        head, changed = "", "all"
-    return f"{head}+{training_hash(method, root, own)}" if changed or own else head
+    found = origins.origin(root)
+    if not found.changed and not own:
+        return found.commit
+    return f"{found.commit}+{training_hash(method, root, own)}"
 
 
 def training_files(method: str, root: Path = ROOT) -> list[str]:
@@ -228,53 +217,19 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _own_program(root: Path) -> Iterator[Path]:
-    """The program that runs, where it is none of dls."""
+    """The user's program that calls dls.train, if there is one."""
     file = getattr(sys.modules["__main__"], "__file__", None)
     path = Path(file or root / "dls").resolve()
     if not path.is_relative_to((root / "dls").resolve()):
         yield path
 
 
-def _below(root: Path, names: Iterable[str]) -> list[Path]:
-    """The files of these names, and those in the folders of these names."""
-    places = [root / name for name in names]
-    return [
-        path
-        for place in places
-        for path in ([place] if place.is_file() else sorted(place.rglob("*")))
-        if _is_source(path)
-    ]
-
-
-def _is_source(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".py", ".cu", ".npz")
-
-
-def _hash(files: Iterable[Path], root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(_name(path, root).encode() + _content(path))
-    return digest.hexdigest()[:DIGITS]
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
 def _named(files: Iterable[Path], root: Path) -> dict[str, Path]:
     """Files by name; one from elsewhere whose name is taken has folders before it, as it needs."""
     named: dict[str, Path] = {}
     for path in dict.fromkeys(files):
-        name, above = _name(path, root), iter(path.parents)
+        name, above = name_of(path, root), iter(path.parents)
         while name in named:
             name = f"{next(above).name}/{name}"
         named[name] = path
     return named
-
-
-def _content(path: Path) -> bytes:
-    """A file's bytes or, for a program in an archive, the archive's; none where it was read from a
-    pipe, or is gone by now.
-    """
-    found = next((place for place in (path, *path.parents) if place.is_file()), None)
-    return found.read_bytes() if found else b""

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.program import output, plugins
 from dls.record import files
@@ -22,7 +23,7 @@ from dls.tools import plotting
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(
-        prog="python -m dls.study", description="Run a study, or go on with it, and report on it."
+        prog=usage_name("study"), description="Run a study, or go on with it, and report on it."
     )
     words = "experiment files (TOML), see runs/study/"
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=words)

@@ -10,6 +10,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from dls import theory
+from dls.called import usage_name
 from dls.cli import Parser
 from dls.program import output
 from dls.record.files import described, one_line
@@ -31,7 +32,7 @@ NONE = "none"
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
     description = (theory.__doc__ or "").split("\n\n")[1]
-    parser = Parser(prog="python -m dls.theory", description=description)
+    parser = Parser(prog=usage_name("theory"), description=description)
     _add_variance_options(parser)
     _add_property_options(parser)
     _add_data_options(parser)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dls.comm.world import World
-from dls.program import config, heartbeat, startup
+from dls.program import config, folder, heartbeat
 from dls.record import checkpoint, environment, files, lock, reader
 from dls.record.lock import Lock, State
 from tests.conftest import lines
@@ -230,7 +230,7 @@ def test_a_configuration_that_cannot_be_replaced_ends_no_resume(
     monkeypatch.setattr(files, "write_text", refuse)
     own, found = Lock(), checkpoint.describe(checkpoint.place(ended, 2))
     own.take(ended)
-    out, (note,) = startup._make_folder(config.build({"out": str(ended)}), found, own)
+    out, (note,) = folder.make(config.build({"out": str(ended)}), found, own)
     own.release()
     assert out == ended
     assert note.startswith(f"{ended / 'config.toml'} cannot be replaced (Operation not permitted)")

@@ -101,9 +101,9 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = Writer(path, header(**about))
     if table is not None:
-        writer.steps(table)
+        writer.append("steps", table)
     for each in evals:
-        writer.evals(*each)
+        writer.evaluation(*each)
     writer.close()
     return path.parent
 

@@ -365,11 +365,12 @@ def test_many_layers(tmp_path: Path) -> None:
     numbers = {name: [50] * layers for name in LAYER_FIELDS if name not in WORDS}
     writer = Writer(tmp_path / "trace.h5", Header(header().attributes, names | numbers))
     few = rows([1, 2, 3])
-    writer.steps(
+    writer.append(
+        "steps",
         {
             name: np.repeat(column, layers // 2, axis=2) if column.ndim == 3 else column
             for name, column in few.items()
-        }
+        },
     )
     writer.close()
     (group,) = groups.by_seed([reading.load(tmp_path)])

@@ -152,7 +152,7 @@ def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -
         [(about(checkout), 2), (about(checkout), 2)], start=1
     ):
         writer = go_on(tmp_path / "a", step, header(**attributes))
-        writer.steps(rows([step + 1]))
+        writer.append("steps", rows([step + 1]))
         writer.close()
         assert len(reading.load(tmp_path / "a").sources) == states
     go_on(tmp_path / "a", 3, header(commit="of an older program")).close()

@@ -115,7 +115,7 @@ def test_a_trace_without_received_bytes_is_read(
 def test_a_run_goes_on_with_an_older_trace(tmp_path: Path) -> None:
     folder = older(tmp_path / "old")
     writer = go_on(folder, 1, reader.read(folder / "trace.h5").header)
-    writer.steps(rows([2], received_bytes=7))
+    writer.append("steps", rows([2], received_bytes=7))
     writer.close()
     assert reader.read(folder / "trace.h5").steps["received_bytes"].tolist() == [
         [UNKNOWN] * 2,

@@ -1,0 +1,10 @@
+"""The exchange for a PyTorch model: `attach`, then `sync.wait()` before each optimizer step."""
+
+from __future__ import annotations
+
+from dls.torch import version  # first: without PyTorch it says what to install
+from dls.torch.sync import Sync, attach
+
+version.check()
+
+__all__ = ["Sync", "attach"]

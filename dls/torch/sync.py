@@ -1,0 +1,331 @@
+"""`attach`: a PyTorch model's gradients become the ranks' mean."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dls import backends
+from dls.comm import cores
+from dls.comm.base import Comm
+from dls.exchange import methods, settings
+from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.torch import checkpoints, compiled, ranks, states
+from dls.torch.buffers import Buffers
+from dls.torch.folder import Folders
+from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
+from dls.torch.steps import Steps
+from dls.torch.words import Words
+
+_attached: weakref.WeakSet[Sync] = weakref.WeakSet()
+
+
+def attach(
+    model: Tensor,
+    method: str = "dls",
+    *,
+    comm: Any = None,
+    backend: str = "",
+    bucket_size: int = BUCKET_SIZE,
+    overlap: bool = True,
+    on_nan: str = "stop",
+    scaler: Any = None,
+    buffers: str = "mean",
+    broadcast: bool = True,
+    check_every: int = 100,
+    threads: int = 0,
+    timeout: float = 600.0,
+    **of_method: Any,
+) -> Sync:
+    """Let the ranks train this model together; every rank calls it with the same arguments.
+
+        sync = dls.torch.attach(model, method="dls", density=0.01)   # after model.to(device)
+        for x, y in loader:
+            loss_of(model(x), y).backward()
+            sync.wait()              # every parameter's grad is now the mean over the ranks
+            optimizer.step()
+            optimizer.zero_grad()
+
+    method, density, …: as the flags of `dls.train`; a method's own settings by their names. comm:
+    an mpi4py communicator; None: all ranks that mpirun has started, or this process alone. backend:
+    "numba", "numpy" or "cupy"; unless given, "cupy" for a model on a CUDA device, else "numba".
+    bucket_size: values from which on neighbouring layers travel together. overlap: gradients leave
+    during the backward pass, else all in `wait`. on_nan: "stop" raises NonFiniteError; "skip"
+    leaves the step out on all ranks: every grad is None after `wait`. scaler: the GradScaler that
+    multiplies the loss; where a rank's gradient is infinite, all ranks skip the step. buffers: what
+    each rank has of batch norm's running statistics after a step, the "mean", those of "rank0", or
+    its own ("local"). broadcast: begin with rank 0's weights and buffers. check_every: compare the
+    ranks' weights after so many steps; 0: never. threads: 0, this rank's share of the cores.
+    timeout: seconds that a rank waits for others at most.
+
+    ValueError, on all ranks, where an argument is wrong or ranks differ.
+    """
+    return Sync(
+        model,
+        method,
+        comm=comm,
+        backend=backend,
+        bucket_size=bucket_size,
+        overlap=overlap,
+        on_nan=on_nan,
+        scaler=scaler,
+        buffers=buffers,
+        broadcast=broadcast,
+        check_every=check_every,
+        threads=threads,
+        timeout=timeout,
+        **of_method,
+    )
+
+
+class Sync:
+    """What `attach` returns. `steps`: finished steps; `row`: of the last one bytes and seconds."""
+
+    def __init__(
+        self,
+        model: Tensor,
+        method: str,
+        *,
+        comm: Any,
+        backend: str,
+        bucket_size: int,
+        overlap: bool,
+        on_nan: str,
+        scaler: Any,
+        buffers: str,
+        broadcast: bool,
+        check_every: int,
+        threads: int,
+        timeout: float,
+        **of_method: Any,
+    ) -> None:
+        _check_numbers(bucket_size, check_every, threads, timeout)
+        if on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
+        self.model, self.parameters = model, tracked(model)
+        _check_unattached(self.parameters)
+        own = settings.build(load(method).Settings, of_method)
+        self.method = method
+        self.comm = ranks.comm(comm, timeout)
+        self._owns = not isinstance(comm, Comm)
+        same = {"method": method, "settings": own, "bucket_size": bucket_size, "on_nan": on_nan}
+        same |= {"buffers": buffers, "broadcast": broadcast, "check_every": check_every}
+        same |= {"scaler": scaler is not None}
+        ranks.check_same(self.comm, same, [each.describe() for each in self.parameters])
+        tensors = [each.tensor for each in self.parameters]
+        ranks.check_threads(self.comm, tensors, overlap)
+        self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
+        self.backend, self.threads = _backend(backend, tensors[0], self.comm, threads)
+        self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
+        self._steps = Steps(
+            self.parameters,
+            load(method),
+            own,
+            self.comm,
+            self.backend,
+            bucket_size=bucket_size,
+            on_nan="skip" if self._skips else "stop",
+            overlap=overlap,
+            scale=scaler.get_scale if scaler is not None else None,
+            check=self._check_newcomers,
+        )
+        if broadcast:
+            every = [*model.parameters(), *model.buffers()]
+            ranks.copy_from_rank_0(self.comm, every)
+        self._words = Words(self.comm, self.parameters, check_every)
+        self._compiled = compiled.Watch(model) if overlap and self.comm.size > 1 else None
+        self._folders = Folders(self.comm)
+        self._lock, self._thread = threading.RLock(), threading.get_ident()
+        self._held = 0
+        self.row: Row | None = None
+        self._opened = ExitStack()
+        for number, each in enumerate(self.parameters):
+            hook = each.tensor.register_post_accumulate_grad_hook(self._hook(number))
+            self._opened.callback(hook.remove)
+        _attached.add(self)
+
+    # --- a step --------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Finished steps, those that were skipped included."""
+        return self._steps.finished
+
+    def wait(self) -> bool:
+        """End the step: return when every parameter's `grad` is the mean over the ranks.
+
+        Every rank calls it once a step, also one that has had no backward pass: its gradient counts
+        as zero. Returns False where the step is left out by all ranks, as one of them met NaN or
+        infinity (on_nan "skip", or with a scaler).
+        """
+        self._check()
+        if self._held:
+            raise ValueError("wait is called outside of no_sync")
+        with self._lock, torch.no_grad():
+            self._steps.leave_all()
+            self._words.post(self._steps.finished)
+            self._buffers.post()
+            self.row = self._steps.end()
+            self._words.hear()
+            self._buffers.apply()
+            self._write(skipped=bool(self.row.met_by))
+        if self._compiled:
+            self._compiled.look(self.comm.rank)
+        return not self.row.met_by
+
+    def _write(self, skipped: bool) -> None:
+        for each in self.parameters:
+            if skipped and self._scaler is None:
+                each.tensor.grad = None
+            else:
+                each.write()
+
+    def _check_newcomers(self) -> None:
+        """ValueError where a parameter would be left out."""
+        if name := next(newcomers(self.model, self.parameters), ""):
+            raise ValueError(
+                f"{name} was not a trainable parameter when the model was attached: take"
+                " state = sync.state_dict(), call sync.close(), attach the model again and give the"
+                " new sync load_state_dict(state, strict=False)"
+            )
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes in this block add to `grad` and send nothing: for all of a step's passes
+        but the last.
+        """
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def _hook(self, number: int) -> Any:
+        own = weakref.ref(self)
+
+        def grown(_: Tensor) -> None:
+            sync = own()
+            if sync is not None and not sync._held:
+                sync._grown(number)
+
+        return grown
+
+    def _grown(self, number: int) -> None:
+        if not self.comm.any_thread and threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "a backward pass runs in another thread than attach did, and MPI was started for"
+                " one alone: start it with MPI.Init_thread(MPI.THREAD_MULTIPLE)"
+            )
+        with self._lock, torch.no_grad():
+            self._steps.fired(number)
+
+    # --- between steps -------------------------------------------------------------------------
+
+    def state_dict(self) -> states.State:
+        """What this rank needs to go on with the same bits, by names of parameters and layers; its
+        residual is its own, so each rank saves and loads its own.
+        """
+        return states.save(self._steps, self.method)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
+
+        strict: model, method and number of ranks are the same; else what belongs to parameters that
+        are still there is taken over. ValueError, on all ranks.
+        """
+        self._check()
+        states.load(self._steps, state, self.method, strict)
+
+    def save(self, folder: str | Path, *, keep: int = 2, **parts: Any) -> Path:
+        """Write a checkpoint to FOLDER/checkpoints and keep the newest `keep` (0: all); every rank
+        calls it, between two steps.
+
+            sync.save("runs/mine", optimizer=optimizer, schedule=schedule)
+
+        parts: whatever has state_dict and load_state_dict and is the same on all ranks; the model
+        is among them. ValueError or OSError, on all ranks.
+        """
+        self._check()
+        return checkpoints.save(self, folder, keep, parts)
+
+    def resume(self, folder: str | Path, **parts: Any) -> int:
+        """Go on from the newest whole checkpoint in a folder, on any number of ranks; every rank
+        calls it with the parts that `save` was given.
+
+        Returns how many steps are finished: 0 where there is no checkpoint. ValueError, on all
+        ranks.
+        """
+        self._check()
+        return checkpoints.resume(self, self._folders.open(folder), parts)
+
+    def close(self) -> None:
+        """Take part no more, between two steps; every rank calls it.
+
+        The parameters and their grads stay as they are.
+        """
+        if self in _attached:
+            self._opened.close()
+            _attached.discard(self)
+            self._folders.close()
+            self._steps.exchanger.finish()
+            if self._owns:
+                self.comm.finish()
+
+    def __enter__(self) -> Sync:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._opened.close()
+            _attached.discard(self)
+
+    def _check(self) -> None:
+        if self not in _attached:
+            raise RuntimeError("this sync is closed: attach the model again")
+
+
+def load(name: str) -> type[methods.Method]:
+    """The method of that name. ValueError where there is none."""
+    if name not in methods.names():
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
+    return methods.load(name)
+
+
+def _check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any) -> None:
+    """ValueError where one is no number, or too small."""
+    least = {"bucket_size": (bucket_size, 1), "check_every": (check_every, 0)}
+    least |= {"threads": (threads, 0)}
+    for name, (value, low) in least.items():
+        if not isinstance(value, int | np.integer) or value < low:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds")
+
+
+def _check_unattached(parameters: list[Tracked]) -> None:
+    """ValueError where another sync exchanges one of them."""
+    taken = {id(each.tensor) for sync in _attached for each in sync.parameters}
+    for each in parameters:
+        if id(each.tensor) in taken:
+            raise ValueError(f"{each.name} is attached already: close that sync first")
+
+
+def _backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
+    """The backend, on a CUDA device that of the model, and how many threads it has."""
+    on_cuda = like.device.type == "cuda"
+    chosen = name or ("cupy" if on_cuda else backends.default())
+    number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
+    backend = backends.load(chosen, number)
+    count = threads or cores.of(comm)
+    if threads or comm.size > 1:
+        backend.ops.set_threads(count)
+    return backend, count
