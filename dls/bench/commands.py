@@ -12,13 +12,13 @@ from dls import backends
 from dls.bench import adjust, model, select
 from dls.tasks import models
 from dls.tools import networks, options, plotting, tables, variants
-from dls.tools.hosts import bits_per_second
+from dls.tools.hosts import UNLIMITED, bits_per_second
 from dls.tools.options import Group
 from dls.tools.rows import Row
 
 Options = argparse.Namespace
 
-RATES = ("100mbit", "1gbit", "unlimited")
+RATES = ("100mbit", "1gbit", UNLIMITED)
 """The rates of links that are measured unless others are named."""
 
 
@@ -164,14 +164,14 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_link_options(group: Group) -> None:
-    words = "rates of all links, as tc writes them, or unlimited"
+    words = f"rates of all links, as tc writes them, or {UNLIMITED}"
     options.add_list(group, "--rates", _rate, RATES, "RATE", words)
     words = "numbers of hosts, with one rank on each"
     options.add_list(group, "--hosts", options.size, (2, 4), "N", words)
 
 
 def _rate(text: str) -> str:
-    if text != "unlimited":
+    if text != UNLIMITED:
         bits_per_second(text)
     return text
 
