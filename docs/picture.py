@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dls.inspect.series import Series, load
+from dls.inspect.reading import load
+from dls.inspect.run import Run
 from dls.record.schema import TraceError
 from dls.tools.drawing import COLOURS
 
@@ -42,12 +43,12 @@ def main(*arguments: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def draw(axes: Any, run: Series) -> None:
+def draw(axes: Any, run: Run) -> None:
     """Draw a line for each layer: its threshold, the mean over the ranks.
 
     Over WINDOW steps the geometric mean is drawn.
     """
-    method, steps = run.run["method"], run.steps["step"]
+    method, steps = run.about.method, run.steps["step"]
     window = min(WINDOW, len(steps))
     axes.set(title=TITLES.get(method, method), xlabel="training step", yscale="log")
     for layer, name in enumerate(run.layers["name"]):

@@ -60,7 +60,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _holds_run(out: Path) -> bool:
     has_parts = any((out / name).exists() for name in ("config.toml", "checkpoints"))
-    return has_parts or bool(reader.series(out))
+    return has_parts or bool(reader.trace_files(out))
 
 
 def make(settings: Config, resumed: Checkpoint | None, own: Lock) -> tuple[Path, list[str]]:
@@ -98,7 +98,7 @@ def _lock(out: Path, own: Lock) -> None:
 
 def _remove_traces(out: Path) -> None:
     """Remove those of an earlier run that wrote no checkpoint."""
-    for path in reader.series(out):
+    for path in reader.trace_files(out):
         path.unlink()
 
 

@@ -149,7 +149,7 @@ def restore(run: Run, resumed: Checkpoint, comm: Comm) -> None:
 
 def _check_traces(out: Path) -> None:
     """TraceError where one is damaged."""
-    for path in reader.series(out):
+    for path in reader.trace_files(out):
         reader.read(path, own=True)
 
 

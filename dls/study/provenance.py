@@ -47,7 +47,7 @@ def _states(folder: Path) -> Iterator[State]:
     """The states of code that the run in a folder was made by."""
     if not (folder / "checkpoints").exists():
         return
-    for path in reader.series(folder):
+    for path in reader.trace_files(folder):
         try:
             attributes = reader.read(path).header.attributes
         except TraceError as error:

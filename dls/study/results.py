@@ -167,7 +167,7 @@ def _whole_trace(experiment: Experiment, folder: Path) -> Trace:
     UsageError where it cannot be read, is of several numbers of ranks, or lacks the end.
     """
     try:
-        parts = [reader.read(path) for path in reader.series(folder)]
+        parts = [reader.read(path) for path in reader.trace_files(folder)]
     except TraceError as error:
         raise UsageError(str(error)) from None
     if len(parts) > 1:

@@ -26,7 +26,8 @@ class Steps:
     the last of which leaves first.
 
     scale: where a GradScaler multiplies gradients, its present scale, asked at each step's begin.
-    check: raises, before anything leaves, where a step cannot be taken. ValueError where the settings do not fit the model.
+    check: raises, before anything leaves, where a step cannot be taken. ValueError where the
+    settings do not fit the model.
     """
 
     def __init__(

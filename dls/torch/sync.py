@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from dls.comm import cores
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
-from dls.torch import compiled, ranks, states
+from dls.torch import checkpoints, compiled, ranks, states
 from dls.torch.buffers import Buffers
+from dls.torch.folder import Folders
 from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
 from dls.torch.steps import Steps
 from dls.torch.words import Words
@@ -119,8 +121,8 @@ class Sync:
         ranks.check_same(self.comm, same, [each.describe() for each in self.parameters])
         tensors = [each.tensor for each in self.parameters]
         ranks.check_threads(self.comm, tensors, overlap)
-        self._buffers = Buffers(model, buffers, self.comm)
-        self.backend = _backend(backend, tensors[0], self.comm, threads)
+        self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
+        self.backend, self.threads = _backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
         self._steps = Steps(
             self.parameters,
@@ -139,6 +141,7 @@ class Sync:
             ranks.copy_from_rank_0(self.comm, every)
         self._words = Words(self.comm, self.parameters, check_every)
         self._compiled = compiled.Watch(model) if overlap and self.comm.size > 1 else None
+        self._folders = Folders(self.comm)
         self._lock, self._thread = threading.RLock(), threading.get_ident()
         self._held = 0
         self.row: Row | None = None
@@ -240,6 +243,28 @@ class Sync:
         self._check()
         states.load(self._steps, state, self.method, strict)
 
+    def save(self, folder: str | Path, *, keep: int = 2, **parts: Any) -> Path:
+        """Write a checkpoint to FOLDER/checkpoints and keep the newest `keep` (0: all); every rank
+        calls it, between two steps.
+
+            sync.save("runs/mine", optimizer=optimizer, schedule=schedule)
+
+        parts: whatever has state_dict and load_state_dict and is the same on all ranks; the model
+        is among them. ValueError or OSError, on all ranks.
+        """
+        self._check()
+        return checkpoints.save(self, folder, keep, parts)
+
+    def resume(self, folder: str | Path, **parts: Any) -> int:
+        """Go on from the newest whole checkpoint in a folder, on any number of ranks; every rank
+        calls it with the parts that `save` was given.
+
+        Returns how many steps are finished: 0 where there is no checkpoint. ValueError, on all
+        ranks.
+        """
+        self._check()
+        return checkpoints.resume(self, self._folders.open(folder), parts)
+
     def close(self) -> None:
         """Take part no more, between two steps; every rank calls it.
 
@@ -248,6 +273,7 @@ class Sync:
         if self in _attached:
             self._opened.close()
             _attached.discard(self)
+            self._folders.close()
             self._steps.exchanger.finish()
             if self._owns:
                 self.comm.finish()
@@ -293,12 +319,13 @@ def _check_unattached(parameters: list[Tracked]) -> None:
             raise ValueError(f"{each.name} is attached already: close that sync first")
 
 
-def _backend(name: str, like: Tensor, comm: Comm, threads: int) -> backends.Backend:
-    """The backend; on a CUDA device that of the model."""
+def _backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
+    """The backend, on a CUDA device that of the model, and how many threads it has."""
     on_cuda = like.device.type == "cuda"
     chosen = name or ("cupy" if on_cuda else backends.default())
     number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
     backend = backends.load(chosen, number)
+    count = threads or cores.of(comm)
     if threads or comm.size > 1:
-        backend.ops.set_threads(threads or cores.of(comm))
-    return backend
+        backend.ops.set_threads(count)
+    return backend, count

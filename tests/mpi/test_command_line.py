@@ -203,7 +203,7 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
     assert (out / "checkpoints" / "step-00000001" / "manifest.json").exists()
     for name, steps in (("run", [1, 2]), ("auto", [1, 2, 3, 4])):
         assert reader.read(tmp_path / name / "trace.h5").steps["step"].tolist() == steps
-        assert reader.series(tmp_path / name) == [tmp_path / name / "trace.h5"]
+        assert reader.trace_files(tmp_path / name) == [tmp_path / name / "trace.h5"]
 
 
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:

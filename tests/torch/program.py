@@ -7,6 +7,7 @@ import traceback
 
 import torch
 
+import tests.torch.going_on
 import tests.torch.pitfalls  # noqa: F401
 from dls.comm.world import World
 from tests.torch.cases import CASES
