@@ -162,14 +162,22 @@ class Steps:
         if not self._missing[each.layer]:
             self.exchanger.ready(self._layer_number[each.layer])
 
+    def observe(self, numbers: Sequence[int]) -> None:
+        """The first step's gradients became complete in this order."""
+        self._events += numbers
+
     def leave_all(self) -> None:
         """What has not left leaves, as it is; what has no gradient counts as zero."""
         self.agree()
         self.begin()
+        self.leave_rest(lambda tensor: tensor.grad)
+
+    def leave_rest(self, gradient_of: Callable[[Tensor], Tensor] = lambda _: None) -> None:
+        """What has not left leaves; unless told otherwise, as zeros."""
         numbers = {each.name: number for number, each in enumerate(self.parameters)}
         for each in reversed(self.in_order()):
             if numbers[each.name] not in self._left:
-                self.leave(numbers[each.name], each.tensor.grad)
+                self.leave(numbers[each.name], gradient_of(each.tensor))
 
     def end(self, record: bool = False) -> Row:
         """The step is over, and the mean is in its place: zeros, or with a GradScaler infinity,

@@ -9,15 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from dls import backends
-from dls.comm import cores
 from dls.comm.base import Comm
-from dls.exchange import methods, settings
+from dls.exchange import settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
-from dls.torch import checkpoints, compiled, ranks, states
+from dls.torch import checkpoints, compiled, ranks, setup, states
 from dls.torch.buffers import Buffers
 from dls.torch.folder import Folders
 from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
@@ -106,12 +103,12 @@ class Sync:
         timeout: float,
         **of_method: Any,
     ) -> None:
-        _check_numbers(bucket_size, check_every, threads, timeout)
+        setup.check_numbers(bucket_size, check_every, threads, timeout)
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
         self.model, self.parameters = model, tracked(model)
         _check_unattached(self.parameters)
-        own = settings.build(load(method).Settings, of_method)
+        own = settings.build(setup.load(method).Settings, of_method)
         self.method = method
         self.comm = ranks.comm(comm, timeout)
         self._owns = not isinstance(comm, Comm)
@@ -122,11 +119,11 @@ class Sync:
         tensors = [each.tensor for each in self.parameters]
         ranks.check_threads(self.comm, tensors, overlap)
         self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
-        self.backend, self.threads = _backend(backend, tensors[0], self.comm, threads)
+        self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
         self._steps = Steps(
             self.parameters,
-            load(method),
+            setup.load(method),
             own,
             self.comm,
             self.backend,
@@ -293,39 +290,9 @@ class Sync:
             raise RuntimeError("this sync is closed: attach the model again")
 
 
-def load(name: str) -> type[methods.Method]:
-    """The method of that name. ValueError where there is none."""
-    if name not in methods.names():
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
-    return methods.load(name)
-
-
-def _check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any) -> None:
-    """ValueError where one is no number, or too small."""
-    least = {"bucket_size": (bucket_size, 1), "check_every": (check_every, 0)}
-    least |= {"threads": (threads, 0)}
-    for name, (value, low) in least.items():
-        if not isinstance(value, int | np.integer) or value < low:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds")
-
-
 def _check_unattached(parameters: list[Tracked]) -> None:
     """ValueError where another sync exchanges one of them."""
     taken = {id(each.tensor) for sync in _attached for each in sync.parameters}
     for each in parameters:
         if id(each.tensor) in taken:
             raise ValueError(f"{each.name} is attached already: close that sync first")
-
-
-def _backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
-    """The backend, on a CUDA device that of the model, and how many threads it has."""
-    on_cuda = like.device.type == "cuda"
-    chosen = name or ("cupy" if on_cuda else backends.default())
-    number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
-    backend = backends.load(chosen, number)
-    count = threads or cores.of(comm)
-    if threads or comm.size > 1:
-        backend.ops.set_threads(count)
-    return backend, count

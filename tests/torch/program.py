@@ -11,14 +11,16 @@ import tests.torch.going_on
 import tests.torch.pitfalls  # noqa: F401
 from dls.comm.world import World
 from tests.torch.cases import CASES
+from tests.torch.hooks import HOOKED
 
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     comm = World(timeout=60)
-    for name in names or CASES:
+    cases = HOOKED | CASES
+    for name in names or cases:
         try:
-            CASES[name](comm)
+            cases[name](comm)
         except BaseException:
             print(f"rank {comm.rank}, case {name}", file=sys.stderr)
             traceback.print_exc()

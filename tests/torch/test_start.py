@@ -1,0 +1,75 @@
+"""How dls.torch is imported, and how its ranks are started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dls.torch
+from tests.launch import ROOT
+from tests.torch.cases import grads, loss, net, raises
+
+WITHOUT = """
+import sys
+sys.modules["torch"] = None
+import dls
+dls.Exchange({"a": 4}, density=0.5, backend="numpy")([1.0, 2.0, 3.0, 4.0])
+try:
+    import dls.torch
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_pytorch_one_line_says_what_to_install(tmp_path: Path) -> None:
+    """And the core neither needs nor imports it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "dls.torch needs PyTorch: pip install 'dls[torch]'\n"
+
+
+def test_an_old_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.3.1+cu121")
+    words = "dls.torch needs PyTorch 2.4 or newer, and this is 2.3.1+cu121"
+    raises(ImportError, words, dls.torch.version.check)
+
+
+@pytest.mark.parametrize("method", ["dls", "dense", "global-topk"])
+def test_one_process_alone_needs_no_launcher(method: str) -> None:
+    """At density 1 its mean is its own gradient."""
+    options = {} if method == "dense" else {"density": 1.0}
+    model, other = net(), net()
+    sync = dls.torch.attach(model, method, backend="numpy", **options)
+    for step in range(3):
+        for each in (model, other):
+            each.zero_grad(set_to_none=step == 1)
+            loss(each, 0, step).backward()
+        sync.wait()
+        for name, gradient in grads(other).items():
+            assert torch.equal(grads(model)[name], gradient), name
+    assert sync.row is not None and sync.row.received_bytes == 0
+    sync.close()
+
+
+def test_torchrun_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    words = (
+        "torchrun has started 4 processes, which MPI cannot join into one run: start the program"
+    )
+    message = raises(ValueError, words, lambda: dls.torch.attach(net(), backend="numpy"))
+    assert "mpirun -n 4 python" in message
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    dls.torch.attach(net(), backend="numpy").close()
