@@ -49,9 +49,9 @@ class Step(NamedTuple):
     @property
     def computing(self) -> Times:
         """All that a rank computes (P)."""
-        total: Times = self.before + self.adjust + self.after
+        total: Times = (self.before + self.adjust + self.after).copy()
         for each in (self.backward, self.select, self.decode):
-            total = total + each.sum(axis=1)
+            total += each.sum(axis=1)
         return total
 
 
@@ -120,11 +120,9 @@ def play(
     waited = np.maximum(0, adjusted - now)
     now = now + waited
     ready, posted, computed = _compute(step, plan, now)
-    moved = _moved(plan)
-    taxed = np.maximum(0, network.tax * (moved - step.moved)) if plan.overlap else 0 * computed
-    computed = computed + taxed
+    computed = computed + _taxed(step, plan, network)
     link = Link(network, computed + step.adjust)
-    done, told = _carry(plan, link, ready, posted, computed + step.adjust, step)
+    done, told = _carry(plan, link, ready, posted, computed + step.adjust)
     now = computed + step.adjust
     for bucket, arrived in enumerate(done):
         waiting = np.maximum(0, arrived - now)
@@ -133,10 +131,19 @@ def play(
     return Played(now + step.after, waited, told)
 
 
+def _taxed(step: Step, plan: Plan, network: Network) -> Times:
+    """Seconds by which the backward pass (P) is longer than it was measured, as more bytes come and
+    go meanwhile.
+    """
+    if not (plan.overlap and network.tax):
+        return np.zeros(step.before.size)
+    more = network.tax * (_moved(plan) - step.moved)
+    return np.asarray(np.maximum(0.0, more), dtype=np.float64)
+
+
 def _moved(plan: Plan) -> NDArray[np.float64]:
     """Bytes (P) that cross each rank's link in a step, both ways."""
-    total: NDArray[np.float64] = 1.0 * plan.received()
-    return 2 * total
+    return 2.0 * plan.received().astype(np.float64)
 
 
 def _compute(step: Step, plan: Plan, now: Times) -> tuple[Times, list[Times], Times]:
@@ -165,7 +172,6 @@ def _carry(
     ready: Times,
     posted: Sequence[Times],
     computed: Times,
-    step: Step,
 ) -> tuple[list[Times], Times]:
     """When each bucket's last round is complete (P), and what the adjustment has asked for."""
     jobs = [*plan.rounds, plan.adjustment]

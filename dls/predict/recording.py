@@ -193,7 +193,8 @@ class _Reader:
         bucket = self._messages["bucket"][mine]
         received = self._messages["received"][mine]
         in_buckets = bucket >= 0
-        return np.bincount(bucket[in_buckets], received[in_buckets], len(self._buckets))
+        brought = received[in_buckets].astype(float)
+        return np.bincount(bucket[in_buckets], brought, len(self._buckets)).astype(float)
 
 
 def _segments(ready: Numbers, selected: Numbers) -> tuple[list[float], list[float]]:
