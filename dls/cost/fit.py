@@ -18,6 +18,9 @@ MEDIAN, WORST = 0.15, 0.6
 magnitudes, and the largest.
 """
 
+GOOD = 0.02
+"""The largest residual up to which one range of sizes is enough."""
+
 
 class FitError(NetworkError):
     """A fit that does not describe its data: one clear line."""
@@ -56,7 +59,8 @@ def fit(sizes: Sequence[int], seconds: Sequence[float]) -> Fit:
     candidates += [_ranges(m, t, [0, cut]) for cut in cuts]
     one, *two = candidates
     found = min(two, key=_squares, default=one)
-    found = found if _squares(found) < 0.5 * _squares(one) else one
+    enough = float(np.abs(one.residuals).max()) < GOOD
+    found = one if enough or _squares(found) > 0.5 * _squares(one) else found
     _check(found, m)
     return found
 
