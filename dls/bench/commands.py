@@ -58,6 +58,10 @@ def _model(given: Options) -> Iterator[Row]:
 def _exchange(given: Options) -> Iterator[Row]:
     from dls.bench import exchange  # here, as it loads MPI, which other commands can do without
 
+    if given.fit:
+        from dls.bench import calibrate
+
+        return calibrate.measure(given.comm, given.fit, given.steps)
     backend = backends.load(given.backend, given.comm.rank_on_node)
     return exchange.measure(given.comm, backend, given.sizes, given.densities, given.steps)
 
@@ -171,6 +175,8 @@ def _exchange_options(parser: argparse.ArgumentParser) -> None:
     options.add_list(parser, "--sizes", options.size, default, "N", words)
     options.add_densities(parser)
     options.add_backend(parser)
+    words = "measure the network instead, and write it to FILE for dls.predict --network"
+    parser.add_argument("--fit", type=Path, metavar="FILE", help=words)
 
 
 def _step_options(parser: argparse.ArgumentParser) -> None:

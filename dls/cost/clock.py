@@ -84,27 +84,36 @@ class Pattern(NamedTuple):
         """P."""
         return int(self.sizes.size)
 
+    @property
+    def _head(self) -> int:
+        """Bytes of a message's size, where that travels as well."""
+        return 0 if self.known else COUNT
+
     def sent(self) -> Sizes:
         """Bytes (P) that each rank gives to the network, counted once however many receive them, as
         a trace has them.
         """
         if self.kind == "swap":
             assert self.to is not None
-            return self.sizes + COUNT * (not self.known) * (self.to != NOBODY)
-        return self.sizes + COUNT * (not self.known)
+            heads = np.where(self.to != NOBODY, self._head, 0)
+        else:
+            heads = np.full_like(self.sizes, self._head if self.kind == "gather" else 0)
+        return self.sizes + heads
 
     def received(self) -> Sizes:
         """Bytes (P) that the others' messages bring each rank, as a trace has them."""
         ranks, sizes = self.ranks, self.sizes
         if self.kind == "gather":
-            return sizes.sum() - sizes + COUNT * (ranks - 1) * (not self.known)
+            others: Sizes = sizes.sum() - sizes
+            return others + self._head * (ranks - 1)
         if self.kind == "swap":
             return self._arriving(self.sent())
         values = int(sizes[0]) // WORD
         if self.kind == "sum":
             return np.full(ranks, traffic.ring_bytes(values, ranks))
         own = np.diff(blocks(values, ranks))
-        return WORD * own * (ranks - 1) + WORD * (values - own)
+        brought: Sizes = WORD * own * (ranks - 1) + WORD * (values - own)
+        return brought
 
     def _arriving(self, sizes: Sizes) -> Sizes:
         """What swaps of these sizes bring each rank (P)."""

@@ -23,6 +23,8 @@ from dls.cost.network import Network
 
 MOST_LANES = 64
 """Buckets under way at the same time: a later one waits for the bucket so many before it."""
+TINY = 1e-12
+"""Seconds that stand for none where something is divided by them."""
 
 
 class Step(NamedTuple):
@@ -31,7 +33,7 @@ class Step(NamedTuple):
     before (P): up to the backward pass; backward (P, L): each layer's; select (P, B): from a
     bucket's complete gradient to its first message; decode (P, B): what is made of its answers;
     adjust (P): between the last bucket's message and the wait; after (P): the update and all else.
-    moved (P): bytes that came and went while these were measured, whose tax they hold.
+    moved (P): bytes that came and went beside the measured backward pass, whose tax it holds.
     """
 
     before: Times
@@ -49,9 +51,9 @@ class Step(NamedTuple):
     @property
     def computing(self) -> Times:
         """All that a rank computes (P)."""
-        total: Times = self.before + self.adjust + self.after
+        total: Times = (self.before + self.adjust + self.after).copy()
         for each in (self.backward, self.select, self.decode):
-            total = total + each.sum(axis=1)
+            total += each.sum(axis=1)
         return total
 
 
@@ -119,12 +121,9 @@ def play(
     now = start + step.before
     waited = np.maximum(0, adjusted - now)
     now = now + waited
-    ready, posted, computed = _compute(step, plan, now)
-    moved = _moved(plan)
-    taxed = np.maximum(0, network.tax * (moved - step.moved)) if plan.overlap else 0 * computed
-    computed = computed + taxed
+    ready, posted, computed = _compute(_taxed(step, plan, network), plan, now)
     link = Link(network, computed + step.adjust)
-    done, told = _carry(plan, link, ready, posted, computed + step.adjust, step)
+    done, told = _carry(plan, link, ready, posted, computed + step.adjust)
     now = computed + step.adjust
     for bucket, arrived in enumerate(done):
         waiting = np.maximum(0, arrived - now)
@@ -133,10 +132,19 @@ def play(
     return Played(now + step.after, waited, told)
 
 
-def _moved(plan: Plan) -> NDArray[np.float64]:
-    """Bytes (P) that cross each rank's link in a step, both ways."""
-    total: NDArray[np.float64] = 1.0 * plan.received()
-    return 2 * total
+def _taxed(step: Step, plan: Plan, network: Network) -> Step:
+    """The step with a longer backward pass, as more bytes come and go beside it: those of all
+    buckets but the last, while the layers of later buckets are computed.
+    """
+    if not (plan.overlap and network.tax and len(plan.layers) > 1):
+        return step
+    beside = sum(2.0 * each.received() for rounds in plan.rounds[:-1] for each in rounds)
+    more = np.maximum(0.0, network.tax * (beside - step.moved))
+    stretched = slice(0, plan.layers[0].start)
+    backward = step.backward.copy()
+    computing = np.maximum(backward[:, stretched].sum(axis=1), TINY)
+    backward[:, stretched] *= (1 + more / computing)[:, None]
+    return step._replace(backward=backward)
 
 
 def _compute(step: Step, plan: Plan, now: Times) -> tuple[Times, list[Times], Times]:
@@ -165,7 +173,6 @@ def _carry(
     ready: Times,
     posted: Sequence[Times],
     computed: Times,
-    step: Step,
 ) -> tuple[list[Times], Times]:
     """When each bucket's last round is complete (P), and what the adjustment has asked for."""
     jobs = [*plan.rounds, plan.adjustment]
@@ -226,7 +233,7 @@ class Link:
         extra = steps * self._network.poll
         if not extra:
             return end
-        took = np.maximum(end - begin, 1e-12)
+        took = np.maximum(end - begin, TINY)
         computing = np.maximum(0, self._computed - begin)
         share = np.minimum(1, computing / (took + extra))
         late: Times = end + share * extra

@@ -75,8 +75,7 @@ def mirrored(asked: Round, ranks: int) -> Any:
         return (asked.payload,) * ranks
     if isinstance(asked, Swap):
         raise HasPartners
-    values = np.broadcast_to(np.float32(0), asked.values.shape)
-    return values
+    return np.broadcast_to(np.float32(0), asked.values.shape)
 
 
 def pattern_of_all(asked: Round, ranks: int) -> Pattern:
@@ -127,7 +126,7 @@ def of_collective(
     """
     least, most = _entries(ranks)
     if k <= most:
-        return _run(name, ranks, n, k, value_dtype, known)
+        return list(_run(name, ranks, n, k, value_dtype, known))
     share = max(1, n // k)
     few, more = (
         _run(name, ranks, share * some, some, value_dtype, known) for some in (least, most)

@@ -1,4 +1,4 @@
-"""Networks as TOML files: what `dls.bench exchange --fit` writes and `dls.predict --network` reads."""
+"""Networks as TOML files: `dls.bench exchange --fit` writes them, `dls.predict` reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import tomli_w
 
-from dls.cli import UsageError
 from dls.cost.network import Network, NetworkError, Range
 
 FORMAT = "dls-network/1"
@@ -38,21 +37,23 @@ def save_network(network: Network, path: Path, **about: Any) -> None:
 
 
 def load_network(path: Path) -> Network:
-    """The network in a file. UsageError: one line that says what is wrong with it."""
+    """The network in a file. NetworkError: one line that says what is wrong with it."""
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no network file {path}, and no profile of that name") from None
+        raise NetworkError(
+            f"there is no network file {path}, and no profile of that name"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as a network: {error}") from None
+        raise NetworkError(f"{path} cannot be read as a network: {error}") from None
     if record.get("format") != FORMAT:
-        raise UsageError(f"{path} is no network: its format is not {FORMAT}")
+        raise NetworkError(f"{path} is no network: its format is not {FORMAT}")
     try:
         return _network(record)
     except NetworkError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise NetworkError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} lacks what a network needs: {error!r}") from None
+        raise NetworkError(f"{path} lacks what a network needs: {error!r}") from None
 
 
 def _network(record: dict[str, Any]) -> Network:

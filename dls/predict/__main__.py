@@ -79,8 +79,9 @@ def _add_methods(group: options.Group) -> None:
     names, collectives = methods.names(), tuple(COLLECTIVES)
     options.add_list(group, "--methods", options.one_of(names), names, "NAME", "methods")
     words = "shares of the gradient that are sent (the run's own, 0.01 and 0.001)"
-    kind = options.list_of(options.density, words)
-    group.add_argument("--densities", type=kind, metavar="X,…", help=words)
+    group.add_argument(
+        "--densities", type=options.list_of(options.density, words), metavar="X,…", help=words
+    )
     kind = options.one_of(collectives)
     options.add_list(group, "--collectives", kind, collectives, "NAME", "collectives")
     words = "type of the values in messages (the run's own)"

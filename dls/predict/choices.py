@@ -32,7 +32,7 @@ def choices(recorded: Choice, config: Mapping[str, Any], wanted: Wanted) -> list
     repetition.
     """
     bucket_size = recorded.bucket_size if wanted.bucket_size is None else wanted.bucket_size
-    found = []
+    found: list[Choice] = []
     for name in wanted.methods:
         own = _own(name, recorded, config)
         choice = Choice(name, own, bucket_size)

@@ -108,7 +108,7 @@ class Forecast:
         """A method's step on P ranks of a network."""
         plan, steps = self.plan(choice, ranks), list(self.steps(choice, ranks))
         taken = play_all(steps, plan, network)
-        low, middle, high = np.percentile(taken, [LOW, 50, HIGH])
+        low, middle, high = np.percentile(taken, [LOW, 50, HIGH]).tolist()
         computing = float(np.median(play_all(steps, plan, WITHOUT)))
         sent, received = int(plan.sent().max()), int(plan.received().max())
         return Answer(choice, middle, low, high, computing, sent, received)

@@ -176,8 +176,8 @@ class _Reader:
     def _rest(
         self, row: int, rank: int, selected: float, mine: NDArray[np.int64]
     ) -> tuple[Any, ...]:
-        """What follows the last selection: decoding of each bucket, adjusting, all else, and the
-        bytes that moved.
+        """What follows the last selection: decoding of each bucket, adjusting, all else; and the
+        bytes that came and went beside the backward pass.
         """
         total, exposed = (self._seconds(phase, row, rank) for phase in ("total", "exposed"))
         tail = max(0.0, total - selected - exposed)
@@ -185,7 +185,7 @@ class _Reader:
         decode = min(tail - adjust, self._seconds("decode", row, rank))
         received = self._received(mine)
         share = received / received.sum() if received.sum() else np.full(len(received), 0.0)
-        moved = 2.0 * self._messages["received"][mine].sum()
+        moved = 2.0 * received[:-1].sum()
         return decode * share, adjust, tail - adjust - decode, moved
 
     def _received(self, mine: NDArray[np.int64]) -> Numbers:
@@ -193,7 +193,8 @@ class _Reader:
         bucket = self._messages["bucket"][mine]
         received = self._messages["received"][mine]
         in_buckets = bucket >= 0
-        return np.bincount(bucket[in_buckets], received[in_buckets], len(self._buckets))
+        brought = received[in_buckets].astype(float)
+        return np.bincount(bucket[in_buckets], brought, len(self._buckets)).astype(float)
 
 
 def _segments(ready: Numbers, selected: Numbers) -> tuple[list[float], list[float]]:

@@ -18,7 +18,17 @@ from dls.cost.clock import Pattern
 from dls.cost.rounds import HasPartners
 from dls.exchange import methods
 from dls.exchange.layout import Bucket, Layer, Layout
-from reference.collectives import Chosen, Entries, Exchanged, Gather, Net, Round, Swap, mail
+from reference.collectives import (
+    Chosen,
+    Entries,
+    Exchanged,
+    Gather,
+    Net,
+    Round,
+    Swap,
+    deliver,
+    mail,
+)
 
 LARGEST = 30_000_000
 """Values of the largest gradient that is rehearsed as it is; a larger one is scaled down."""
@@ -221,7 +231,7 @@ def _demand_of_all(small: Scaled, backend: Backend) -> tuple[list[list[Asked]], 
 
     def carry(asked: Sequence[Round]) -> list[Any]:
         patterns.append(Pattern.of(asked))
-        return rounds.deliver(asked)
+        return deliver(asked)
 
     of_buckets: list[list[Asked]] = []
     for rank in ranks:
