@@ -1,6 +1,7 @@
 """DLS: data-parallel training over MPI with sparsified gradients.
 
-`Exchange` is the exchange for arrays of any program, `register` makes a method of one's own known.
+`Exchange` is the exchange for arrays of any program, `register` makes a method of one's own known,
+`load` gives what a run has recorded.
 Nothing happens at import.
 """
 
@@ -17,8 +18,9 @@ from dls.version import __version__
 if TYPE_CHECKING:
     from dls.exchange.front import Exchange
     from dls.exchange.methods import register
+    from dls.record.load import load
 
-__all__ = ["Exchange", "__version__", "register"]
+__all__ = ["Exchange", "__version__", "load", "register"]
 
 
 def _take_along(name: str) -> None:
@@ -61,6 +63,10 @@ def __getattr__(name: str) -> Any:
         from dls.exchange.front import Exchange
 
         return Exchange
+    if name == "load":
+        from dls.record.load import load
+
+        return load
     if name == "register":
         from dls.exchange.methods import register
 

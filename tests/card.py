@@ -29,7 +29,7 @@ import pytest
 from dls import backends
 from dls.bench import __main__ as bench
 from dls.record import files
-from dls.tools import reports
+from dls.tools import machine, reports
 from gpu.cupy import device
 from tests.launch import ROOT
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except backends.BackendMissing as error:
         print(f"tests.card: {error}", file=sys.stderr)
         return 2
-    outcome = Outcome.begin(options.results, reports.about("cupy"))
+    outcome = Outcome.begin(options.results, machine.describe("cupy"))
     print(f"{outcome.about['device']}: results go to {options.results}", flush=True)
     deadline = time.monotonic() + options.limit
     os.environ[RESULT] = str(outcome.path)

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from dls.record import checkpoint, reader
 from dls.record.schema import TraceError
-from dls.tools.hosts import Hosts, mpirun
+from dls.tools.hosts import Hosts
+from dls.tools.programs import mpirun
 from tests.launch import OPEN_MPI, ROOT, wait_until
 
 RANKS = 3

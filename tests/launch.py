@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dls.tools.hosts import mpirun
+from dls.tools.programs import mpirun
 from tests.mpi import many
 
 ROOT = Path(__file__).parent.parent

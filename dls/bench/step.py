@@ -1,120 +1,161 @@
 """`mpirun … python -m dls.bench step`: what a whole training step costs with each method, on the
 ranks and the network at hand.
 
-The methods take turns within each repetition, on the same mini-batches, so that whatever else the
-machines do meets them alike. All ranks begin a turn together, and it lasts as long as that of the
-slowest. Its exposed communication is what the network adds: its length less the longest that any
-rank computed. A rank that waits for a slower one, not for the network, adds nothing to it. Times
-are medians over the repetitions.
+The methods take turns on the same mini-batches. All ranks begin a turn together, and it lasts as
+long as that of the slowest. Its exposed communication is what the network adds: its length less the
+longest time that any rank computed; waiting for a slower rank is not the network's doing. Times are
+medians.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.bench.contenders import NETWORKS, Row, settings_of
 from dls.comm.base import Comm
 from dls.exchange.clock import PHASES
-from dls.program import config, startup
-from dls.program.startup import Run
+from dls.program import config
+from dls.program.run import Run, build, thread_count
+from dls.tools import networks, turns, variants
+from dls.tools.rows import Row, Title
 
-WARM_UP = 4
-"""Steps before the clock counts: compilation, first thresholds, first buffers."""
 TIMES = (*PHASES, "total")
-SHOWN = ("forward", "backward", "select", "decode", "update")
-"""Phases of which a row tells the mean over the ranks."""
+"""The seconds of a turn."""
+FIGURES = (*TIMES, "bytes")
+"""The figures of a turn."""
+Turn = NDArray[np.float64]
+"""The FIGURES of one turn on one rank."""
+
+
+@dataclass(frozen=True)
+class StepRow(Row):
+    """Times and bytes of a method's step; phases are means over the ranks.
+
+    Step time, exposed communication and bytes also as multiples of those of dense and of
+    global-topk, where these take part.
+    """
+
+    model: str
+    ranks: int
+    method: str
+    step_ms: Annotated[float, Title("step, ms")]
+    compute_ms: Annotated[float, Title("compute, ms")]
+    forward_ms: Annotated[float, Title("forward, ms")]
+    backward_ms: Annotated[float, Title("backward, ms")]
+    select_ms: Annotated[float, Title("select, ms")]
+    decode_ms: Annotated[float, Title("decode, ms")]
+    update_ms: Annotated[float, Title("update, ms")]
+    exposed_ms: Annotated[float, Title("exposed, ms")]
+    kb: Annotated[float, Title("kB")]
+    step_by_dense: Annotated[float | None, Title("step / dense")] = None
+    exposed_by_dense: Annotated[float | None, Title("exposed / dense")] = None
+    kb_by_dense: Annotated[float | None, Title("kB / dense")] = None
+    step_by_global: Annotated[float | None, Title("step / global-topk")] = None
+    exposed_by_global: Annotated[float | None, Title("exposed / global-topk")] = None
+    kb_by_global: Annotated[float | None, Title("kB / global-topk")] = None
 
 
 @dataclass
-class Contender:
-    """A method's own replica of the network, and its steps so far."""
+class Replica:
+    """A method's own replica of the network, which it trains."""
 
+    comm: Comm
     run: Run
 
-    def turn(self, step: int) -> NDArray[np.float64]:
-        """Take the training step of this number; the seconds of each phase in TIMES, then the bytes
-        sent.
-        """
+    def turn(self, step: int) -> Turn:
+        """Take the training step that follows so many others; its FIGURES."""
+        self.comm.together(lambda: None)  # all ranks begin at once
         task, exchanger = self.run.task, self.run.exchanger
         exchanger.clock.restart()
-        task.differentiate(self.run.batches, step - 1, exchanger)
+        task.differentiate(self.run.batches, step, exchanger)
         for span in exchanger.arrivals():
             with exchanger.clock.phase("update"):
                 self.run.optimizer.apply(span, exchanger.update[span], self.run.config.lr)
         row = exchanger.end()
         return np.array([*(row.seconds[name] for name in TIMES), row.payload_bytes])
 
+    def settle(self) -> None:
+        """Hear what the last step announced, so that the exchange is idle."""
+        self.run.exchanger.state()
+
 
 def measure(
     comm: Comm,
-    networks: Sequence[str],
-    names: Sequence[str],
+    models: Sequence[str],
+    methods: Sequence[str],
     settings: Mapping[str, Any],
     steps: int,
-) -> Iterator[Row]:
-    """Yield, on rank 0, a row per network and contender: milliseconds, bytes, and ratios to dense
-    and to global-topk.
+) -> Iterator[StepRow]:
+    """Yield, on rank 0, a row for each network and method. Every rank calls it.
 
-    settings: those of a run, the same for all contenders. Every rank calls it. UsageError where
-    settings do not fit together.
+    methods: as `dls.tools.variants` reads them. settings: those of a run, which all methods share.
+    UsageError where settings do not fit together.
     """
-    for network in networks:
-        contenders = {name: _build(comm, network, name, settings) for name in names}
-        taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-        for step in range(1, WARM_UP + steps + 1):
-            for name, contender in contenders.items():
-                comm.together(lambda: None)  # all begin at once
-                taken[name].append(contender.turn(step))
-        for contender in contenders.values():
-            contender.run.exchanger.state()  # hear what the last step announced
-        gathered = {name: comm.gather(np.array(turns[WARM_UP:])) for name, turns in taken.items()}
-        measured = {name: _medians(turns) for name, turns in gathered.items() if turns is not None}
-        for name, figures in measured.items():
-            yield (
-                {"model": network, "ranks": comm.size, "method": name}
-                | figures
-                | _ratios(figures, measured)
-            )
+    for model in models:
+        replicas = {name: _build(comm, model, name, settings) for name in methods}
+        turn_of = {name: replica.turn for name, replica in replicas.items()}
+        taken = turns.take(turn_of, turns.numbers(steps))
+        for replica in replicas.values():
+            replica.settle()
+        gathered = {name: comm.gather(np.array(each)) for name, each in taken.items()}
+        about = partial(_row, model, comm.size)
+        rows = {name: about(name, each) for name, each in gathered.items() if each is not None}
+        for row in rows.values():
+            yield _compared(row, rows)
 
 
-def _build(comm: Comm, network: str, name: str, settings: Mapping[str, Any]) -> Contender:
-    images = {
-        "dataset": "synthetic",
-        "synthetic_size": 4 * comm.size * settings["batch_size"],
-        "steps": 1,
-    }
-    chosen = config.build(settings, NETWORKS[network], images, settings_of(name))
-    return Contender(startup.build(chosen, comm, startup.thread_count(comm, chosen)))
+def _build(comm: Comm, model: str, method: str, settings: Mapping[str, Any]) -> Replica:
+    images = 4 * comm.size * settings["batch_size"]
+    data = networks.network(model).settings() | {"synthetic_size": images, "steps": 1}
+    chosen = config.build(settings, data, variants.settings_of(method))
+    return Replica(comm, build(chosen, comm, thread_count(comm, chosen)))
 
 
-def _medians(turns: NDArray[np.float64]) -> Row:
-    """The figures of a contender from turns (ranks, steps, figures)."""
-    phases = dict(zip((*TIMES, "bytes"), np.moveaxis(turns, 2, 0), strict=True))
-    step = phases["total"].max(axis=0)
-    exposed = step - (phases["total"] - phases["exposed"]).max(axis=0)
-    total, waited = (1000 * float(np.median(times)) for times in (step, exposed))
-    means = {name: 1000 * float(np.median(phases[name].mean(axis=0))) for name in SHOWN}
-    return {
-        "step, ms": total,
-        "compute, ms": total - waited,
-        **{f"{name}, ms": mean for name, mean in means.items()},
-        "exposed, ms": waited,
-        "kB": float(np.median(phases["bytes"].mean(axis=0))) / 1000,
-    }
+def _row(model: str, ranks: int, method: str, taken: NDArray[np.float64]) -> StepRow:
+    """The row of a method from its turns (ranks, turns, FIGURES)."""
+    figures = dict(zip(FIGURES, np.moveaxis(taken, 2, 0), strict=True))
+    step = figures["total"].max(axis=0)
+    exposed = step - (figures["total"] - figures["exposed"]).max(axis=0)
+    step_ms, exposed_ms = 1000 * float(np.median(step)), 1000 * float(np.median(exposed))
+
+    def mean(name: str) -> float:
+        return float(np.median(figures[name].mean(axis=0)))
+
+    return StepRow(
+        model=model,
+        ranks=ranks,
+        method=method,
+        step_ms=step_ms,
+        compute_ms=step_ms - exposed_ms,
+        forward_ms=1000 * mean("forward"),
+        backward_ms=1000 * mean("backward"),
+        select_ms=1000 * mean("select"),
+        decode_ms=1000 * mean("decode"),
+        update_ms=1000 * mean("update"),
+        exposed_ms=exposed_ms,
+        kb=mean("bytes") / 1000,
+    )
 
 
-def _ratios(figures: Row, measured: Mapping[str, Row]) -> Row:
-    """Step time, exposed communication and bytes as multiples of dense's and of global-topk's,
-    where these take part.
-    """
-    return {
-        f"{figure.split(',')[0]} / {other}": figures[figure] / measured[other][figure]
-        for other in ("dense", "global-topk")
-        if other in measured
-        for figure in ("step, ms", "exposed, ms", "kB")
-    }
+def _compared(row: StepRow, rows: Mapping[str, StepRow]) -> StepRow:
+    """The row with its multiples of dense's and global-topk's, where these take part."""
+    if dense := rows.get("dense"):
+        row = replace(
+            row,
+            step_by_dense=row.step_ms / dense.step_ms,
+            exposed_by_dense=row.exposed_ms / dense.exposed_ms,
+            kb_by_dense=row.kb / dense.kb,
+        )
+    if global_topk := rows.get("global-topk"):
+        row = replace(
+            row,
+            step_by_global=row.step_ms / global_topk.step_ms,
+            exposed_by_global=row.exposed_ms / global_topk.exposed_ms,
+            kb_by_global=row.kb / global_topk.kb,
+        )
+    return row

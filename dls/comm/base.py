@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.comm.lanes import Lanes, Tally
+from dls.comm.lanes import Lanes, Message, Tally
 from reference.collectives import COUNT, Gather, Net, Round, Swap, blocks
 
 T = TypeVar("T")
@@ -51,6 +51,10 @@ class Waiting:
         """The answer, when it is there. ExchangeError past the timeout."""
         self._comm.wait_until(self._done, self._what)
         return self._make(self._pending.answer)
+
+    def note_in(self, message: Message) -> None:
+        """Keep there when the network had it, and when it was complete."""
+        message.note(self._pending)
 
     def _done(self) -> bool:
         self._comm.lanes.advance()

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from dls.comm.errors import Dropped
-from reference.collectives import Round
+from reference.collectives import ROUNDS, Round, Swap
 from reference.wire import MessageError
 
 if TYPE_CHECKING:
@@ -37,12 +38,52 @@ class Tally:
     sent: int = 0
     received: int = 0
 
+    @classmethod
+    def of_all(cls, messages: Iterable[Tally]) -> Tally:
+        """Their sum."""
+        parts = [(each.sent, each.received) for each in messages]
+        return Tally(*map(sum, zip(*parts, strict=True))) if parts else Tally()
+
+
+NEVER = float("nan")
+"""The time of what has not happened yet."""
+
+
+@dataclass
+class Message(Tally):
+    """One round as this rank saw it: its kind and partners, its bytes, and when things happened.
+
+    kind: of `reference.collectives.ROUNDS`. to, source: of a swap, the ranks it goes to and comes
+    from; None: nobody, or all. Readings of time.perf_counter, NaN before: ready, when work on it
+    began; selected, when it could be posted; posted, when the network had it; finished, when its
+    answer was complete, whether or not anybody waited.
+    """
+
+    kind: str = ROUNDS[0]
+    to: int | None = None
+    source: int | None = None
+    ready: float = NEVER
+    selected: float = NEVER
+    posted: float = NEVER
+    finished: float = NEVER
+
+    @classmethod
+    def of(cls, asked: Round, ready: float) -> Message:
+        """Of a round that is asked for now."""
+        partners = (asked.to, asked.source) if isinstance(asked, Swap) else (None, None)
+        kind = type(asked).__name__.lower()
+        return cls(0, 0, kind, *partners, ready=ready, selected=perf_counter())
+
+    def note(self, pending: Pending) -> None:
+        """Keep when the network had it, and when it was complete."""
+        self.posted, self.finished = pending.posted, pending.finished
+
 
 class Flight:
     """A generator under way, and the round that it waits for; `value` is what it has returned.
 
-    around: what its later pieces run in. begun, ended: time.perf_counter when its first round was
-    posted, and when its last one was answered.
+    around: what its later pieces run in. ready: time.perf_counter when work on it began.
+    messages: one for each round that it has asked for.
     """
 
     def __init__(
@@ -50,21 +91,31 @@ class Flight:
         generator: Generator[Round, Any, Any],
         what: str,
         around: Callable[[], AbstractContextManager[Any]],
-        tally: Tally,
+        ready: float,
     ) -> None:
-        self._generator, self.what, self._around, self._tally = generator, what, around, tally
+        self._generator, self.what, self._around = generator, what, around
         self.dropped = False
         self.pending: Pending | None = None
         self.asked: Round | None = None
         self.done = False
         self.value: Any = None
-        self.begun = self.ended = float("nan")
-        self._go_on(None)
+        self.messages: list[Message] = []
+        self._go_on(None, ready)
+
+    @property
+    def begun(self) -> float:
+        """time.perf_counter when its first round was posted."""
+        return self.messages[0].posted if self.messages else NEVER
+
+    @property
+    def ended(self) -> float:
+        """time.perf_counter when its last round was answered."""
+        return self.messages[-1].finished if self.messages else NEVER
 
     def post(self, comm: Comm, lane: int) -> None:
         """Post the round that it asks for."""
         assert self.asked is not None
-        with comm.counting(self._tally):
+        with comm.counting(self.messages[-1]):
             self.pending, self.asked = comm.post(lane, self.asked, self.what), None
 
     def answered(self, comm: Comm) -> bool:
@@ -74,7 +125,7 @@ class Flight:
         """
         if self.pending is None:
             return False
-        before, comm.tally = comm.tally, self._tally
+        before, comm.tally = comm.tally, self.messages[-1]
         try:
             return self.pending.done()
         finally:
@@ -83,16 +134,16 @@ class Flight:
     def resume(self) -> None:
         """Go on with the answer, which is there. MessageError, with words, where it is damaged."""
         assert self.pending is not None
-        answer, self.ended = self.pending.answer, self.pending.finished
-        if self.begun != self.begun:
-            self.begun = self.pending.posted
+        answer = self.pending.answer
+        self.messages[-1].note(self.pending)
         self.pending = None
         with self._around():
-            self._go_on(answer)
+            self._go_on(answer, perf_counter())
 
-    def _go_on(self, answer: Any) -> None:
+    def _go_on(self, answer: Any, ready: float) -> None:
         try:
-            self.asked = self._generator.send(answer)
+            self.asked = asked = self._generator.send(answer)
+            self.messages.append(Message.of(asked, ready))
         except StopIteration as end:
             self.done, self.value = True, end.value
         except MessageError as error:
@@ -130,12 +181,13 @@ class Lanes:
         generator: Generator[Round, Any, Any],
         what: str,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        tally: Tally | None = None,
+        ready: float | None = None,
     ) -> Flight:
-        """Run a generator up to its first round, and see to it from then on; its bytes are counted
-        in `tally`.
+        """Run a generator up to its first round, and see to it from then on.
+
+        ready: time.perf_counter when all that it works on was there; None: now.
         """
-        flight = Flight(generator, what, around, tally or self._comm.tally)
+        flight = Flight(generator, what, around, perf_counter() if ready is None else ready)
         with self._working():
             if not flight.done:
                 queue = self._queues[lane]

@@ -1,5 +1,6 @@
-"""Settings as fields of dataclasses: text, unit, range and choices once, for command lines, TOML
-files and programs.
+"""Settings as fields of dataclasses, for command lines, TOML files and programs.
+
+Each field states its text, unit, range and choices once.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ from typing import Any, Literal
 import numpy as np
 
 Integers = tuple[int, ...]
+"""A setting of several whole numbers."""
 CountOrOptimal = int | Literal["optimal"]
+"""A setting that is a whole number or the word optimal."""
 Field = dataclasses.Field[Any]
+"""A setting, as dataclasses describe it."""
 
 LARGEST = 1e12
-"""No count is larger."""
+"""The upper limit of all counts."""
+
+METHOD_GROUP = "method"
+"""The group of the methods' settings in help and documentation."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers a setting may take: low <= x <= high, an end left out where it is open."""
+    """The numbers that a setting may take: low <= x <= high, without the ends that are open."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -32,24 +39,48 @@ class Range:
     high_open: bool = False
 
     def holds(self, x: float) -> bool:
-        """Whether x lies inside; NaN never does."""
+        """Whether x is one of them; NaN never is."""
         above = x > self.low if self.low_open else x >= self.low
         return above and (x < self.high if self.high_open else x <= self.high)
 
     def __str__(self) -> str:
-        left = f"{'(' if self.low_open else '['}{self.low:g}" if self.low > -math.inf else "(-inf"
-        right = f"{self.high:g}{')' if self.high_open else ']'}" if self.high < math.inf else "inf)"
+        left = (
+            f"{'(' if self.low_open else '['}{_number(self.low)}"
+            if self.low > -math.inf
+            else "(-inf"
+        )
+        right = (
+            f"{_number(self.high)}{')' if self.high_open else ']'}"
+            if self.high < math.inf
+            else "inf)"
+        )
         return f"{left}, {right}"
 
+    def words(self) -> str:
+        """For help texts: "at least 1", "in (0, 1]"."""
+        if self.high < LARGEST:
+            return f"in {self}"
+        return f"above {_number(self.low)}" if self.low_open else f"at least {_number(self.low)}"
 
-POSITIVE, COUNT = Range(1, LARGEST), Range(0, LARGEST)
+
+def _number(limit: float) -> str:
+    return f"{limit:.10g}"
+
+
+POSITIVE = Range(1, LARGEST)
+"""Whole numbers from 1."""
+COUNT = Range(0, LARGEST)
+"""Whole numbers from 0."""
 NOT_NEGATIVE = Range(0)
+"""Numbers from 0."""
 
 
 def setting(
     default: Any,
     text: str,
     *,
+    group: str = METHOD_GROUP,
+    metavar: str = "",
     unit: str = "",
     allowed: Range | None = None,
     choices: Callable[[], Sequence[str]] | None = None,
@@ -59,18 +90,30 @@ def setting(
 ) -> Any:
     """A field of a frozen dataclass of settings.
 
-    choices: a function, as names come from their registries; fixed: a resumed run keeps it; of: the
-    setting ("method", "model", "dataset") whose value decides whether this one is read; idle_with:
-    other settings, and whether this one has no effect beside a value of theirs.
+    text: what the setting does, for help and documentation. group: its
+    heading in help and documentation. metavar: stands for the value in help, such as FILE; by
+    default it follows from the type. choices: a function,
+    as the names come from registries that grow. fixed: a resumed run cannot change it. of: the
+    setting ("method", "model" or "dataset") whose value decides whether this one has an effect.
+    idle_with: other settings, each with a function that tells from its value whether this setting
+    has no effect.
     """
-    limits = {"unit": unit, "allowed": allowed, "choices": choices, "fixed": fixed}
-    return field(
-        default=default, metadata={"text": text, "of": of, "idle_with": idle_with} | limits
-    )
+    metadata = {
+        "text": text,
+        "group": group,
+        "metavar": metavar,
+        "unit": unit,
+        "allowed": allowed,
+        "choices": choices,
+        "fixed": fixed,
+        "of": of,
+        "idle_with": idle_with,
+    }
+    return field(default=default, metadata=metadata)
 
 
 class SettingError(ValueError):
-    """A value that a setting cannot take: one clear line."""
+    """A value that a setting cannot take; its text is one clear line."""
 
 
 def flag(name: str) -> str:
@@ -87,12 +130,12 @@ def fields_of(settings: type) -> dict[str, tuple[Field, Any]]:
 def build(settings: type, values: Mapping[str, Any]) -> Any:
     """An instance with these values, each converted and checked.
 
-    SettingError, also for a name that there is not.
+    SettingError for a bad value or an unknown name.
     """
     known = fields_of(settings)
-    if odd := [name for name in values if name not in known]:
-        there = ", ".join(known) or "none"
-        raise SettingError(f"there is no setting {odd[0]!r} here; there are {there}")
+    if unknown := [name for name in values if name not in known]:
+        names = ", ".join(known) or "none"
+        raise SettingError(f"there is no setting {unknown[0]!r} here; there are {names}")
     return settings(
         **{name: parse(name, *known[name], value, shown=str) for name, value in values.items()}
     )
@@ -101,9 +144,10 @@ def build(settings: type, values: Mapping[str, Any]) -> Any:
 def parse(
     name: str, its_field: Field, kind: Any, value: Any, shown: Callable[[str], str] = flag
 ) -> Any:
-    """A TOML value, a flag's text or a program's value as the setting's type, inside its range.
+    """A TOML value, a flag's text or a program's value, converted to the setting's type.
 
-    SettingError.
+    shown: how the name is written in messages. SettingError for a value of another type, or one
+    that is not allowed.
     """
     try:
         converted = _convert(kind, value)
@@ -114,7 +158,7 @@ def parse(
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """Raises TypeError or ValueError where value is not of that kind."""
+    """The value in the type `kind`. TypeError, ValueError or OverflowError where it has none."""
     value = value.item() if isinstance(value, np.generic) else value
     if kind == Integers:
         items = value.replace("x", ",").split(",") if isinstance(value, str) else value
@@ -124,15 +168,13 @@ def _convert(kind: Any, value: Any) -> Any:
     accepted = {bool: bool, int: int | str, float: float | int | str, str: str}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
-    if (
-        isinstance(value, str) and "\0" in value.encode().decode()
-    ):  # no file has such a name; encode refuses what is no text
-        raise ValueError
+    if isinstance(value, str) and "\0" in value.encode().decode():
+        raise ValueError  # no file has such a name; encode refuses lone surrogates, too
     return kind(value)
 
 
 def type_words(kind: Any) -> str:
-    """What values of a type look like."""
+    """What values of a type look like, for messages."""
     if kind == Integers:
         return "whole numbers such as 128,64"
     if kind == CountOrOptimal:
@@ -162,7 +204,7 @@ class UnknownChoice(SettingError):
         self.name, self.value, self.choices = name, value, choices
 
     def __reduce__(self) -> Any:
-        """It travels between ranks."""
+        """Pickles as its arguments: it is sent between ranks."""
         return UnknownChoice, (self.name, self.value, self.choices)
 
 
@@ -173,5 +215,5 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 1024:
-        return "a number of very many digits"  # which Python refuses to write
+        return "a number of very many digits"  # Python refuses to print it
     return "none" if value == "" else str(value)

@@ -1,12 +1,12 @@
-"""Reading traces, also those that are being written, whose writer was killed, or that are
-damaged.
-"""
+"""Reading traces: also while they are written, after their writer was killed, and damaged ones."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +14,51 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.exchange.columns import PER_LAYER, Column
 from dls.record import files, hdf5, lock
 from dls.record.lock import State
 from dls.record.schema import (
-    ADDED,
-    ADDED_COLUMN,
     ATTRIBUTES,
+    GROUPS,
+    KNOWN,
     LAYER_FIELDS,
     LISTS,
-    SCHEMA,
-    UNKNOWN,
+    NAME,
+    READ,
     WORDS,
     Header,
-    Shapes,
     Trace,
     TraceError,
-    shapes_of,
 )
 
-ATTEMPTS, PAUSE = 40, 0.05
-"""How often a trace that is in use is looked at again, and the seconds in between."""
+ATTEMPTS = 40
+"""How often a trace that is in use is read again where it looks damaged."""
+PAUSE = 0.05
+"""Seconds between two of these."""
 MAGIC = b"\x89HDF\r\n\x1a\n"
 """How a file of HDF5 begins."""
 MOST = 65_536
-"""Ranks, or layers, of a trace that is read."""
+"""The most ranks, or layers, of a trace that is read."""
 
 
-def series(out: Path) -> list[Path]:
+def trace_files(out: Path) -> list[Path]:
     """The trace files of a run's folder, in the order of their steps."""
-    return sorted(
-        (p for p in out.glob("trace*.h5") if p.name == "trace.h5" or begins(p)), key=begins
-    )
+    found = [path for path in out.glob("trace*.h5") if path.name == "trace.h5" or after_step(path)]
+    return sorted(found, key=after_step)
 
 
-def begins(path: Path) -> int:
-    """The step after which a trace file goes on; 0 for trace.h5, and for what is none."""
+def after_step(path: Path) -> int:
+    """The step after which a trace file continues; 0 for trace.h5, and for any other name."""
     number = path.stem.removeprefix("trace-")
     return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
 
 
 def read(path: Path, own: bool = False) -> Trace:
-    """Read a trace, also one that is being written or whose writer was killed.
+    """Read a trace, also one that is being written or whose writer was killed. TraceError.
 
-    TraceError. own: nobody writes but this process.
-
-    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode
-    for readers would do that too, but takes any damage for a writer's work, and waits for ever.
+    own: no other process writes to it. A file in the middle of being written looks damaged, and is
+    read again. HDF5's SWMR mode for readers would do that as well, but it takes any damage for a
+    writer's work in progress, and waits for ever.
     """
     for _ in range(0 if own else ATTEMPTS - 1):
         written = state(path)
@@ -85,9 +84,8 @@ def _read_file(path: Path) -> Trace:
             )
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
-        with (
-            path.open("rb") as raw
-        ):  # through Python's own file HDF5 does not mind that a writer left it marked as open
+        # through Python's own file HDF5 accepts one that a writer left marked as open
+        with path.open("rb") as raw:
             hdf5.check_heaps(raw)
             with h5py.File(raw, "r") as file:
                 return _parse(path, file)
@@ -102,21 +100,20 @@ def _read_file(path: Path) -> Trace:
 
 
 def state(path: Path) -> State:
-    """Whether a run that lives has the trace's folder; what its writer has closed is free in any
-    case.
-    """
+    """Whether a running process has the trace's folder; a trace that was closed is free."""
     found = lock.state(path.parent)
     return State.FREE if found is State.UNKNOWN and not left_open(path) else found
 
 
 def left_open(path: Path) -> bool:
-    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a
-    superblock's byte 11.
+    """Whether its writer has not closed it: bits 0 and 2 of a superblock's byte 11.
+
+    HDF5 refuses to open such a file.
     """
     try:
         with files.open_plain(path) as file:
             head = file.read(12)
-    except OSError:  # what it is like shows when it is read
+    except OSError:  # reading it will say why
         return False
     return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5)
 
@@ -137,10 +134,11 @@ def _cut_short(path: Path) -> bool:
 
 def _parse(path: Path, file: h5py.File) -> Trace:
     schema, size = _attribute(file, "schema"), path.stat().st_size
-    if schema != SCHEMA:
+    if schema not in [f"{NAME}/{version}" for version in READ]:
+        known = f"{NAME}/{READ[0]} to {READ[-1]}"
         raise TraceError(
-            f"{path} has the schema {str(schema)[:40]!r}, and this program reads"
-            f" {SCHEMA}{_advice(file, schema)}"
+            f"{path} has the schema {str(schema)[:40]!r}, and this program reads {known}"
+            f"{_advice(file, schema)}"
         )
     found = {name: _attribute(file, name) for name in ATTRIBUTES}
     attributes = {
@@ -150,15 +148,48 @@ def _parse(path: Path, file: h5py.File) -> Trace:
     }
     ranks = attributes.get("world_size")
     if not isinstance(ranks, int) or not 1 <= ranks <= MOST:
+        found_ranks = str(ranks)[:40]
         raise TraceError(
-            f"{path} is not a trace of this program: its world_size is {str(ranks)[:40]!r}"
+            f"{path} is not a trace of this program: its world_size is {found_ranks!r}"
         )
-    header = Header(attributes, _layers(file, size))
-    groups = {
-        name: _rows(file, name, shapes, size)
-        for name, shapes in shapes_of(ranks, header.layer_count).items()
-    }
-    return Trace(path, header, groups["steps"], groups["evals"], groups["diagnostics"])
+    layers = _layers(file, size)
+    version = int(str(schema).rpartition("/")[2])
+    header = Header(attributes, layers, (*KNOWN, *_of_method(file)))
+    there = [column for column in header.columns if _is_there(file, column, version)]
+    header = replace(header, columns=tuple(there))
+    groups = {name: _rows(file, name, header, size) for name in GROUPS}
+    return Trace(path, header, **groups)
+
+
+def _of_method(file: h5py.File) -> Iterator[Column]:
+    """The columns of `steps` that are the method's own, as their shapes tell."""
+    known = {column.name for column in KNOWN}
+    for key in file["steps"] if _is_own_group(file, "steps") else ():
+        name = f"steps/{key}"
+        stored = file["steps"].get(key, getlink=True)
+        if name in known or key == "seconds" or not isinstance(stored, h5py.HardLink):
+            continue
+        found = file[name]
+        if isinstance(found, h5py.Dataset) and found.dtype.kind in "if" and 1 <= found.ndim <= 3:
+            kind = np.int64 if found.dtype.kind == "i" else np.float64
+            unit, meaning = (str(_attribute(found, each) or "") for each in ("units", "long_name"))
+            axes = PER_LAYER[: found.ndim]
+            yield Column(name, axes, kind, unit, meaning, since=1, optional=True)
+
+
+def _is_there(file: h5py.File, column: Column, version: int) -> bool:
+    """Whether the file has the column, or must have it."""
+    if not column.optional and column.since <= version:
+        return True
+    if file.get(column.group, getlink=True) is None:
+        return False
+    return not _is_own_group(file, column.group) or column.key in file[column.group]
+
+
+def _is_own_group(file: h5py.File, name: str) -> bool:
+    """Whether the file has a group of that name, which lies in this very file."""
+    link = file.get(name, getlink=True)
+    return isinstance(link, h5py.HardLink) and isinstance(file[name], h5py.Group)
 
 
 def _is_texts(value: Any) -> bool:
@@ -175,7 +206,7 @@ def _advice(file: h5py.File, schema: Any) -> str:
     )
 
 
-def _attribute(file: h5py.File, name: str) -> Any:
+def _attribute(file: h5py.HLObject, name: str) -> Any:
     """A text, a number or a list of them, as Python's own; None where it is missing, or anything
     else.
     """
@@ -237,29 +268,33 @@ def _column(file: h5py.File, name: str, row: tuple[int, ...], size: int) -> h5py
     return stored
 
 
-def _rows(file: h5py.File, group: str, shapes: Shapes, size: int) -> dict[str, NDArray[Any]]:
-    """A group's columns, cut to the rows that are complete: a writer may be between two columns, or
-    have met a full disk.
+def _rows(file: h5py.File, group: str, header: Header, size: int) -> dict[str, NDArray[Any]]:
+    """A group's columns, cut to the rows that are complete.
+
+    A writer may be between two columns, or have met a full disk. What the file has no column of
+    counts as not recorded.
     """
-    if group == ADDED and file.get(group, getlink=True) is None:
-        return {name: np.zeros((0, *row), kind) for name, (row, kind) in shapes.items()}
-    there = {
-        name: row for name, (row, _) in shapes.items() if not _was_added(file, f"{group}/{name}")
+    there = {column for column in header.columns if column.group == group}
+    stored = {
+        column: _column(file, column.name, column.row_shape(header.sizes), size) for column in there
     }
-    columns = {name: _column(file, f"{group}/{name}", row, size) for name, row in there.items()}
+    complete = _complete(group, {column.key: each for column, each in stored.items()})
+    rows: dict[str, NDArray[Any]] = {}
+    for column in (*(each for each in KNOWN if each.group == group), *there):
+        if column in stored:
+            rows[column.key] = stored[column][:complete].astype(column.kind, copy=False)
+        else:
+            shape = (complete, *column.row_shape(header.sizes))
+            rows[column.key] = np.full(shape, column.missing, column.kind)
+    return rows
+
+
+def _complete(group: str, columns: Mapping[str, h5py.Dataset]) -> int:
+    """How many rows all columns have, up to the first whose step is out of order."""
+    if "step" not in columns:
+        return 0
     claimed = min(column.shape[0] for column in columns.values())
-    ascending = np.diff(columns["step"][:claimed].astype(np.int64), prepend=0) > 0
-    complete = claimed if ascending.all() else int(ascending.argmin())
-    rows = {
-        name: column[:complete].astype(shapes[name][1], copy=False)
-        for name, column in columns.items()
-    }
-    return {
-        name: rows.get(name, np.full((complete, *row), UNKNOWN, kind))
-        for name, (row, kind) in shapes.items()
-    }
-
-
-def _was_added(file: h5py.File, name: str) -> bool:
-    """Whether it is the column that an older trace does not have, and this one does not."""
-    return name == ADDED_COLUMN and ADDED_COLUMN.split("/")[1] not in file["steps"]
+    steps = columns["step"][:claimed].astype(np.int64)
+    least = 0 if group == "messages" else 1
+    ascending = np.diff(steps, prepend=least - 1) >= least
+    return claimed if ascending.all() else int(ascending.argmin())

@@ -1,6 +1,4 @@
-"""`python -m dls.theory`: the paper's Eq.
-
-8, Eq. 9, Property 1 and Property 2 against real networks.
+"""`python -m dls.theory`: Eq. 8, Eq. 9, Property 1 and Property 2 against real networks.
 
 The gradient variance of neighbouring layers, at initialisation and during training, is set beside
 what Eq. 8, Eq. 9 and the corrected form (docs/algorithm.md, section 5) predict; Algorithm 2 is

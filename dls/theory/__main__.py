@@ -1,224 +1,177 @@
-"""The command line: what is asked for, and in which order it is done."""
+"""The command line of `python -m dls.theory`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from dls import theory
-from dls.cli import Parser, UsageError
+from dls.called import usage_name
+from dls.cli import Parser
 from dls.program import output
 from dls.record.files import described, one_line
 from dls.tasks import data
 from dls.tasks.batches import Batches
-from dls.theory import networks, properties, report, variance
-from dls.theory.variance import Plan, Row
-from dls.tools import reports
+from dls.theory import errors, networks, picture, recording, tables, variance
+from dls.theory.rows import RatioRow, SettingsRow
+from dls.theory.variance import Plan
+from dls.tools import options, plotting, reports
+from dls.tools.rows import Row
 from reference import methods
 
-T = TypeVar("T")
-
-NETWORKS = [*networks.CHAINS, "equal/raw", "mlp", "cnn", "vgg16"]
-
-
-def _list_of(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """An option's type: values with commas between them, none twice."""
-
-    def parse(text: str) -> list[T]:
-        return list(dict.fromkeys(convert(item.strip()) for item in text.split(",")))
-
-    return parse
-
-
-def _number(kind: Callable[[str], T], holds: Callable[[T], bool], words: str) -> Callable[[str], T]:
-    """An option's type: a number for which `holds`."""
-
-    def parse(text: str) -> T:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {words}") from None
-        if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text}: expected {words}")
-        return value
-
-    return parse
-
-
-_POSITIVE = _number(int, lambda x: 1 <= x < 2**31, "a whole number from 1 up")
-_NOT_NEGATIVE = _number(int, lambda x: 0 <= x < 2**31, "whole numbers from 0 up")
-_DENSITY = _number(float, lambda x: 0 < x <= 1, "numbers in (0, 1]")
-_RATE = _number(float, lambda x: 0 < x < float("inf"), "a number above 0")
-
-
-def _network(text: str) -> str:
-    try:
-        networks.check(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+NETWORKS = [*networks.CHAINS, "equal" + networks.RAW, "mlp", "cnn", "vgg16"]
+"""The networks whose variances are measured unless others are named."""
+NONE = "none"
+"""In the place of networks: none of them."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m dls.theory`."""
-    parser = Parser(
-        prog="python -m dls.theory", description=(theory.__doc__ or "").split("\n\n")[1]
-    )
-    add = parser.add_argument
-    words = (
-        f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW}"
-        " behind one: "
-    )
-    words += "images from 0 up instead of centred ones (default: all chains, mlp, cnn, vgg16)"
-    add("--models", type=_list_of(_network), default=NETWORKS, metavar="NAME,…", help=words)
-    add(
-        "--seeds",
-        type=_POSITIVE,
-        default=4,
-        metavar="N",
-        help="networks of other weights, per name (default %(default)s)",
-    )
-    add(
-        "--batches",
-        type=_POSITIVE,
-        default=2,
-        metavar="N",
-        help="mini-batches of a measurement (default %(default)s)",
-    )
-    add(
-        "--batch-size",
-        type=_POSITIVE,
-        default=16,
-        metavar="N",
-        help="images of a mini-batch (default %(default)s)",
-    )
-    words = "measure after so many training steps, and at initialisation in any case (default 20)"
-    add("--steps", type=_list_of(_NOT_NEGATIVE), default=[20], metavar="N,…", help=words)
-    add(
-        "--lr",
-        type=_RATE,
-        default=0.005,
-        metavar="X",
-        help="learning rate of plain SGD (default %(default)s)",
-    )
-    words = (
-        "networks on whose gradients Algorithm 2 is repeated (default mlp,cnn; none: not at all)"
-    )
-    add(
-        "--property-models",
-        type=_properties_of,
-        default=["mlp", "cnn"],
-        metavar="NAME,…",
-        help=words,
-    )
-    words = "densities there (default 0.1,0.01,0.001)"
-    add(
-        "--densities",
-        type=_list_of(_DENSITY),
-        default=[0.1, 0.01, 0.001],
-        metavar="X,…",
-        help=words,
-    )
-    add(
-        "--record",
-        type=_POSITIVE,
-        default=30,
-        metavar="N",
-        help="training steps of the run there (default %(default)s)",
-    )
-    add(
-        "--adjustments",
-        type=_POSITIVE,
-        default=400,
-        metavar="N",
-        help="most adjustments of one gradient (default %(default)s)",
-    )
-    add("--dataset", choices=data.names(), default="digits", help="images (default %(default)s)")
-    add("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
-    add("--plot", type=Path, metavar="FILE", help="draw them: .png, .pdf, .svg")
+    description = (theory.__doc__ or "").split("\n\n")[1]
+    parser = Parser(prog=usage_name("theory"), description=description)
+    _add_variance_options(parser)
+    _add_property_options(parser)
+    _add_data_options(parser)
     reports.add_options(parser)
     return parser
 
 
-def _properties_of(text: str) -> list[str]:
-    return [] if text == "none" else _list_of(_network)(text)
+def _add_variance_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("gradient variances (Eq. 8, Eq. 9, the corrected form)")
+    words = (
+        f"networks whose variances are measured, of {', '.join(networks.names())}; {networks.RAW}"
+        " behind one: with images from 0 up instead of centred ones"
+        " (default: all chains, mlp, cnn, vgg16)"
+    )
+    type_ = options.list_of(networks.check, "names of networks")
+    group.add_argument("--models", type=type_, default=NETWORKS, metavar="NAME,…", help=words)
+    words = "networks of a name, each with other weights"
+    options.add_number(group, "--seeds", options.positive, 4, "N", words)
+    words = "mini-batches of a measurement"
+    options.add_number(group, "--batches", options.positive, 2, "N", words)
+    words = "images of a mini-batch"
+    options.add_number(group, "--batch-size", options.positive, 16, "N", words)
+    words = "numbers of training steps after which is measured, beside 0"
+    options.add_list(group, "--steps", options.count, [20], "N", words)
+    words = "learning rate of plain SGD"
+    options.add_number(group, "--lr", options.rate, 0.005, "X", words)
 
 
-def measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of all tables (`table`: settings, ratio, error, fixed, run); their modules
-    name the columns.
-    """
-    steps = tuple(sorted({0, *options.steps}))
-    dataset = data.load(options.dataset, options.data_dir)
-    plan = Plan(dataset, options.seeds, options.batches, options.batch_size, steps, options.lr)
-    _check(options, plan)
-    yield {"table": "settings", "record": options.record} | {
-        **vars(plan),
-        "dataset": dataset.name,
-        "steps": list(steps),
-    }
-    ratios = []
-    for name in options.models:
-        _progress(f"variances of {name}")
+def _add_property_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("repeated adjustments (Property 1, Property 2)")
+    words = (
+        "networks on whose gradients Algorithm 2 is repeated"
+        f" (default mlp,cnn; {NONE}: it is not measured)"
+    )
+    group.add_argument(
+        "--property-models",
+        type=_property_models,
+        default=["mlp", "cnn"],
+        metavar="NAME,…",
+        help=words,
+    )
+    options.add_densities(group, (0.1, 0.01, 0.001))
+    words = "training steps of the run whose gradients are taken"
+    options.add_number(group, "--record", options.positive, 30, "N", words)
+    words = "largest number of adjustments of one gradient"
+    options.add_number(group, "--adjustments", options.positive, 400, "N", words)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data and picture")
+    words = "images (default %(default)s)"
+    group.add_argument("--dataset", choices=data.names(), default="digits", help=words)
+    words = "folder that holds the dataset's files"
+    group.add_argument("--data-dir", type=Path, metavar="FOLDER", help=words)
+    words = "also draw the figures to FILE: .png, .pdf, .svg"
+    group.add_argument("--plot", type=Path, metavar="FILE", help=words)
+
+
+def _property_models(text: str) -> list[str]:
+    return [] if text == NONE else options.list_of(networks.check, "names of networks")(text)
+
+
+def measure(given: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of all tables (`dls.theory.rows`)."""
+    steps = tuple(sorted({0, *given.steps}))
+    dataset = data.load(given.dataset, given.data_dir)
+    plan = Plan(dataset, given.seeds, given.batches, given.batch_size, steps, given.lr)
+    _check(given, plan)
+    yield _settings(given, plan)
+    ratios: list[RatioRow] = []
+    for name in given.models:
+        _show_progress(f"variances of {name}")
         for row in variance.measure(name, plan):
             ratios.append(row)
             yield row
-    yield from variance.summarise(ratios)
-    for name in options.property_models:
-        for density in options.densities:
-            _progress(f"adjustments of {name}, density {density:g}")
-            yield from properties.measure(name, plan, density, options.record, options.adjustments)
+    yield from errors.summarise(ratios)
+    for name in given.property_models:
+        for density in given.densities:
+            _show_progress(f"adjustments of {name}, density {density:g}")
+            yield from recording.measure(name, plan, density, given.record, given.adjustments)
 
 
-def _check(options: argparse.Namespace, plan: Plan) -> None:
+def _settings(given: argparse.Namespace, plan: Plan) -> SettingsRow:
+    return SettingsRow(
+        record=given.record,
+        dataset=plan.dataset.name,
+        seeds=plan.seeds,
+        batches=plan.batches,
+        batch_size=plan.batch_size,
+        steps=list(plan.steps),
+        lr=plan.lr,
+    )
+
+
+def _check(given: argparse.Namespace, plan: Plan) -> None:
     """ValueError, before any measuring, for what cannot be built or has no budget."""
     Batches(plan.dataset, 0, plan.batch_size, 0, 1)
-    for name in options.models:
+    for name in given.models:
         networks.build(name, plan.dataset, 0)
-    for name in options.property_models:
+    for name in given.property_models:
         size = networks.build(name, plan.dataset, 0).parameters.size
-        for density in options.densities:
+        for density in given.densities:
             methods.budget(size, density)
 
 
-def _progress(words: str) -> None:
-    """What is being measured, for someone who watches a terminal."""
+def _show_progress(words: str) -> None:
+    """What is being measured, for someone who watches a terminal; nothing elsewhere."""
     if sys.stderr.isatty():
         print(f"\r\033[K{words} …", end="", file=sys.stderr, flush=True)
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    """What cannot be written shows before the minutes of measuring."""
-    reports.prepare(options)
-    if options.plot:
-        report.check_plot(options.plot)
-
-
-def _finish(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    report.print_all(rows)
-    if options.json:
-        options.json.write_text(
-            json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-    if options.plot:
-        report.draw(rows, options.plot)
-    if options.report:
-        print(f"written to {reports.write(options.report, 'theory', 'numpy', rows)}")
-
-
-def _do(options: argparse.Namespace) -> None:
-    _prepare(options)
-    with threadpool_limits(1):
-        rows = list(measure(options))
+def _clear_progress() -> None:
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    _finish(options, rows)
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    """What cannot be written shows before the minutes of measuring."""
+    reports.prepare(given)
+    if given.plot:
+        plotting.check_picture("--plot", given.plot)
+
+
+def _finish(given: argparse.Namespace, rows: Sequence[Row]) -> None:
+    tables.print_all(rows)
+    if given.json:
+        reports.write_json(rows, given.json)
+    if given.plot:
+        picture.draw(rows, given.plot)
+    if given.report:
+        print(f"written to {reports.write(given.report, 'theory', 'numpy', rows)}")
+
+
+def _do(given: argparse.Namespace) -> None:
+    _prepare(given)
+    with threadpool_limits(1):
+        rows = list(measure(given))
+    _clear_progress()
+    _finish(given, rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,13 +180,9 @@ def main(argv: list[str] | None = None) -> int:
         with output.unheard():
             _do(build_parser().parse_args(argv))
     except (OSError, ValueError) as error:
-        return _refuse(described(error))
+        print(f"dls.theory: {one_line(described(error))}", file=sys.stderr)
+        return 2
     return 0
-
-
-def _refuse(words: str) -> int:
-    print(f"dls.theory: {one_line(words)}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

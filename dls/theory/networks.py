@@ -84,11 +84,12 @@ def names() -> tuple[str, ...]:
     return (*CHAINS, *(name for name in models.names() if name not in CHAINS))
 
 
-def check(name: str) -> None:
-    """UsageError unless `build` knows the name."""
+def check(name: str) -> str:
+    """The name itself, as an option's type. UsageError unless `build` knows it."""
     if name.removesuffix(RAW) not in names():
         known = f"known: {', '.join(names())}, each also with {RAW} behind it"
         raise UsageError(f"unknown network {name!r}; {known}{near(name, names())}")
+    return name
 
 
 def build(name: str, dataset: Dataset, seed: int) -> Model:
@@ -152,11 +153,11 @@ def pairs(name: str, model: Model) -> list[Pair]:
     """The W − 1 pairs of neighbours among the W layers with weights (batch norm left out), in
     forward order.
     """
-    found = list(_weight_layers(model))
+    layers = list(_weight_layers(model))
     result = []
-    for number, ((previous, _), (layer, before)) in enumerate(pairwise(found)):
+    for number, ((previous, _), (layer, before)) in enumerate(pairwise(layers)):
         where = ["first", *(["raw images"] if name.endswith(RAW) else [])] if number == 0 else []
-        where += ["last"] if number == len(found) - 2 else []
+        where += ["last"] if number == len(layers) - 2 else []
         where += (
             ["other kernel"]
             if layer.kind == previous.kind and layer.kernel != previous.kernel
@@ -175,7 +176,7 @@ def _weight_layers(model: Model) -> Iterator[tuple[LayerInfo, list[str]]]:
     }
     before: list[str] = []
     maps = False
-    for module in model._modules:
+    for module in model.modules:
         if isinstance(module, modules.Linear | modules.Conv2d):
             stride = ["stride"] if isinstance(module, modules.Conv2d) and module.stride > 1 else []
             yield model.layers[module.layer], before + stride

@@ -1,9 +1,9 @@
-"""Several hosts on one machine: network namespaces joined by a bridge, with links of a chosen rate,
-for MPICH's mpirun.
+"""Several hosts on one machine, for MPICH's mpirun: network namespaces that a bridge connects, with
+links of a chosen rate.
 
-Each host has a network and a name of its own. A namespace lives as long as a process in it: here
-one that reads from a pipe of this process. So nothing is left behind, even where this process is
-killed.
+Each host has a network and a name of its own. A namespace lives as long as a process in it; here
+that process reads from a pipe of this one, and so ends with it. Nothing is left behind, even where
+this process is killed.
 """
 
 from __future__ import annotations
@@ -14,56 +14,62 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from dls.cli import UsageError
+from dls.tools.programs import mpirun
+
 NETWORK = "198.18.0"
-"""A network that RFC 2544 sets aside for benchmarks; it exists in the namespaces alone."""
+"""The network of the hosts, one that RFC 2544 reserves for benchmarks; it exists only in the
+namespaces.
+"""
 SWITCH = 254
-"""The last part of the address from which mpirun speaks to the hosts."""
+"""The last part of the address of mpirun."""
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
-"""Programs that this needs, and Debian's packages of them."""
-BURST, PACKETS = 0.25e-3, 4000
-"""What a link of limited rate may send at once: seconds' worth, and the fewest bytes.
-
-With less it does not reach its rate.
+"""The programs that this needs, and the packages of Debian that hold them."""
+BURST_SECONDS = 0.25e-3
+"""How much a link of limited rate may send at once, in seconds at its rate; with less it does not
+reach its rate.
 """
+LEAST_BURST = 4000
+"""The same in bytes: the least that is allowed, for low rates."""
 QUEUE = "50ms"
-"""How long a packet may wait at a link of limited rate."""
+"""The longest time that a packet may wait at a link of limited rate."""
 ENVIRONMENT = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
-"""What keeps ranks of different hosts from the memory that these hosts share, as they are one
-machine.
+"""Makes ranks of different hosts speak over the network: without it they would use the memory that
+the hosts share, being one machine.
 """
+UNLIMITED = "unlimited"
+"""The rate of links without a limit."""
 
 
-class HostsError(RuntimeError):
-    """Hosts cannot be had here: one line that says why, and what to do."""
+class HostsError(UsageError):
+    """Hosts cannot be made here: one line that says why, and what to do."""
 
 
 def check() -> None:
-    """HostsError where this process may not make hosts, or where a program is missing."""
+    """HostsError where this process may not make hosts, or a program is missing.
+
+    UsageError where there is no mpirun.
+    """
     if os.geteuid():
         raise HostsError("network namespaces need root: run this as root, or with sudo")
     missing = {TOOLS[tool] for tool in TOOLS if shutil.which(tool) is None}
     if missing:
         raise HostsError(f"programs are missing: apt-get install {' '.join(sorted(missing))}")
-    if (
-        "HYDRA"
-        not in subprocess.run(
-            [mpirun(), "--version"], capture_output=True, text=True, check=False
-        ).stdout
-    ):
+    version = [mpirun(), "--version"]
+    if "HYDRA" not in subprocess.run(version, capture_output=True, text=True, check=False).stdout:
         raise HostsError("hosts on one machine need MPICH's mpirun: make MPI=mpich")
 
 
 class Hosts:
-    """So many hosts, until the block ends. `rate`: of every link, in both directions, as tc writes
-    it (100mbit); None: no limit.
+    """A number of hosts, until the with block ends.
 
-    Raises HostsError as `check` does, or where the kernel refuses.
+    rate: of every link, in both directions, as tc writes it (100mbit); None: no limit. HostsError
+    as `check` raises it, or where the kernel refuses.
     """
 
     def __init__(self, count: int, rate: str | None = None) -> None:
@@ -102,35 +108,20 @@ class Hosts:
     def mpirun(
         self, ranks: int, args: Sequence[str | Path], environment: Mapping[str, str] | None = None
     ) -> list[str]:
-        """The command that runs `args` on so many ranks, dealt to the hosts in turn; any process of
-        this machine may start it.
+        """The command that runs `args` on the ranks, which are dealt to the hosts in turn.
+
+        Any process of this machine may start it.
         """
-        settings = [
-            f"{name}={value}" for name, value in (ENVIRONMENT | dict(environment or {})).items()
-        ]
-        launch = [
-            "-launcher",
-            "ssh",
-            "-launcher-exec",
-            str(self._file("enter")),
-            "-localhost",
-            _address(SWITCH),
-        ]
-        command = [
-            mpirun(),
-            *launch,
-            "-f",
-            str(self._file("hostfile")),
-            "-n",
-            str(ranks),
-            *map(str, args),
-        ]
+        variables = ENVIRONMENT | dict(environment or {})
+        settings = [f"{name}={value}" for name, value in variables.items()]
+        launcher = ["-launcher", "ssh", "-launcher-exec", str(self._file("enter"))]
+        launcher += ["-localhost", _address(SWITCH)]
+        hosts = ["-f", str(self._file("hostfile")), "-n", str(ranks)]
+        command = [mpirun(), *launcher, *hosts, *map(str, args)]
         return [*self._inside(self._switch), "env", *settings, *command]
 
     def sent_bytes(self, host: int) -> int:
-        """Bytes that the kernel counted as sent by the host's interface, packets' headers
-        included.
-        """
+        """The bytes that the host's interface has sent, as the kernel counts them: with headers."""
         shown = self._run(self._hosts[host], "ip", "-s", "-j", "link", "show", "eth0")
         sent: int = json.loads(shown)[0]["stats64"]["tx"]["bytes"]
         return sent
@@ -140,7 +131,7 @@ class Hosts:
         self._run(self._switch, "ip", "link", "set", f"port{host}", "up" if up else "down")
 
     def _namespace(self, name: str) -> int:
-        """The process that keeps a new host of this name alive, with a network of its own."""
+        """Start the process that keeps a new host alive, with a network of its own; its id."""
         inside = ["sh", "-c", 'hostname "$1" && echo ready && exec cat >/dev/null', "sh", name]
         keeper = subprocess.Popen(
             ["unshare", "--net", "--uts", *inside], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -158,40 +149,35 @@ class Hosts:
         """Connect every host to the bridge."""
         self._run(self._switch, "ip", "link", "add", "bridge", "type", "bridge")
         self._run(self._switch, "ip", "address", "add", f"{_address(SWITCH)}/24", "dev", "bridge")
-        for device in ("bridge", "lo"):
-            self._run(self._switch, "ip", "link", "set", device, "up")
-        for i, host in enumerate(self._hosts):
-            port = f"port{i}"
-            self._run(
-                self._switch,
-                "ip",
-                "link",
-                "add",
-                port,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                str(host),
-            )
-            self._run(self._switch, "ip", "link", "set", port, "master", "bridge", "up")
-            self._run(host, "ip", "address", "add", f"{_address(i + 1)}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                self._run(host, "ip", "link", "set", device, "up")
-            if self.rate:
-                self._limit(self._switch, port, self.rate)
-                self._limit(host, "eth0", self.rate)
+        self._bring_up(self._switch, "bridge")
+        for number, host in enumerate(self._hosts):
+            self._plug_in(host, _address(number + 1), f"port{number}")
 
-    def _limit(self, where: int, device: str, rate: str) -> None:
-        burst = max(PACKETS, round(BURST * bits_per_second(rate) / 8))
+    def _plug_in(self, host: int, address: str, port: str) -> None:
+        """Connect a host to a new port of the bridge."""
+        pair = f"{port} type veth peer name eth0 netns {host}".split()
+        self._run(self._switch, "ip", "link", "add", *pair)
+        self._run(self._switch, "ip", "link", "set", port, "master", "bridge", "up")
+        self._run(host, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+        self._bring_up(host, "eth0")
+        if self.rate:
+            self._limit(self._switch, port, self.rate)
+            self._limit(host, "eth0", self.rate)
+
+    def _bring_up(self, namespace: int, device: str) -> None:
+        """Turn on a device, and the loopback device beside it."""
+        for name in (device, "lo"):
+            self._run(namespace, "ip", "link", "set", name, "up")
+
+    def _limit(self, namespace: int, device: str, rate: str) -> None:
+        burst = max(LEAST_BURST, round(BURST_SECONDS * bits_per_second(rate) / 8))
         limit = ["rate", rate, "burst", str(burst), "latency", QUEUE]
-        self._run(where, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
+        self._run(namespace, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
     def _write_files(self) -> None:
-        """The hostfile, and what mpirun calls in place of ssh: options, a host's address, a
-        command.
+        """Write the hostfile, and the program that mpirun calls in place of ssh.
+
+        That is called with options, the address of a host, and a command.
         """
         addresses = [_address(i + 1) for i in range(self.count)]
         self._file("hostfile").write_text("".join(f"{address}\n" for address in addresses))
@@ -213,7 +199,7 @@ class Hosts:
         return ["nsenter", "-t", str(namespace), "-n", "-u"]
 
     def _run(self, namespace: int, *command: str) -> str:
-        """What the command says inside a namespace. HostsError where it fails."""
+        """Run a command inside a namespace; return its output. HostsError where it fails."""
         done = subprocess.run(
             [*self._inside(namespace), *command], capture_output=True, text=True, check=False
         )
@@ -223,28 +209,12 @@ class Hosts:
 
 
 def bits_per_second(rate: str) -> int:
-    """A rate as tc writes it: 100mbit is 100,000,000. ValueError for anything else."""
-    found = re.fullmatch(r"([1-9]\d*)([kmg])bit", rate)
-    if found is None:
+    """The rate that tc writes so: 100mbit is 100,000,000. ValueError for anything else."""
+    match = re.fullmatch(r"([1-9]\d*)([kmg])bit", rate)
+    if match is None:
         raise ValueError(f"{rate}: expected a rate such as 100mbit or 1gbit")
-    return int(found[1]) * {"k": 10**3, "m": 10**6, "g": 10**9}[found[2]]
+    return int(match[1]) * {"k": 10**3, "m": 10**6, "g": 10**9}[match[2]]
 
 
 def _address(last: int) -> str:
     return f"{NETWORK}.{last}"
-
-
-def python() -> list[str]:
-    """This Python as the beginning of a command; -P, which leaves the current folder's modules
-    alone, goes on.
-    """
-    return [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
-
-
-def mpirun() -> str:
-    """mpirun of this environment, or that on the path. HostsError where there is none."""
-    beside = Path(sys.executable).parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if found is None:
-        raise HostsError("there is no mpirun: pip install mpich")
-    return found

@@ -1,77 +1,39 @@
-"""What a measurement leaves: its rows as a table, and as a file that says on what they were
-measured.
-"""
+"""Files that hold a measurement's rows, and what they were measured on."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-import dls
-from dls import backends
-from dls.program import sources
 from dls.record import files
-
-PACKAGES = (
-    "numpy",
-    "numba",
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "nvidia-cuda-nvrtc-cu12",
-    "nvidia-cuda-nvrtc",
-    "torch",
-)
-"""Those on which a time may depend."""
-
-
-def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows as one table."""
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    for column in columns:
-        table.add_column(
-            "\n".join(column.split(" ")), justify="right", vertical="bottom", no_wrap=True
-        )
-    for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    wide = Console(width=1000)
-    Console(width=wide.measure(table).maximum).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str) and value.isdigit():
-        return f"{int(value):,}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+from dls.tools import machine
+from dls.tools.rows import Row
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where a measurement's rows are to go, too."""
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the rows of all tables there"
+    """Add --json and --report."""
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the rows of all tables to FILE"
     )
-    words = (
-        "write the rows, and on what they were measured, to a file there that is named after the"
-        " device"
+    group.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the rows, and the machine and software they were measured on, to a file"
+        " in FOLDER that is named after the device",
     )
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help=words)
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """What cannot be written shows before the hours of measuring. OSError."""
+    """Make the files that the options name, so that an obstacle shows before hours of measuring.
+
+    OSError where one cannot be written.
+    """
     if options.json:
         options.json.write_text("[]\n", encoding="utf-8")
     if options.report:
@@ -79,11 +41,15 @@ def prepare(options: argparse.Namespace) -> None:
         files.check_folder(options.report)
 
 
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as a JSON list, null for the numbers that JSON does not have. OSError."""
+    text = files.json_text([row.to_json() for row in rows], indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a command measures with a backend, for a file in the folder that is named after both the
-    command and the device.
-    """
+    """The report of a command: a file in a folder, named after the command and the device."""
 
     folder: Path
     command: str
@@ -92,48 +58,24 @@ class Report:
 
     @classmethod
     def begin(cls, folder: Path, command: str, backend: str) -> Report:
-        """On this machine and with these sources."""
-        return cls(folder, command, backend, about(backend))
+        """The report of this machine and of these sources; nothing is written yet."""
+        return cls(folder, command, backend, machine.describe(backend))
 
-    def write(self, rows: Sequence[dict[str, Any]], complete: bool) -> Path:
-        """Write the rows that there are, and on what they were measured; return the file."""
+    def write(self, rows: Sequence[Row], complete: bool) -> Path:
+        """Write the rows measured so far; return the file. OSError."""
         path = self.folder / f"{self.command}-{slug(self.measured_on['device'])}.json"
         report = {"command": self.command, "backend": self.backend, **self.measured_on}
-        report |= {"complete": complete, "rows": list(rows)}
-        files.write_text(path, json.dumps(report, indent=2) + "\n")
+        report |= {"complete": complete, "rows": [row.to_json() for row in rows]}
+        files.write_text(path, files.json_text(report, indent=2) + "\n")
         return path
 
 
-def write(folder: Path, command: str, backend: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write a measurement that is complete to <command>-<device>.json in the folder; return the
-    file.
-    """
+def write(folder: Path, command: str, backend: str, rows: Sequence[Row]) -> Path:
+    """Write a complete measurement to COMMAND-DEVICE.json in the folder; return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     return Report.begin(folder, command, backend).write(rows, complete=True)
 
 
-def about(backend: str) -> dict[str, Any]:
-    """The device on which a backend computes here, and the software."""
-    return {**backends.load(backend).describe(), **_software()}
-
-
 def slug(name: str) -> str:
-    """A device's name as part of a file's: "NVIDIA H200" becomes nvidia-h200."""
+    """A device's name as part of a file's name: "NVIDIA H200" becomes nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _software() -> dict[str, Any]:
-    return {
-        "dls": dls.__version__,
-        "commit": sources.commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -18,7 +18,7 @@ from dls.comm import local
 from dls.exchange import methods as all_methods
 from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
-from dls.program import config, startup
+from dls.program import config, flags, run
 from dls.program.config import Config
 from dls.record import checkpoint
 from dls.tasks import data, models
@@ -84,7 +84,7 @@ def layers_of(model: Model) -> list[Layer]:
 
 def replay(backend: Backend, method: str, model: Model, gradients: list[np.ndarray]) -> list[bytes]:
     """What each step selects, sends, adds up and keeps."""
-    settings = config.build(config.parse_command_line(method.split()).flags)
+    settings = config.build(flags.parse_command_line(method.split()).flags)
     buffer = backend.ops.zeros(model.parameters.size)
     exchange = exchanger(settings, layers_of(model), buffer, backend)
     layers = range(len(exchange.layout))
@@ -167,10 +167,10 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args))
     )
-    settings = config.build(config.parse_command_line(["--backend", "cupy"]).flags)
+    settings = config.build(flags.parse_command_line(["--backend", "cupy"]).flags)
     comm = local.alone()
     comm.rank_on_node = 5
-    startup.build(settings, comm, 1)
+    run.build(settings, comm, 1)
     assert told[0] == 5
     assert told.count(5) == 1
 
@@ -181,7 +181,7 @@ def test_one_question_finds_a_whole_gradient_finite(
     model, gradients = recorded
     backend, settings = (
         backends.load("cupy"),
-        config.build(config.parse_command_line(["--method", "dense"]).flags),
+        config.build(flags.parse_command_line(["--method", "dense"]).flags),
     )
     buffer = backend.ops.from_host(gradients[0].copy())
     exchange = exchanger(settings, layers_of(model), buffer, backend, bucket_size=0)

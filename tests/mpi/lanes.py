@@ -21,7 +21,7 @@ import numpy as np
 from dls.comm import local
 from dls.comm.base import Comm
 from dls.comm.errors import ExchangeError
-from dls.comm.lanes import Tally
+from dls.comm.lanes import Message, Tally
 from dls.comm.world import World
 from reference.collectives import (
     COLLECTIVES,
@@ -69,8 +69,16 @@ def bits(result: list[Any]) -> list[Any]:
     return [content(each) if isinstance(each, Exchanged) else each for each in result]
 
 
-def fly(comm: Comm, seed: int, late: random.Random | None = None) -> list[Any]:
-    """All buckets at once; late: what decides when this rank sleeps, and looks after them."""
+def fly(
+    comm: Comm,
+    seed: int,
+    late: random.Random | None = None,
+    messages: list[Message] | None = None,
+) -> list[Any]:
+    """All buckets at once; late: what decides when this rank sleeps, and looks after them.
+
+    messages: where the rounds of all buckets are added.
+    """
     flights = []
     for bucket in range(BUCKETS):
         if late:
@@ -82,7 +90,11 @@ def fly(comm: Comm, seed: int, late: random.Random | None = None) -> list[Any]:
         for flight in flights:
             comm.lanes.wait(flight)
             dawdle(comm, late)
-    return [bits(comm.lanes.wait(flight)) for flight in sorted(flights, key=lambda each: each.what)]
+    in_order = sorted(flights, key=lambda each: each.what)
+    results = [bits(comm.lanes.wait(flight)) for flight in in_order]
+    if messages is not None:
+        messages += [message for flight in in_order for message in flight.messages]
+    return results
 
 
 def dawdle(comm: Comm, late: random.Random) -> None:
@@ -105,10 +117,11 @@ def expected(seed: int, ranks: int) -> list[list[Any]]:
 def counted(comm: Comm, seeds: int) -> tuple[int, int]:
     """Bytes sent and received."""
     comm.lanes.open(LANES)
-    comm.tally = Tally()
+    messages: list[Message] = []
     for seed in range(seeds):
-        fly(comm, seed)
-    return comm.tally.sent, comm.tally.received
+        fly(comm, seed, messages=messages)
+    moved = Tally.of_all(messages)
+    return moved.sent, moved.received
 
 
 def check_bits(comm: World, seeds: int) -> None:

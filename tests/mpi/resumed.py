@@ -11,19 +11,19 @@ import numpy as np
 
 from dls.comm import local
 from dls.comm.base import Comm
-from dls.program import config, startup
+from dls.program import flags, startup
 from tests.mpi.many import code_is_read_once, train_all
 
 
 def keep(line: str, comm: Comm) -> None:
     """Begin as a run does, keep what is there, and leave."""
-    run = startup.prepare(config.parse_command_line(shlex.split(line)), comm)
+    run = startup.prepare(flags.parse_command_line(shlex.split(line)), comm)
     model = run.task.model
     place = {
-        "first": run.first,
+        "first": run.finished,
         "total": run.total,
         "batch": run.config.batch_size,
-        "place": run.batches.place(run.first),
+        "place": run.batches.epoch_and_batch(run.finished),
     }
     arrays = run.exchanger.state()
     arrays |= {"statistics": model.statistics, "weights": model.parameters}

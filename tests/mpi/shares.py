@@ -14,7 +14,7 @@ from dls import backends
 from dls.comm.base import Comm
 from dls.comm.world import World
 from dls.exchange import methods
-from dls.program import config, startup
+from dls.program import config, flags, run
 from dls.tasks import data, models
 from reference import nn
 from reference.collectives import BY_BUCKET
@@ -38,12 +38,12 @@ def main() -> None:
 
 def check(comm: Comm, name: str, method: str, random: np.random.Generator) -> None:
     """All layers in two messages, as with --overlap."""
-    flags = ["--density", "0.05", "--bucket-size", "95", *method.split()]
-    settings = config.build(config.parse_command_line(flags).flags)
+    typed = ["--density", "0.05", "--bucket-size", "95", *method.split()]
+    settings = config.build(flags.parse_command_line(typed).flags)
     as_it_is = settings.value_dtype == "float32" and settings.collective not in BY_BUCKET
     dataset, backend = data.load("digits"), backends.load(name)
     model = models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, (6, 5))
-    exchanger = startup.make_exchanger(settings, model, comm, backend)
+    exchanger = run.make_exchanger(settings, model, comm, backend)
     whole, layers = exchanger.method.whole, range(len(model.layers))
     buckets = [list(bucket.layers) for bucket in exchanger.buckets]
     assert buckets == ([[0, 1, 2]] if whole else [[1, 2], [0]])

@@ -14,7 +14,7 @@ from dls import optim
 from dls.exchange import methods as all_methods
 from dls.exchange.layout import Layer, Layout
 from dls.exchange.settings import build
-from dls.program import config
+from dls.program import config, flags
 from dls.record import checkpoint
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
@@ -58,7 +58,7 @@ def reference_run(
     skipped: Collection[int] = (),
 ) -> cluster.Cluster:
     """`skipped`: the numbers, from 1, of steps that are left out."""
-    c = config.build(config.parse_command_line(shlex.split(settings)).flags)
+    c = config.build(flags.parse_command_line(shlex.split(settings)).flags)
     noise = {"synthetic_shape": c.synthetic_shape, "synthetic_size": c.synthetic_size}
     dataset = data.load(c.dataset, seed=c.seed, **noise)
     replicas = [

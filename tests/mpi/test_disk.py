@@ -184,7 +184,7 @@ path = pathlib.Path(sys.argv[1])
 writer = Writer(path, header())
 try:
     for first in range(1, 10**6, 500):
-        writer.steps(rows(first, 500))
+        writer.append("steps", rows(first, 500))
 except OSError as error:
     print(error)
 writer.close()
@@ -212,7 +212,7 @@ def test_a_writer_on_a_full_disk_ends_quietly(disk: Path) -> None:
 
 def test_a_trace_that_cannot_be_rewritten_stays(disk: Path) -> None:
     writer = Writer(disk / "trace.h5", header())
-    writer.steps(rows(1, 1200))
+    writer.append("steps", rows(1, 1200))
     writer.close()
     before = (disk / "trace.h5").read_bytes()
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 8192))

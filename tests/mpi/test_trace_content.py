@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dls.program import config
+from dls.program import config, flags
 from dls.record import checkpoint, reader
 from dls.record.schema import Trace
 from dls.tasks import data, models
@@ -121,7 +121,7 @@ def check_selections(recorded: Trace, method: methods.Method, ranks: int) -> lis
     """Returns how many entries of each layer left first and later, step by step and rank by
     rank.
     """
-    c = config.build(config.parse_command_line(SETTINGS.split()).flags)
+    c = config.build(flags.parse_command_line(SETTINGS.split()).flags)
     dataset = data.load("digits")
     replicas = [
         models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, c.mlp_widths)
@@ -166,9 +166,10 @@ def test_an_evaluation_uses_the_mean_statistics(tmp_path: Path) -> None:
 def test_the_thread_count_reaches_blas(tmp_path: Path) -> None:
     program = tmp_path / "threads.py"
     program.write_text(
-        "import sys\nfrom threadpoolctl import threadpool_info\nfrom dls.program import config,"
+        "import sys\nfrom threadpoolctl import threadpool_info\nfrom dls.program import"
+        " config, flags,"
         " startup\nfrom dls.comm.world import World\ncommand ="
-        " config.parse_command_line(['--threads', '1', '--steps', '1', '--out',"
+        " flags.parse_command_line(['--threads', '1', '--steps', '1', '--out',"
         " 'run'])\nstartup.prepare(command, World())\nsys.exit(max(pool['num_threads'] for pool in"
         " threadpool_info() if pool['user_api'] == 'blas'))\n"
     )

@@ -13,9 +13,11 @@ import pytest
 
 from dls import backends
 from dls.bench import __main__ as bench
-from dls.bench import selection
-from dls.bench.selection import Selector, workloads
-from dls.tools import reports
+from dls.bench import pytorch
+from dls.bench.floor import floor
+from dls.bench.selector import Selector
+from dls.bench.workload import workloads
+from dls.tools import machine, reports, turns
 from gpu.cupy import device
 from reference import ops
 
@@ -30,7 +32,7 @@ COLUMNS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "WARM_UP", 1)
+    monkeypatch.setattr(turns, "WARM_UP", 1)
 
 
 def measure(folder: Path, *args: str) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def test_the_pipeline_in_torch_keeps_the_same_residual() -> None:
     torch = pytest.importorskip("torch")
     (work,) = workloads(["5000"], [0.01])
     residual, selector = torch.zeros(work.n), Selector(backends.load("numpy"), work)
-    pipeline = selection.torch_pipeline(torch, work, residual)
+    pipeline = pytorch.pipeline(torch, work, residual)
     for step in range(3):
         assert pipeline.turn(work.gradient(step)) > 0
         selector.step(work.gradient(step))
@@ -104,9 +106,9 @@ def test_the_floor_of_a_gpu_moves_the_bytes_of_an_accumulation() -> None:
         to_host = staticmethod(np.asarray)
         describe = staticmethod(lambda: {"device": "a card"})
 
-    floor = selection.floor(backends.Backend("cupy", Ops, *[Ops] * 3), 1000)  # type: ignore[arg-type]
-    floor.turn(np.zeros(1000, np.float32))
-    assert moved == [12_000] * floor.steps
+    copies = floor(backends.Backend("cupy", Ops, *[Ops] * 3), 1000)  # type: ignore[arg-type]
+    copies.turn(np.zeros(1000, np.float32))
+    assert moved == [12_000] * copies.steps
 
 
 def test_a_report_names_the_device_and_all_versions(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_report_names_the_device_and_all_versions(tmp_path: Path) -> None:
     assert report["device"] == device.current().describe()["device"]
     assert path.name == f"select-{reports.slug(report['device'])}.json"
     assert {"backend", "commit", "date", "python", "dls"} <= set(report)
-    assert set(report["packages"]) == set(reports.PACKAGES)
+    assert set(report["packages"]) == set(machine.PACKAGES)
     assert report["packages"]["numpy"] == np.__version__
     assert [row["layers"] for row in report["rows"]] == ["1000", "1000"]
 

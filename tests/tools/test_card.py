@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dls.bench import __main__ as bench
 from dls.tools import reports
+from dls.tools.rows import Row
 from tests import card, system
 from tests.launch import ROOT
 
@@ -96,18 +97,24 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@dataclass(frozen=True)
+class Layers(Row):
+    """A row of a measurement."""
+
+    layers: str
+
+
 def test_a_measurement_that_is_cut_off_leaves_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rows(options: object) -> Iterator[dict[str, Any]]:
+    def rows(options: object) -> Iterator[Layers]:
         """Two rows, and the end."""
-        yield {"layers": "1"}
-        yield {"layers": "2"}
+        yield Layers("1")
+        yield Layers("2")
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(
-        bench.COMMANDS, "select", bench.Command(rows, bench.COMMANDS["select"].options)
-    )
+    command = replace(bench.COMMANDS["select"], rows=rows)
+    monkeypatch.setitem(bench.COMMANDS, "select", command)
     with pytest.raises(KeyboardInterrupt):
         bench.main(["select", "--backend", "numpy", "--report", str(tmp_path)])
     (path,) = tmp_path.iterdir()
@@ -116,7 +123,7 @@ def test_a_measurement_that_is_cut_off_leaves_its_rows(
 
 
 def test_a_complete_measurement_says_so(tmp_path: Path) -> None:
-    path = reports.write(tmp_path, "select", "numpy", [{"layers": "1"}])
+    path = reports.write(tmp_path, "select", "numpy", [Layers("1")])
     assert json.loads(path.read_text())["complete"] is True
 
 

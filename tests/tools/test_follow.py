@@ -44,10 +44,10 @@ def test_a_run_is_followed_to_its_end(terminal: bool, tmp_path: Path) -> None:
 
         assert heard("nothing recorded yet")
         for step in (1, 2, 3):
-            writer.steps(rows([step], loss=float(step)))
+            writer.append("steps", rows([step], loss=float(step)))
             assert heard(f"step {step}, loss {step}.0000")
             assert watching.is_alive()
-        writer.evals(3, 0.5, 0.875)
+        writer.evaluation(3, 0.5, 0.875)
         writer.close()
         own.release()
         watching.join(FAR)
@@ -75,7 +75,7 @@ def test_it_ends_with_a_writer_that_is_killed(tmp_path: Path) -> None:
         "import sys, pathlib, time\nfrom tests.tools.test_inspect import header, rows\n"
         "from dls.record import lock\nfrom dls.record.writer import Writer\n"
         "own = lock.Lock(); own.take(pathlib.Path(sys.argv[1]).parent)\n"
-        "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.steps(rows([1, 2]))\n"
+        "w = Writer(pathlib.Path(sys.argv[1]), header())\nw.append('steps', rows([1, 2]))\n"
         "print('there', flush=True)\ntime.sleep(600)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "trace.h5")]

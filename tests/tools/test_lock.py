@@ -14,7 +14,7 @@ import pytest
 
 from dls.cli import UsageError
 from dls.inspect import __main__ as inspect
-from dls.program import startup
+from dls.program import folder
 from dls.program.config import Config
 from dls.record import lock
 from dls.record.lock import InUse, Lock, State
@@ -53,7 +53,7 @@ def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def killed_trace(folder: Path) -> Path:
     """A trace as a writer leaves it that is killed."""
     writer = Writer(folder / "aside.h5", header())
-    writer.steps(rows(1, 3))
+    writer.append("steps", rows(1, 3))
     (folder / "trace.h5").write_bytes((folder / "aside.h5").read_bytes())
     writer.close()
     (folder / "aside.h5").unlink()
@@ -125,7 +125,7 @@ def test_a_closed_trace_is_nobodys_where_there_are_no_locks(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
-    writer.steps(rows(1, 3))
+    writer.append("steps", rows(1, 3))
     writer.close()
     (tmp_path / lock.NAME).touch()
     without_locks(errno.ENOLCK, monkeypatch)
@@ -195,7 +195,7 @@ def test_a_run_that_comes_too_late_removes_nothing(
     if begun:
         first.take(tmp_path)
     with pytest.raises(UsageError, match="is in use" if begun else "another run was faster"):
-        startup._make_folder(Config(out=str(tmp_path)), None, Lock())
+        folder.make(Config(out=str(tmp_path)), None, Lock())
     assert path.exists()
     first.release()
 

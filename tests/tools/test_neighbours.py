@@ -118,6 +118,6 @@ def test_a_package_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_programs_that_are_started_keep_away_from_the_folder_too() -> None:
-    program = "from dls.tools.hosts import python; print(*python()[1:])"
+    program = "from dls.tools.programs import python; print(*python()[1:])"
     assert python(ROOT, program, "-P").stdout == "-P\n"
     assert python(ROOT, program).stdout == "\n"

@@ -118,7 +118,8 @@ def test_the_interpreter_is_named_as_it_was_typed(
     monkeypatch.setattr(sys, "orig_argv", [typed, "-m", "dls.train"])
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     monkeypatch.setattr(sys, "executable", str(Path(sys.executable).with_name("python3")))
-    assert invocation.python() == ("python3" if typed == "python3" else shlex.quote(sys.executable))
+    name = "python3" if typed == "python3" else sys.executable
+    assert invocation.command("inspect") == [name, "-m", "dls.inspect"]
 
 
 def test_without_a_launcher_a_single_rank_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:

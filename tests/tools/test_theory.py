@@ -8,8 +8,10 @@ import json
 import math
 import re
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,14 @@ from dls.cli import UsageError
 from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.theory import __main__ as theory
-from dls.theory import networks, properties
-from dls.theory import report as theory_report
+from dls.theory import errors as theory_errors
+from dls.theory import forms, networks, properties, recording
+from dls.theory import sentences as theory_sentences
 from dls.theory import variance as theory_variance
+from dls.theory.forms import FORMS
 from dls.theory.networks import LINEAR, Chain, Stage
-from dls.theory.variance import FORMS, Plan
+from dls.theory.rows import ErrorRow, FixedRow, RatioRow, RunRow, from_json, of_kind
+from dls.theory.variance import Plan
 from reference import adjustment, methods, nn, ops, variance
 from reference.cluster import Cluster
 from tests.launch import ROOT
@@ -104,17 +109,18 @@ def test_white_signals_follow_the_linear_form(relu: bool, widths: list[int]) -> 
         [white_variances(stack(300, widths, relu, s), 100, s) for s in range(4)], axis=0
     )
     for (c, d), (before, after) in zip(pairwise(widths), pairwise(measured), strict=True):
-        assert theory_variance.error(after / before, variance.eq9_ratio(c, d)) < 0.4
+        assert theory_errors.error(after / before, variance.eq9_ratio(c, d)) < 0.4
 
 
 def test_equal_layers_on_images_have_ratios_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(networks.CHAINS, "stack", Chain((Stage(256, LINEAR),) * 5))
     rows = [
-        row for row in theory_variance.measure("stack", plan(seeds=4)) if "last" not in row["where"]
+        row for row in theory_variance.measure("stack", plan(seeds=4)) if "last" not in row.where
     ]
     assert len(rows) == 4
     for row in rows:
-        assert abs(math.log2(row["measured"])) < 0.4 + 3 * row["log2 error"]
+        assert row.measured and row.log2_error
+        assert abs(math.log2(row.measured)) < 0.4 + 3 * row.log2_error
 
 
 def test_a_pair_has_what_its_seeds_gave() -> None:
@@ -124,13 +130,13 @@ def test_a_pair_has_what_its_seeds_gave() -> None:
         [theory_variance.measure_seed("mlp", settings, seed)[0] for seed in range(3)]
     )
     assert variances.shape == (3, 2, 3)
-    assert [(row["step"], row["layer"]) for row in rows] == [
+    assert [(row.step, row.layer) for row in rows] == [
         (s, n) for s in (0, 2) for n in ("linear2", "linear3")
     ]
     ratios = (variances[:, :, 1:] / variances[:, :, :-1]).reshape(3, 4)
     for row, seeds in zip(rows, ratios.T, strict=True):
-        assert row["measured"] == pytest.approx(math.prod(seeds) ** (1 / 3))
-        assert row["log2 error"] == pytest.approx(np.std(np.log2(seeds), ddof=1) / math.sqrt(3))
+        assert row.measured == pytest.approx(math.prod(seeds) ** (1 / 3))
+        assert row.log2_error == pytest.approx(np.std(np.log2(seeds), ddof=1) / math.sqrt(3))
 
 
 def test_training_is_plain_sgd_and_measured_on_the_batches_to_come() -> None:
@@ -146,17 +152,16 @@ def test_training_is_plain_sgd_and_measured_on_the_batches_to_come() -> None:
 
 def test_what_diverges_is_left_out_and_named() -> None:
     rows = list(theory_variance.measure("strides", plan(steps=(0, 2), lr=1e6, seeds=1, batches=1)))
-    broken = [row for row in rows if row["measured"] is None]
+    broken = [row for row in rows if row.measured is None]
     assert (
-        broken
-        and {row["step"] for row in broken} == {2}
-        and all(row["loss"] is None for row in broken)
+        broken and {row.step for row in broken} == {2} and all(row.loss is None for row in broken)
     )
-    summary = list(theory_variance.summarise(rows))
-    json.dumps(rows + summary, allow_nan=False)
-    assert {row["pairs"] for row in summary if row["step"] == 2} == {0}
+    summary = list(theory_errors.summarise(rows))
+    json.dumps([row.to_json() for row in (*rows, *summary)], allow_nan=False)
+    assert {row.pairs for row in summary if row.step == 2} == {0}
     assert any(
-        "strides diverged within 2" in line for line in theory_report.sentences(rows + summary)
+        "strides diverged within 2" in line
+        for line in theory_sentences.sentences([*rows, *summary])
     )
 
 
@@ -213,7 +218,7 @@ def test_predictions_are_the_references() -> None:
     *_, last = networks.pairs("kernels", model)
     c, d, k = last.layer.inputs, last.layer.outputs, last.previous.kernel
     assert c == 32 * 16 * 16 and last.layer.channels_in == 32
-    predicted = theory_variance.predict(last)
+    predicted = forms.predict(last)
     assert predicted == {
         "Eq. 8": variance.eq8_ratio(c, d, 1, k),
         "Eq. 9": variance.eq9_ratio(c, d),
@@ -228,7 +233,7 @@ ratio = st.floats(1e-6, 1e6)
 @QUICK
 @given(ratio, ratio, st.floats(0.01, 100))
 def test_error_counts_doublings(measured: float, predicted: float, factor: float) -> None:
-    error = theory_variance.error
+    error = theory_errors.error
     assert error(measured, measured) == 0
     assert error(2 * measured, measured) == pytest.approx(1) == error(measured, 2 * measured)
     assert error(measured, predicted) == pytest.approx(error(predicted, measured), abs=1e-9)
@@ -238,19 +243,24 @@ def test_error_counts_doublings(measured: float, predicted: float, factor: float
 
 
 def ratio_row(
-    layer: str, measured: float | None, predicted: float, noise: float | None = 0.5, **more: Any
-) -> dict[str, Any]:
-    row = {
-        "table": "ratio",
-        "network": "n",
-        "layer": layer,
-        "step": 0,
-        "kinds": "a to b",
-        "where": [],
-        "loss": 1.0,
-    }
-    return (
-        row | {"measured": measured, "log2 error": noise} | dict.fromkeys(FORMS, predicted) | more
+    layer: str,
+    measured: float | None,
+    predicted: float,
+    noise: float | None = 0.5,
+    where: Sequence[str] = (),
+    **others: float,
+) -> RatioRow:
+    return RatioRow(
+        network="n",
+        step=0,
+        layer=layer,
+        previous="p",
+        kinds="a to b",
+        where=where,
+        loss=1.0,
+        measured=measured,
+        log2_error=noise,
+        predicted=dict.fromkeys(FORMS, predicted) | others,
     )
 
 
@@ -261,12 +271,13 @@ def test_error_figures_by_hand() -> None:
         ratio_row("c", None, 1.0),
         ratio_row("d", 1.0, 1.0),
     ]
-    figures = theory_variance.errors(rows)
-    assert figures["pairs"] == 3 and figures["noise"] == 0.5
-    for form in FORMS:
-        assert figures[form] == pytest.approx(4 / 3)
-        assert figures[f"{form}, factor"] == pytest.approx(2 ** (-2 / 3))
-        assert (figures[f"{form}, worst"], figures[f"{form}, worst by"]) == ("n b", 3.0)
+    figures = theory_errors.errors(0, "all", "all pairs", rows)
+    assert figures.pairs == 3 and figures.noise == 0.5
+    assert set(figures.forms) == set(FORMS)
+    for form in figures.forms.values():
+        assert form.mean == pytest.approx(4 / 3)
+        assert form.factor == pytest.approx(2 ** (-2 / 3))
+        assert (form.worst, form.worst_by) == ("n b", 3.0)
 
 
 def test_places_are_counted_once_each() -> None:
@@ -275,7 +286,7 @@ def test_places_are_counted_once_each() -> None:
         ratio_row("b", 2.0, 1.0),
         ratio_row("c", 4.0, 1.0, where=["stride", "batch norm"]),
     ]
-    found = {row["name"]: row for row in theory_variance.summarise(rows) if row["of"] == "place"}
+    found = {row.name: row for row in theory_errors.summarise(rows) if row.of == "place"}
     expected = {
         "inner": ["b"],
         "first": ["a"],
@@ -285,17 +296,16 @@ def test_places_are_counted_once_each() -> None:
     }
     assert found.keys() == expected.keys()
     for name, layers in expected.items():
-        there = theory_variance.errors([row for row in rows if row["layer"] in layers])
-        assert there.items() <= found[name].items()
+        there = [row for row in rows if row.layer in layers]
+        assert theory_errors.errors(0, "place", name, there) == found[name]
 
 
 def test_forms_that_say_the_same_are_nearest_together() -> None:
-    rows = [
-        ratio_row("a", 2.0, 1.0, corrected=1.9 * (1 + 1e-13), **{"Eq. 9": 1.9})
-    ]  # up to rounding
-    (row,) = [row for row in theory_variance.summarise(rows) if row["of"] == "all"]
-    assert theory_report.nearest(row) == ["Eq. 9", "corrected"]
-    assert "Eq. 9 = corrected" in theory_report.sentences([*rows, row])[0]
+    close = {"corrected": 1.9 * (1 + 1e-13), "Eq. 9": 1.9}  # up to rounding
+    rows = [ratio_row("a", 2.0, 1.0, **close)]
+    (row,) = [row for row in theory_errors.summarise(rows) if row.of == "all"]
+    assert theory_sentences.nearest(row) == ["Eq. 9", "corrected"]
+    assert "Eq. 9 = corrected" in theory_sentences.sentences([*rows, row])[0]
 
 
 # ------------------------------------------------------------------ the properties
@@ -332,15 +342,10 @@ def test_properties_on_nasty_layers(case: tuple[list[np.ndarray], np.ndarray]) -
     """
     v, k = case
     assume(k.sum())
-    row = properties.judge(properties.adjust_fixed(v, k, 60))
-    assert row["grew"] == 0
-    assert row["largest pair factor"] is None or row["largest pair factor"] <= 0.5
-    assert (
-        len(row["set size"])
-        == len(row["overlap"])
-        == len(row["pair factor"]) + 1
-        == row["adjustments"] + 1
-    )
+    done = properties.adjust_fixed(v, k, 60)
+    assert done.grew == 0
+    assert done.largest_pair_factor is None or done.largest_pair_factor <= 0.5
+    assert len(done.set_sizes) == len(done.overlaps) == len(done.pair_factors) + 1 == done.count + 1
     t = adjustment.fresh_thresholds(v, k)
     settled = None
     for _ in range(80):
@@ -389,25 +394,22 @@ def test_repeated_adjustments_reach_global_topk(count: int, seed: int, density: 
     ]
     sizes = [layer.size for layer in v]
     k = methods.split_budget(max(1, round(density * sum(sizes))), sizes)
-    row = properties.judge(properties.adjust_fixed(v, k, 2000))
+    done = properties.adjust_fixed(v, k, 2000)
     largest = np.sort(np.abs(np.concatenate(v)))[::-1][: k.sum()]
     t = adjustment.fresh_thresholds(v, k)
-    for number, share in enumerate(row["overlap"]):
+    for number, share in enumerate(done.overlaps):
         own = np.concatenate([values for _, values in methods.layerwise_topk(v, k)])
         common = np.isin(np.abs(own), largest).sum() / k.sum()
         assert share == pytest.approx(common)
-        assert row["set size"][number] == adjustment.set_size(t)
+        assert done.set_sizes[number] == adjustment.set_size(t)
         assert properties.is_settled(v, k, t) == (
-            number == row["adjustments"]
+            number == done.count
         )  # it stops there, and not before
         k, t = adjustment.one_step_adjustment(v, k, t)
-    assert (
-        row["equal from"] is not None
-        and row["equal first"] <= row["equal from"] <= row["adjustments"]
-    )
-    assert row["overlap"][row["equal from"] :] == [1.0] * (
-        row["adjustments"] + 1 - row["equal from"]
-    )
+    assert done.equal_from is not None
+    first = properties.first_with(done.overlaps, 1.0)
+    assert first is not None and first <= done.equal_from <= done.count
+    assert done.overlaps[done.equal_from :] == [1.0] * (done.count + 1 - done.equal_from)
 
 
 @QUICK
@@ -419,14 +421,14 @@ def test_two_layers_halve_the_set_size(
     v = [one, other]
     k = np.array([draw.draw(st.integers(0, layer.size)) for layer in v], dtype=INT)
     assume(k.sum())
-    row = properties.adjust_fixed(v, k, 30)
+    done = properties.adjust_fixed(v, k, 30)
     rounding = np.spacing(max(ops.kth_largest(layer, 1) for layer in v))
-    for before, after in pairwise(row["set size"]):
+    for before, after in pairwise(done.set_sizes):
         assert after <= before / 2 + rounding
 
 
 def test_recording_does_not_change_the_run() -> None:
-    recorder = properties.record("mlp", plan(), 0.01, 4)
+    recorder = recording.record("mlp", plan(), 0.01, 4)
     model, batches = networks.build("mlp", DIGITS, 0), Batches(DIGITS, 0, 16, 0, 1)
     cluster = Cluster([model], methods.Dls(1, reserve=0), recorder.uniform)
     for step in range(4):
@@ -435,11 +437,11 @@ def test_recording_does_not_change_the_run() -> None:
         cluster.step([batches.batch(step)], plan().lr)
         v += model.gradients
         layers = [v[start:stop] for start, stop in pairwise(model.offsets)]
-        row = recorder.rows[step]
+        row = recorder.steps[step]
         optimal = adjustment.optimal_adjustment(layers, before)
-        assert row["overlap"] == properties.overlap(before, optimal)
-        assert row["overlap after"] == properties.overlap(cluster.k[0], optimal)
-        assert row["set size"] == adjustment.set_size(adjustment.fresh_thresholds(layers, before))
+        assert row.overlap == properties.overlap(before, optimal)
+        assert row.overlap_after == properties.overlap(cluster.k[0], optimal)
+        assert row.set_size == adjustment.set_size(adjustment.fresh_thresholds(layers, before))
         if step + 1 in recorder.kept:
             assert np.concatenate(recorder.kept[step + 1]).tobytes() == v.tobytes()
     assert set(recorder.kept) == {1, 4}
@@ -479,10 +481,10 @@ def test_the_command_prints_writes_and_draws(
     text = capsys.readouterr().out
     rows = json.loads(out["rows.json"].read_text())
     assert {row["table"] for row in rows} == {"settings", "ratio", "error", "fixed", "run"}
-    assert [row for row in rows if row["table"] == "error"] == list(
-        theory_variance.summarise(theory_report.table(rows, "ratio"))
-    )
-    for line in theory_report.sentences(rows):
+    typed = from_json(rows)
+    assert [row.to_json() for row in typed] == rows
+    assert of_kind(typed, ErrorRow) == list(theory_errors.summarise(of_kind(typed, RatioRow)))
+    for line in theory_sentences.sentences(typed):
         assert line in text
     assert out["plot.png"].read_bytes().startswith(b"\x89PNG")
     (report,) = out["report"].iterdir()
@@ -572,67 +574,65 @@ COMMITTED = sorted((ROOT / "runs" / "results").glob("theory-*.json"))
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_committed_figures_follow_from_the_committed_ratios(path: Path) -> None:
-    rows = json.loads(path.read_text())["rows"]
-    again = list(theory_variance.summarise(theory_report.table(rows, "ratio")))
-    for row, expected in zip(theory_report.table(rows, "error"), again, strict=True):
-        assert row == {
+    rows = from_json(json.loads(path.read_text())["rows"])
+    again = list(theory_errors.summarise(of_kind(rows, RatioRow)))
+    for row, expected in zip(of_kind(rows, ErrorRow), again, strict=True):
+        assert row.to_json() == {
             name: pytest.approx(value) if isinstance(value, float) else value
-            for name, value in expected.items()
+            for name, value in expected.to_json().items()
         }
 
 
-def markdown(errors: list[dict[str, Any]]) -> list[str]:
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_rows_are_read_and_written_without_a_loss(path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"]
+    assert [row.to_json() for row in from_json(rows)] == rows
+
+
+def markdown(errors: list[ErrorRow]) -> list[str]:
     """The lines of docs/theory.md's tables: errors of the forms at initialisation, then after the
     last number of steps.
     """
-    names = dict.fromkeys((row["of"], row["name"]) for row in errors)
-    found = [[row for row in errors if (row["of"], row["name"]) == name] for name in names]
+    names = dict.fromkeys((row.of, row.name) for row in errors)
+    found = [[row for row in errors if (row.of, row.name) == name] for name in names]
     lines = []
     for first, *_, last in found:
-        figures = [first[form] for form in FORMS] + [first["corrected, factor"]]
-        figures += [last[form] for form in FORMS] + [last["corrected, factor"]]
-        lines.append(
-            " | ".join(
-                [
-                    f"| {first['name']}",
-                    str(first["pairs"]),
-                    *(f"{figure:.2f}" for figure in figures),
-                ]
-            )
-            + " |"
-        )
+        figures = [first.forms[form].mean for form in FORMS] + [first.forms["corrected"].factor]
+        figures += [last.forms[form].mean for form in FORMS] + [last.forms["corrected"].factor]
+        written = [f"{figure:.2f}" for figure in figures]
+        lines.append(" | ".join([f"| {first.name}", str(first.pairs), *written]) + " |")
     return lines
 
 
-def markdown_fixed(row: dict[str, Any]) -> str:
+def markdown_fixed(row: FixedRow) -> str:
     """Its line for a gradient that stays."""
-    reached = [row["90 %"], row["99 %"], row["equal from"]]
+    reached = [row.reached_90, row.reached_99, row.equal_from]
     figures = [
-        f"{row['overlap'][0]:.2f}",
+        f"{row.overlaps[0]:.2f}",
         *map(str, reached),
-        f"{row['largest pair factor']:.3f}",
-        f"{row['mean factor']:.2f}",
+        f"{row.largest_pair_factor:.3f}",
+        f"{row.mean_factor:.2f}",
     ]
     return (
-        f"| {row['network']} | {row['layers']} | {row['density']:g} | {row['K']:,} | {row['step']}"
+        f"| {row.network} | {row.layers} | {row.density:g} | {row.budget:,} | {row.step}"
         f" | {' | '.join(figures)} |"
     )
 
 
-def markdown_run(row: dict[str, Any]) -> str:
+def markdown_run(row: RunRow) -> str:
     """Its line for a run's changing gradients: means over the steps."""
-    names = ("overlap", "overlap after", "overlap, layer-wise", "set size", "set size, layer-wise")
-    means = [sum(row[name]) / len(row[name]) for name in names]
-    figures = [*(f"{mean:.2f}" for mean in means[:3]), f"{means[3] / means[4]:.2f}"]
-    figures.append("never" if row["equal at"] is None else str(row["equal at"]))
-    return f"| {row['network']} | {row['density']:g} | {row['K']:,} | {' | '.join(figures)} |"
+    overlaps = (row.overlaps, row.overlaps_after, row.overlaps_layerwise)
+    figures = [f"{fmean(values):.2f}" for values in overlaps]
+    figures.append(f"{fmean(row.set_sizes) / fmean(row.set_sizes_layerwise):.2f}")
+    figures.append("never" if row.equal_at is None else str(row.equal_at))
+    return f"| {row.network} | {row.density:g} | {row.budget:,} | {' | '.join(figures)} |"
 
 
 def test_the_documents_figures_are_the_committed_ones() -> None:
     (path,) = COMMITTED
-    rows = json.loads(path.read_text())["rows"]
-    expected = markdown(theory_report.table(rows, "error"))
-    expected += [markdown_fixed(row) for row in theory_report.table(rows, "fixed")]
-    expected += [markdown_run(row) for row in theory_report.table(rows, "run")]
+    rows = from_json(json.loads(path.read_text())["rows"])
+    expected = markdown(of_kind(rows, ErrorRow))
+    expected += [markdown_fixed(row) for row in of_kind(rows, FixedRow)]
+    expected += [markdown_run(row) for row in of_kind(rows, RunRow)]
     text = (ROOT / "docs" / "theory.md").read_text().splitlines()
     assert [line for line in expected if line not in text] == []

@@ -49,8 +49,8 @@ def rows(first: int, count: int) -> dict[str, np.ndarray]:
 
 def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
-    writer.steps(rows(1, 5))
-    writer.evals(5, 0.25, 0.75)
+    writer.append("steps", rows(1, 5))
+    writer.evaluation(5, 0.25, 0.75)
     writer.close()
     with h5py.File(tmp_path / "trace.h5") as file:
         assert file.attrs["schema"] == "dls-trace/1"
@@ -127,7 +127,7 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
 def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "trace.h5", header())
     for first in (1, 4, 7):
-        writer.steps(rows(first, 3))
+        writer.append("steps", rows(first, 3))
         assert reader.read(tmp_path / "trace.h5").steps["step"].tolist() == list(
             range(1, first + 3)
         )
@@ -138,7 +138,7 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, pathlib\nfrom tests.tools.test_trace import header, rows\nfrom"
         " dls.record.writer import Writer\nw = Writer(pathlib.Path(sys.argv[1]),"
-        " header())\nw.steps(rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        " header())\nw.append('steps', rows(1, 7))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "trace.h5"
     assert (
@@ -147,7 +147,7 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     )
     assert len(reader.read(path).steps["step"]) == 7
     writer = go_on(tmp_path, 4, header())
-    writer.steps(rows(5, 2))
+    writer.append("steps", rows(5, 2))
     writer.close()
     assert reader.read(path).steps["step"].tolist() == [1, 2, 3, 4, 5, 6]
     with h5py.File(path) as file:
@@ -163,8 +163,8 @@ path, own = pathlib.Path(sys.argv[1]), lock.Lock()
 own.take(path.parent)
 writer = Writer(path, header())
 for first in itertools.count(1, 40):
-    writer.steps(rows(first, 40))
-    writer.evals(first + 39, 0.5, 0.5)
+    writer.append("steps", rows(first, 40))
+    writer.evaluation(first + 39, 0.5, 0.5)
     print(first + 39, flush=True)
 """
 
@@ -239,7 +239,7 @@ def _no_datasets(path: Path) -> None:
 
 def _whole(path: Path) -> None:
     writer = Writer(path, header())
-    writer.steps(rows(1, 60))
+    writer.append("steps", rows(1, 60))
     writer.close()
 
 
@@ -434,7 +434,7 @@ def test_a_trace_names_every_commit_that_wrote_to_it(tmp_path: Path) -> None:
     for first, commit in enumerate(["a", "a", "b+1", "a"], start=1):
         own = Header({**header().attributes, "commit": commit}, header().layers)
         writer = go_on(tmp_path, first - 1, own)
-        writer.steps(rows(first, 1))
+        writer.append("steps", rows(first, 1))
         writer.close()
     found = reader.read(tmp_path / "trace.h5")
     assert found.header.attributes["commit"] == "a b+1"

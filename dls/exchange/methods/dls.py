@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dls import traffic
+from dls.exchange.columns import PER_LAYER, Column
 from dls.exchange.layout import Bucket
 from dls.exchange.methods._base import Landed, Section, SparseSettings, gather_counts
 from dls.exchange.methods.layerwise_topk import LayerwiseTopk
@@ -31,33 +32,45 @@ from reference.collectives import Round
 from reference.methods import Source
 from reference.ops import Index, Vector
 
+RESERVE = Column(
+    "steps/reserve",
+    PER_LAYER,
+    np.int64,
+    "values",
+    "how many of the layer's k values were chosen by the reserve, over all layers",
+    since=2,
+    optional=True,
+)
+"""What the reserve brings of each layer."""
+
 
 @dataclass(frozen=True)
 class DlsSettings(SparseSettings):
     """Those of all sparse methods, and how k moves."""
 
     dls_steps: CountOrOptimal = setting(
-        1, "threshold adjustments after a training step, or 'optimal'", allowed=COUNT
+        1, "threshold adjustments after each training step, or optimal", allowed=COUNT
     )
-    dls_every: int = setting(
-        1, "adjust only after every so many steps", unit="steps", allowed=POSITIVE
-    )
+    dls_every: int = setting(1, "adjust after every N-th step only", unit="steps", allowed=POSITIVE)
     dls_from: str = setting(
         "sent",
-        "the next step's v, for the adjustment: this step's as it was sent; what is left of it;"
-        " that and its gradient once more",
+        "what the adjustment takes the next step's accumulated gradient to be: sent, this step's"
+        " before anything left it; left, what was not sent; ahead, what was not sent plus this"
+        " step's gradient",
         choices=lambda: typing.get_args(Source),
         idle_with={"dls_steps": lambda steps: steps == 0},
     )
     dls_reserve: float = setting(
         2.0,
-        "each layer leaves so many times √k of its k values, the first all, to the last message's"
-        " choice over all layers",
+        "of its k values each layer leaves C·√k (the first layer all) to one selection over all"
+        " layers, sent with the last message; 0: none",
+        metavar="C",
         allowed=NOT_NEGATIVE,
     )
     dls_init: str = setting(
         "uniform",
-        "how DLS splits the first step's budget",
+        "how the first step's budget is split over the layers: uniform, in proportion to their"
+        " sizes; variance, by the gradient variances of the theory",
         choices=lambda: ("uniform", "variance"),
         fixed=True,
     )
@@ -71,9 +84,11 @@ class Dls(LayerwiseTopk):
     """
 
     Settings = DlsSettings
+    columns = (*LayerwiseTopk.columns, RESERVE)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.brought: Counts = np.zeros_like(self.k)
         self.gradients: list[Vector] = [self.memory.v[:0]] * len(self.sizes)
 
     @classmethod
@@ -115,7 +130,7 @@ class Dls(LayerwiseTopk):
 
     def _brings_reserve(self, bucket: Bucket) -> bool:
         """Whether this bucket leaves last, and with it what the reserve brings."""
-        return bucket.leaves_last and self.settings.dls_reserve > 0
+        return bucket.is_last and self.settings.dls_reserve > 0
 
     def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
         """Each part by itself; with the last ones also the largest of all that is left, as many as
@@ -129,9 +144,15 @@ class Dls(LayerwiseTopk):
         room = int(self.k.sum() - self.sent.sum())
         index, values = self.ops.top_k_of_rest(self.memory.v, self.offsets, self.heads, room)
         on_host = self.ops.to_host(index), self.ops.to_host(values)
+        own_sent = self.sent
         self.sent, self.thresholds = with_rest(self.sent, self.thresholds, self.offsets, *on_host)
+        self.brought = self.sent - own_sent
         reserve = self.k_of_ranks.sum(axis=1) - self.own_k(self.k_of_ranks).sum(axis=1)
         return [*own, self.section(self.layout.whole, index, values, reserve)]
+
+    def describe_selection(self) -> dict[str, Any]:
+        """And what the reserve brought."""
+        return {**super().describe_selection(), "reserve": self.brought.copy()}
 
     def volumes(self, k: Counts) -> Iterator[tuple[int, int]]:
         """And, with the last bucket, what the reserve brings."""
@@ -144,7 +165,7 @@ class Dls(LayerwiseTopk):
         if not self.settings.dls_reserve:
             return super().complete(bucket, landed, update)
         self.add(bucket, landed, update)
-        if not bucket.leaves_last:
+        if not bucket.is_last:
             return slice(0, 0)
         span = self.average(self.layout.whole, update)
         self.memory.settle(span, update[span])
