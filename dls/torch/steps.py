@@ -48,7 +48,7 @@ class Steps:
         self._of_exchanger = (method, settings, comm, backend)
         self._options: dict[str, Any] = {"bucket_size": bucket_size, "on_nan": on_nan}
         self._overlap, self._ask_scale, self._scale = overlap, scale, 1.0
-        self._check = check
+        self._check, self._skips = check, on_nan == "skip"
         self.finished = 0
         self.agreed = False
         self._expected: list[int] | None = None
@@ -199,6 +199,11 @@ class Steps:
         self._fired = [0] * len(self.parameters)
         self._events.clear()
         self._left.clear()
+
+    def hand_over(self) -> None:
+        """Make the mean every parameter's `grad`."""
+        for each in self.parameters:
+            each.write()
 
     # --- frozen parameters ---------------------------------------------------------------------
 

@@ -14,7 +14,9 @@ import torch
 from dls.comm.base import Comm
 from dls.exchange import settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.exchange.methods.dense import Dense
 from dls.torch import checkpoints, compiled, ranks, setup, states
+from dls.torch.alone import Alone
 from dls.torch.buffers import Buffers
 from dls.torch.folder import Folders
 from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
@@ -121,7 +123,8 @@ class Sync:
         self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
         self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
-        self._steps = Steps(
+        kind = Alone if self.comm.size == 1 and setup.load(method) is Dense else Steps
+        self._steps = kind(
             self.parameters,
             setup.load(method),
             own,
@@ -172,17 +175,14 @@ class Sync:
             self.row = self._steps.end()
             self._words.hear()
             self._buffers.apply()
-            self._write(skipped=bool(self.row.met_by))
+            if self.row.met_by and self._scaler is None:
+                for each in self.parameters:
+                    each.tensor.grad = None
+            else:
+                self._steps.hand_over()
         if self._compiled:
             self._compiled.look(self.comm.rank)
         return not self.row.met_by
-
-    def _write(self, skipped: bool) -> None:
-        for each in self.parameters:
-            if skipped and self._scaler is None:
-                each.tensor.grad = None
-            else:
-                each.write()
 
     def _check_newcomers(self) -> None:
         """ValueError where a parameter would be left out."""
