@@ -36,8 +36,8 @@ class Alone(Steps):
         clock.stop()
         row = Row(0, 0, clock.seconds, [0] if odd else [])
         if record:
-            row.k, row.threshold = method.layer_k(), method.layer_thresholds()
-            row.residual_norm = method.residual_norms()
+            row.columns = {**method.describe_selection(), **method.describe_memory()}
+            row.started = clock.started
         self.finished += 1
         return row
 
