@@ -25,19 +25,24 @@ class Alone(Steps):
     def begin(self) -> None:
         """Begin a step, which costs nothing."""
         self._check()
-        self.exchanger.clock.restart()
+        self.enter("backward")
 
     def end(self, record: bool = False) -> Row:
         """The step is over. NonFiniteError, unless such steps are left out."""
         odd = [each for each in self.parameters if not _is_finite(each)]
         if odd and not self._skips:
             raise NonFiniteError(f"NaN or infinity in the gradient of layer {odd[0].layer}")
+        self.enter("")
         clock, method = self.exchanger.clock, self.exchanger.method
         clock.stop()
-        row = Row(0, 0, clock.seconds, [0] if odd else [])
+        row = Row(0, 0, clock.seconds, [0] if odd else [], started=clock.started)
         if record:
+<<<<<<< HEAD
             row.columns = {**method.describe_selection(), **method.describe_memory()}
             row.started = clock.started
+=======
+            row.columns = method.describe_selection() | method.describe_memory()
+>>>>>>> torch
         self.finished += 1
         return row
 
