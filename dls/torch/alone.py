@@ -37,12 +37,7 @@ class Alone(Steps):
         clock.stop()
         row = Row(0, 0, clock.seconds, [0] if odd else [], started=clock.started)
         if record:
-<<<<<<< HEAD
-            row.columns = {**method.describe_selection(), **method.describe_memory()}
-            row.started = clock.started
-=======
             row.columns = method.describe_selection() | method.describe_memory()
->>>>>>> torch
         self.finished += 1
         return row
 
