@@ -65,7 +65,7 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
             "hosts",
             "started",
         }
-        assert set(file.attrs) == wanted
+        assert set(file.attrs) == wanted | {"NX_class", "default"}
         assert set(file["layers"]) == {
             "name",
             "kind",
