@@ -174,8 +174,8 @@ def test_a_change_of_batch_drops_less_than_a_batch_and_repeats_nothing() -> None
     before = Batches(digits, 0, 100, 0, 2)
     after = Batches(digits, 0, 70, 0, 3, start=before.position(10))
     assert before.position(10) == Position(10, 1, 600)
-    assert (after.place(10), after.position(10)) == ((1, 3), Position(10, 1, 630))
-    assert (after.place(13), after.steps_until(2)) == ((2, 0), 13)
+    assert (after.epoch_and_batch(10), after.position(10)) == ((1, 3), Position(10, 1, 630))
+    assert (after.epoch_and_batch(13), after.steps_until(2)) == ((2, 0), 13)
     same = Batches(digits, 0, 50, 0, 4, start=before.position(10))
     assert [same.epoch_and_batch(step) for step in range(10, 40)] == [
         before.epoch_and_batch(step) for step in range(10, 40)
