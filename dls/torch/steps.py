@@ -92,7 +92,7 @@ class Steps:
         """Take over rank 0's order, before the first step leaves; every rank calls it."""
         if self.agreed:
             return
-        own = self._observed(), [each.name for each in self.parameters if each.sparse]
+        own = self._observed(), [each.name for each in self.parameters if each.is_sparse]
         everyone = self.comm.allgather_objects(own, "the order of the first step's gradients")
         order = everyone[0][0]
         sparse = {name for _, names in everyone for name in names}

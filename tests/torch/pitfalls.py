@@ -241,14 +241,18 @@ def a_sparse_gradient_of_a_function_is_known_to_all_ranks(comm: Comm) -> None:
             return self.out(F.embedding(tokens, self.table, sparse=True))
 
     def backward(model: Any, step: int) -> None:
-        if step or comm.rank == 0:
+        if comm.rank == 1:
             model(tokens(comm.rank, step)).square().sum().backward()
         else:
-            model.table.grad = torch.zeros(11, 4).to_sparse(1)
             model.out(torch.ones(1, 4)).sum().backward()
 
     model = Function()
     sync = attach(model, comm, "dense")
+    for step in range(2):
+        backward(model, step)
+        sync.wait()
+        assert model.table.grad.is_sparse, step
+        model.zero_grad()
     means(comm, model, sync, backward)
 
 
@@ -327,15 +331,17 @@ def a_gradient_that_grows_after_it_was_sent_is_refused(comm: Comm) -> None:
 @case
 def no_sync_adds_up_and_sends_nothing(comm: Comm) -> None:
     def backward(model: Any, step: int) -> None:
-        for part in range(2):
+        for part in range(step + 2):
             loss(model, comm.rank, 10 * step + part).backward()
 
     def held(model: Any, step: int) -> None:
         with sync.no_sync():
-            loss(model, comm.rank, 10 * step).backward()
+            for part in range(step + 1):
+                loss(model, comm.rank, 10 * step + part).backward()
             raises(ValueError, "outside of no_sync", sync.wait)
         assert not sync._steps.begun
-        loss(model, comm.rank, 10 * step + 1).backward()
+        loss(model, comm.rank, 10 * step + step + 1).backward()
+        assert sync._steps.begun == (step > 0)
 
     model = net()
     sync = attach(model, comm, "dense", bucket_size=1)
@@ -463,6 +469,37 @@ def two_models_with_two_optimizers(comm: Comm) -> None:
         assert all(alike(comm, model) for model in models)
     for sync in syncs:
         sync.close()
+
+
+@case
+def an_optimizer_can_call_wait(comm: Comm) -> None:
+    """Where the loop is a library's."""
+    models = net(), net()
+    syncs = [attach(model, comm) for model in models]
+    optimizers = [torch.optim.Adam(model.parameters()) for model in models]
+    optimizers[1].register_step_pre_hook(lambda *_: [syncs[1].wait()].clear())
+    for step in range(3):
+        for model in models:
+            loss(model, comm.rank, step).backward()
+        syncs[0].wait()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    for sync in syncs:
+        sync.close()
+
+
+@case
+def gradients_with_a_graph_are_sent_as_they_are(comm: Comm) -> None:
+    def backward(model: Any, step: int) -> None:
+        loss(model, comm.rank, step).backward(create_graph=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a cycle, which zero_grad breaks
+        model = net()
+        means(comm, model, attach(model, comm, "dense"), backward)
 
 
 @case

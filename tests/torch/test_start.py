@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import dls.torch
+from dls.comm import local
+from dls.torch import ranks
 from reference.ops import NonFiniteError
 from tests.launch import ROOT
 from tests.torch.cases import grads, loss, net, raises
@@ -80,6 +84,29 @@ def test_one_process_alone_looks_for_nan_as_well() -> None:
         assert sync.wait()
         assert model[0].weight.grad is None
         sync.close()
+
+
+def test_calls_from_a_thread_that_mpi_does_not_allow_are_refused() -> None:
+    comm = local.alone()
+    comm.any_thread = False
+    on_a_card = [SimpleNamespace(device=torch.device("cuda:1"))]
+    words = "MPI was started for calls from its first thread alone, and gradients of cuda:1 come in"
+    raises(ValueError, words, lambda: ranks.check_threads(comm, on_a_card, overlap=True))
+    ranks.check_threads(comm, on_a_card, overlap=False)
+    model = net()
+    sync = dls.torch.attach(model, comm=comm, backend="numpy", density=0.5)
+    loss(model, 0, 0).backward()
+    sync.wait()
+    said: list[str] = []
+
+    def elsewhere() -> None:
+        words = "a backward pass runs in another thread than attach did"
+        said.append(raises(RuntimeError, words, loss(model, 0, 1).backward))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert said
 
 
 def test_torchrun_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
