@@ -6,6 +6,7 @@ it. Where ranks have partners, all of them are run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any
@@ -120,14 +121,14 @@ def of_collective(
 ) -> list[Pattern]:
     """The rounds of a collective in which each rank has chosen k of n values.
 
-    A collective of many entries is run twice with less of them, at the same density: its rounds
-    stay, and a message grows by the same number of bytes with every byte that the wire needs for
-    more entries.
+    A collective of many entries is run twice with less of them, at about the same density: its
+    rounds stay, and a message grows by the same number of bytes with every byte that the wire needs
+    for more entries. ValueError where a message cannot range over so many values.
     """
     least, most = _entries(ranks)
-    if k <= most:
+    if k <= most and ranks < MANY:
         return list(_run(name, ranks, n, k, value_dtype, known))
-    share = max(1, n // k)
+    share = 2 ** round(math.log2(n / max(k, 1)))
     few, more = (
         _run(name, ranks, share * some, some, value_dtype, known) for some in (least, most)
     )

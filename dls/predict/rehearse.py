@@ -125,9 +125,13 @@ def _moved(bucket: Bucket, layout: Layout) -> Bucket:
 # What it asks for ---------------------------------------------------------------------------------
 
 
-def demand(setup: Setup, backend: Backend) -> tuple[list[list[Asked]], list[Asked]]:
-    """What each bucket asks for, and the adjustment, on the setup's ranks."""
-    small = scaled(setup)
+def demand(
+    setup: Setup, backend: Backend, largest: int = LARGEST
+) -> tuple[list[list[Asked]], list[Asked]]:
+    """What each bucket asks for, and the adjustment, on the setup's ranks; a gradient of more than
+    `largest` values is scaled down.
+    """
+    small = scaled(setup, largest)
     probe = _Probe(small, backend)
     try:
         return probe.run()
