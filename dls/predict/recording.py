@@ -126,7 +126,11 @@ def _usable(recording: Recording, name: str) -> list[int]:
 
 
 def _has_loss(recording: Recording) -> bool:
-    return "loss" in recording.steps and bool(np.isfinite(recording["steps/loss"]).any())
+    """Whether a loss of NaN means a step that was skipped; some programs record no loss."""
+    if "loss" not in recording.steps:
+        return False
+    known = np.isfinite(recording["steps/loss"]).any()
+    return bool(known) or recording.config.get("on_nan") == "skip"
 
 
 class _Reader:

@@ -171,8 +171,8 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     yield "# Exchanges on paper"
     yield ""
     yield "Written by `python -m dls.predict.scale`; docs/predict.md says what it means. Networks"
-    yield f"are assumed. Sparse methods send {rows[-1].density:g} of the values. Missing are methods"
-    yield "one of whose messages would range over more than 2**32 values, which no message can."
+    yield f"are assumed. Sparse methods send {rows[-1].density:g} of the values. Missing are those"
+    yield "one of whose messages would range over more than 2**32 values, which none can."
     for model in dict.fromkeys(row.model for row in rows):
         yield ""
         yield f"## {model}"
