@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dls.called import usage_name
 from dls.cli import Parser, UsageError
-from dls.inspect import page, pictures, points
+from dls.inspect import page, perfetto, pictures, points
 from dls.inspect.follow import follow
 from dls.inspect.groups import Group, apart, by_seed
 from dls.inspect.runs import find, load_all
@@ -68,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", metavar="WxH", help=words)
     parser.add_argument(
         "--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too"
+    )
+    parser.add_argument(
+        "--perfetto", metavar="FILE", type=Path, help="write one run's timeline for Perfetto, too"
     )
     return parser
 
@@ -125,6 +128,10 @@ def _do(args: argparse.Namespace, console: Console) -> int:
         ):  # then all is said that there is to say, as when the runs end
             follow([Path(run.run["path"]) for run in load_all(args.runs)[0]], console)
     runs, skipped = load_all(args.runs)
+    if args.perfetto:
+        if len(runs) != 1:
+            raise UsageError(f"--perfetto shows one run, and there are {len(runs)} here")
+        perfetto.write(Path(runs[0].run["path"]), args.perfetto)
     together = by_seed(runs)
     _write(together, args)
     if args.json:
@@ -139,9 +146,14 @@ def _do(args: argparse.Namespace, console: Console) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """TraceError, before any work, for what cannot be drawn or written."""
-    for option, file in (("--plot", args.plot), ("--html", args.html), ("--csv", args.csv)):
+    for option, file in (
+        ("--plot", args.plot),
+        ("--html", args.html),
+        ("--csv", args.csv),
+        ("--perfetto", args.perfetto),
+    ):
         if file:
-            if option != "--csv":
+            if option not in ("--csv", "--perfetto"):
                 pictures.need(option)
             _check_target(option, file)
     if args.figure:
@@ -176,6 +188,7 @@ def _check_target(option: str, file: Path) -> None:
     for kind, what, suffixes in (
         ("--html", "page", (".html", ".htm")),
         ("--csv", "table", (".csv",)),
+        ("--perfetto", "timeline", (".json",)),
     ):
         if option == kind and file.suffix not in suffixes:
             raise TraceError(f"{option} {file}: a {what}'s name ends in {suffixes[0]}")
