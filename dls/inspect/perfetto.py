@@ -31,7 +31,7 @@ OF_NO_BUCKET = "adjustment and flags"
 def write(run: Path, path: Path) -> None:
     """Write the timeline of the run in a folder. TraceError, OSError."""
     events = list(_events(load(run)))
-    text = files.json_text({"traceEvents": events, "displayTimeUnit": "ms"}, indent=None)
+    text = files.json_text({"traceEvents": events, "displayTimeUnit": "ms"}, indent=0)
     path.write_text(text + "\n", encoding="utf-8")
 
 

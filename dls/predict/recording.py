@@ -33,6 +33,7 @@ class Run:
     """What a trace tells of a run with P ranks: its steps as recorded, and how it was set up.
 
     seconds (T, P): each step as it was recorded; sent, received: medians of bytes a step and rank.
+    worked: whether the method's own work was recorded as well.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Run:
     seconds: Numbers
     sent: float
     received: float
+    worked: bool = True
 
     @property
     def ranks(self) -> int:
