@@ -33,6 +33,10 @@ Make = Callable[[int], Generator[Round, Any, Any]]
 """Makes a rank's generator."""
 MANY = 64
 """Ranks from which on a collective is run with fewer entries, as its ranks are many."""
+MANY_SHARE = 1024
+"""Of so many values each such rank chooses one, whatever the density is, so that one run serves
+all: where a collective's messages depend on how often choices meet, this is an approximation.
+"""
 
 
 class Tokens:
@@ -128,7 +132,7 @@ def of_collective(
     least, most = _entries(ranks)
     if k <= most and ranks < MANY:
         return list(_run(name, ranks, n, k, value_dtype, known))
-    share = 2 ** round(math.log2(n / max(k, 1)))
+    share = MANY_SHARE if ranks >= MANY else 2 ** round(math.log2(n / max(k, 1)))
     few, more = (
         _run(name, ranks, share * some, some, value_dtype, known) for some in (least, most)
     )

@@ -52,6 +52,8 @@ ELSEWHERE = {
     r"^sbatch": "needs Slurm; tests/mpi/test_command_line.py runs the script",
     r"^pip": "the environment is this one; its extras are looked up",
     r"--backend cupy": "needs a GPU",
+    r"--fit |net\.toml": "a busy machine has no fit; tests/tools/test_predict_fit.py runs it",
+    r"dls\.predict\.": "takes minutes and needs root",
 }
 """Commands that are not run here, and why."""
 
