@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.backends import Backend
+from dls.backends import Backend, processor
 from dls.cost.network import Network, Range
 from dls.cost.replay import Plan, Step, play_all
 from dls.exchange.settings import fields_of
@@ -175,7 +175,7 @@ class Forecast:
     def _replaced(self, step: Step, work: Work, decode: NDArray[np.float64]) -> Step:
         selected = step.select.sum(axis=1)
         speed = np.ones_like(selected)
-        if self.run.worked:
+        if self.run.worked and self.run.processors != processor():
             speed = _speed(selected, sum(self._own_work.select))
         return step._replace(
             select=speed[:, None] * np.array(work.select)[None, :],

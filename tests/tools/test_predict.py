@@ -201,6 +201,7 @@ def synthetic(steps: int, before: float, layers: Sequence[float], message: int) 
 
     return Fake(
         ranks=2,
+        attributes={},
         messages=messages,
         steps={"loss": values["steps/loss"]},
         diagnostics={"step": []},
