@@ -6,6 +6,7 @@ it. Where ranks have partners, all of them are run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any
@@ -32,6 +33,10 @@ Make = Callable[[int], Generator[Round, Any, Any]]
 """Makes a rank's generator."""
 MANY = 64
 """Ranks from which on a collective is run with fewer entries, as its ranks are many."""
+MANY_SHARE = 1024
+"""Of so many values each such rank chooses one, whatever the density is, so that one run serves
+all: where a collective's messages depend on how often choices meet, this is an approximation.
+"""
 
 
 class Tokens:
@@ -120,14 +125,14 @@ def of_collective(
 ) -> list[Pattern]:
     """The rounds of a collective in which each rank has chosen k of n values.
 
-    A collective of many entries is run twice with less of them, at the same density: its rounds
-    stay, and a message grows by the same number of bytes with every byte that the wire needs for
-    more entries.
+    A collective of many entries is run twice with less of them, at about the same density: its
+    rounds stay, and a message grows by the same number of bytes with every byte that the wire needs
+    for more entries. ValueError where a message cannot range over so many values.
     """
     least, most = _entries(ranks)
-    if k <= most:
+    if k <= most and ranks < MANY:
         return list(_run(name, ranks, n, k, value_dtype, known))
-    share = max(1, n // k)
+    share = MANY_SHARE if ranks >= MANY else 2 ** round(math.log2(n / max(k, 1)))
     few, more = (
         _run(name, ranks, share * some, some, value_dtype, known) for some in (least, most)
     )

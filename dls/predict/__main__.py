@@ -15,10 +15,9 @@ from dls.cost import profiles
 from dls.cost.network import Network, NetworkError
 from dls.cost.store import load_network
 from dls.exchange import methods
-from dls.predict import recording, report
+from dls.predict import here, recording, report
 from dls.predict.choices import Wanted, choices
 from dls.predict.forecast import Answer, Choice, Forecast
-from dls.predict.here import measured
 from dls.program import memory, output
 from dls.record.files import described, one_line
 from dls.tasks import models
@@ -56,7 +55,7 @@ DESCRIPTION = (
 def _add_here(group: options.Group) -> None:
     words = f"measure a step of this model here: {', '.join(models.names())}"
     group.add_argument("--model", choices=models.names(), metavar="NAME", help=words)
-    words = "measure a step of a PyTorch model here; build() returns the model, or (model, batch)"
+    words = "measure a PyTorch model here; BUILD returns it, and a function that gives a loss"
     group.add_argument("--torch", metavar="MODULE:BUILD", help=words)
     options.add_batch(group)
 
@@ -135,7 +134,9 @@ def _run(given: argparse.Namespace) -> recording.Run:
         )
     if given.run is not None:
         return recording.read(given.run)
-    return measured(given.model, given.torch, given.batch)
+    if given.torch is not None:
+        return here.of_torch(given.torch)
+    return here.of_model(given.model, given.batch)
 
 
 def _do(given: argparse.Namespace) -> None:

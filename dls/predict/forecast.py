@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dls.backends import Backend
+from dls.backends import Backend, processor
 from dls.cost.network import Network, Range
 from dls.cost.replay import Plan, Step, play_all
 from dls.exchange.settings import fields_of
@@ -158,7 +158,7 @@ class Forecast:
         work = self._work_of(choice)
         received = float(self.plan(choice, ranks).received().mean())
         decode = work.decode(received)
-        if choice == self.recorded:
+        if choice == self.recorded and self.run.worked:
             before = work.decode(self.run.received)
             grown = decode / before if before else 1.0
             return [step._replace(decode=step.decode * grown) for step in self.run.steps]
@@ -173,8 +173,10 @@ class Forecast:
         return np.array(brought) / total if total else np.full(len(brought), 1 / len(brought))
 
     def _replaced(self, step: Step, work: Work, decode: NDArray[np.float64]) -> Step:
-        own = self._own_work
-        speed = _speed(step.select.sum(axis=1), sum(own.select))
+        selected = step.select.sum(axis=1)
+        speed = np.ones_like(selected)
+        if self.run.worked and self.run.processors != processor():
+            speed = _speed(selected, sum(self._own_work.select))
         return step._replace(
             select=speed[:, None] * np.array(work.select)[None, :],
             decode=speed[:, None] * decode[None, :],

@@ -33,6 +33,7 @@ class Run:
     """What a trace tells of a run with P ranks: its steps as recorded, and how it was set up.
 
     seconds (T, P): each step as it was recorded; sent, received: medians of bytes a step and rank.
+    worked: whether the method's own work was recorded as well. processors: those that computed.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Run:
     seconds: Numbers
     sent: float
     received: float
+    worked: bool = True
+    processors: str = ""
 
     @property
     def ranks(self) -> int:
@@ -95,7 +98,9 @@ def _of(recording: Recording, name: str) -> Run:
     seconds = recording["steps/seconds/total"][rows]
     sent = float(np.median(recording["steps/payload_bytes"][rows]))
     received = float(np.median(recording["steps/received_bytes"][rows]))
-    return Run(name, layout, method, own, config, buckets, steps, seconds, sent, received)
+    figures = steps, seconds, sent, received
+    processors = str(recording.attributes.get("processor", ""))
+    return Run(name, layout, method, own, config, buckets, *figures, processors=processors)
 
 
 def settings_of(method: type[methods.Method], config: Mapping[str, Any]) -> Any:
@@ -126,7 +131,11 @@ def _usable(recording: Recording, name: str) -> list[int]:
 
 
 def _has_loss(recording: Recording) -> bool:
-    return "loss" in recording.steps and bool(np.isfinite(recording["steps/loss"]).any())
+    """Whether a loss of NaN means a step that was skipped; some programs record no loss."""
+    if "loss" not in recording.steps:
+        return False
+    known = np.isfinite(recording["steps/loss"]).any()
+    return bool(known) or recording.config.get("on_nan") == "skip"
 
 
 class _Reader:

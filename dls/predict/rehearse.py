@@ -29,6 +29,7 @@ from reference.collectives import (
     deliver,
     mail,
 )
+from reference.wire import MessageError
 
 LARGEST = 30_000_000
 """Values of the largest gradient that is rehearsed as it is; a larger one is scaled down."""
@@ -36,6 +37,8 @@ WARMUP = 2
 """Steps before the timed ones: thresholds of the first step are found without a hint."""
 TURNS = 8
 """Steps that are timed."""
+OTHERS = 3
+"""Other ranks whose first messages are made, to be decoded."""
 TIMED_RANKS = (2, 8)
 """Numbers of ranks whose answers are decoded, to see how decoding grows with the bytes."""
 
@@ -125,9 +128,13 @@ def _moved(bucket: Bucket, layout: Layout) -> Bucket:
 # What it asks for ---------------------------------------------------------------------------------
 
 
-def demand(setup: Setup, backend: Backend) -> tuple[list[list[Asked]], list[Asked]]:
-    """What each bucket asks for, and the adjustment, on the setup's ranks."""
-    small = scaled(setup)
+def demand(
+    setup: Setup, backend: Backend, largest: int = LARGEST
+) -> tuple[list[list[Asked]], list[Asked]]:
+    """What each bucket asks for, and the adjustment, on the setup's ranks; a gradient of more than
+    `largest` values is scaled down.
+    """
+    small = scaled(setup, largest)
     probe = _Probe(small, backend)
     try:
         return probe.run()
@@ -260,9 +267,7 @@ def noise(n: int, seed: int = 0) -> Any:
 
 
 def work(setup: Setup, backend: Backend) -> Work:
-    """Seconds of its work here, each the least of several steps, as whatever else the machine does
-    only adds to it; on answers of two numbers of ranks.
-    """
+    """Seconds of its work here: medians of several steps, on answers of two numbers of ranks."""
     small = scaled(setup)
     few, many = (_timed(small, backend, ranks) for ranks in TIMED_RANKS)
     more = many.received - few.received
@@ -283,69 +288,115 @@ class _Timed(NamedTuple):
 
 
 def _timed(small: Scaled, backend: Backend, ranks: int) -> _Timed:
-    setup = small.setup
-    method = setup.method(setup.layout, setup.settings, Net(0, ranks), backend, small.buckets)
-    gradient = backend.ops.from_host(noise(setup.layout.n))
-    update = backend.ops.zeros(setup.layout.n)
-    turns = [
-        _turn(method, small.buckets, gradient, update, number, ranks)
-        for number in range(WARMUP + TURNS)
-    ][WARMUP:]
-    select = np.min([turn.select for turn in turns], axis=0).tolist()
+    try:
+        turns = _turns(small, backend, ranks, _others(small, backend, ranks))
+    except MessageError:  # the method expects other entries of each rank than the first ones
+        turns = _turns(small, backend, ranks, [()] * len(small.buckets))
+    select = np.median([turn.select for turn in turns], axis=0).tolist()
     adjust, decode, received = (
-        float(np.min([getattr(turn, name) for turn in turns]))
+        float(np.median([getattr(turn, name) for turn in turns]))
         for name in ("adjust", "decode", "received")
     )
     return _Timed(select, adjust, decode, received)
 
 
-def _turn(
-    method: Any, buckets: Sequence[Bucket], gradient: Any, update: Any, finished: int, ranks: int
-) -> _Timed:
-    """A step of one rank, with answers as if the others were like it."""
-    method.begin(finished)
-    select, started = [], []
-    for bucket in buckets:
+def _turns(small: Scaled, backend: Backend, ranks: int, others: Others) -> list[_Timed]:
+    """The steps that are timed."""
+    gradient = backend.ops.from_host(noise(small.setup.layout.n))
+    update = backend.ops.zeros(small.setup.layout.n)
+    rehearsal = _Rehearsal(_method(small, backend, ranks), small.buckets, others, ranks)
+    turns = [rehearsal.turn(gradient, update, number) for number in range(WARMUP + TURNS)]
+    return turns[WARMUP:]
+
+
+def _method(small: Scaled, backend: Backend, ranks: int) -> Any:
+    setup = small.setup
+    return setup.method(setup.layout, setup.settings, Net(0, ranks), backend, small.buckets)
+
+
+Others = Sequence[Sequence[Round]]
+"""What some other ranks first ask for, for each bucket."""
+
+
+def _others(small: Scaled, backend: Backend, ranks: int) -> Others:
+    """Of OTHERS ranks with noise of their own, or as many as there are."""
+    asked = []
+    for seed in range(1, min(ranks, 1 + OTHERS)):
+        method = _method(small, backend, ranks)
+        gradient = backend.ops.from_host(noise(small.setup.layout.n, seed))
+        method.begin(0)
+        asked.append([next(method.exchange(each, gradient[each.span])) for each in small.buckets])
+    return list(zip(*asked, strict=True))
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """Steps of one rank; what other ranks choose is answered, as far as it has the right size, and
+    else what this one has chosen.
+    """
+
+    method: Any
+    buckets: Sequence[Bucket]
+    others: Others
+    ranks: int
+
+    def turn(self, gradient: Any, update: Any, finished: int) -> _Timed:
+        """A step on a gradient (n), its mean in `update` (n)."""
+        method = self.method
+        method.begin(finished)
+        select, started = [], []
+        for bucket in self.buckets:
+            begin = perf_counter()
+            generator = method.exchange(bucket, gradient[bucket.span])
+            asked = next(generator)
+            select.append(perf_counter() - begin)
+            started.append((bucket, generator, asked))
         begin = perf_counter()
-        generator = method.exchange(bucket, gradient[bucket.span])
-        asked = next(generator)
-        select.append(perf_counter() - begin)
-        started.append((bucket, generator, asked))
-    begin = perf_counter()
-    adjustment = method.adjust(finished + 1)
-    told = next(adjustment, None)
-    adjust = perf_counter() - begin
-    received = 0.0
-    begin = perf_counter()
-    for bucket, generator, asked in started:
-        landed, brought = _finish(generator, asked, ranks)
-        method.complete(bucket, landed, update)
-        method.release(landed)
-        received += brought
-    decode = perf_counter() - begin
-    if told is not None:
-        _finish(adjustment, told, ranks)
-    return _Timed(select, adjust, decode, received)
+        adjustment = method.adjust(finished + 1)
+        next(adjustment, None)
+        adjust = perf_counter() - begin
+        begin = perf_counter()
+        arrived = [self._arrive(*each, update) for each in started]
+        decode = perf_counter() - begin
+        for landed, _ in arrived:
+            method.release(landed)
+        adjustment.close()  # k stays, and with it the sizes of what the others send
+        return _Timed(select, adjust, decode, sum(brought for _, brought in arrived))
 
+    def _arrive(
+        self, bucket: Bucket, generator: Any, asked: Round, update: Any
+    ) -> tuple[Any, float]:
+        landed, brought = self._finish(generator, asked, self.others[bucket.index])
+        self.method.complete(bucket, landed, update)
+        return landed, brought
 
-def _finish(generator: Generator[Round, Any, Any], asked: Round, ranks: int) -> tuple[Any, float]:
-    """What it returns, and the bytes that its answers brought."""
-    received = 0.0
-    while True:
-        answer, brought = _answer(asked, ranks)
-        received += brought
-        try:
-            asked = generator.send(answer)
-        except StopIteration as end:
-            return end.value, received
+    def _finish(
+        self, generator: Generator[Round, Any, Any], asked: Round, others: Sequence[Round]
+    ) -> tuple[Any, float]:
+        """What it returns, and the bytes that its answers brought."""
+        received, number = 0.0, 0
+        while True:
+            answer, brought = self._answer(asked, others, number)
+            received, number = received + brought, number + 1
+            try:
+                asked = generator.send(answer)
+            except StopIteration as end:
+                return end.value, received
 
+    def _answer(self, asked: Round, others: Sequence[Round], number: int) -> tuple[Any, float]:
+        """The answer to a generator's round of this number, and the bytes that it brings."""
+        if isinstance(asked, Gather):
+            theirs = [self._other(asked, others, place) for place in range(self.ranks - 1)]
+            return (asked.payload, *theirs), float(sum(each.size for each in theirs))
+        if isinstance(asked, Swap):
+            if asked.source is None:
+                return asked.payload[:0], 0.0
+            payload = self._other(asked, others, number)
+            return payload, float(payload.size)
+        return asked.values.copy(), float(asked.values.nbytes)
 
-def _answer(asked: Round, ranks: int) -> tuple[Any, float]:
-    """An answer as if the other ranks were like this one; of a partner, what this one sends."""
-    if isinstance(asked, Gather):
-        return (asked.payload,) * ranks, float(asked.payload.size * (ranks - 1))
-    if isinstance(asked, Swap):
-        size = asked.payload.size if asked.size is None else asked.size
-        payload = np.resize(asked.payload, size) if asked.source is not None else asked.payload[:0]
-        return payload, float(payload.size)
-    return asked.values.copy(), float(asked.values.nbytes)
+    def _other(self, asked: Any, others: Sequence[Round], number: int) -> Any:
+        """The payload of another rank."""
+        theirs = getattr(others[number % len(others)], "payload", None) if others else None
+        fits = theirs is not None and theirs.size == asked.payload.size
+        return theirs if fits else asked.payload

@@ -64,7 +64,7 @@ CASES: Sequence[tuple[str, str, float, str]] = (
     ("resnet20", "dls", 0.05, "allgather"),
     ("mlp", "dense", 1.0, "allreduce"),
     ("mlp", "layerwise-topk", 0.01, "allgather"),
-    ("mlp", "global-topk", 0.05, "gtopk"),
+    ("mlp", "global-topk", 0.01, "gtopk"),
     ("mlp", "dls", 0.05, "allgather"),
 )
 """Model, method, density and collective of the slept rows."""
@@ -84,7 +84,7 @@ TRAINED: Sequence[tuple[Any, ...]] = (
     ("100mbit", "resnet20", "layerwise-topk", 0.01, "allgather"),
     ("200mbit", "mlp", "dense", 1.0, "allreduce"),
     ("100mbit", "mlp", "dls", 0.05, "allgather"),
-    ("300mbit", "mlp", "global-topk", 0.05, "gtopk"),
+    ("300mbit", "mlp", "global-topk", 0.01, "gtopk"),
 )
 """Rate, model, method, density and collective of the rows that train, on two hosts."""
 
