@@ -13,12 +13,8 @@ from rich.console import Console
 
 from dls.called import usage_name
 from dls.cli import Parser, UsageError
-<<<<<<< HEAD
-from dls.inspect import page, pictures, points, sheets
+from dls.inspect import page, perfetto, pictures, points, sheets
 from dls.inspect.finding import find, load_all
-=======
-from dls.inspect import page, perfetto, pictures, points
->>>>>>> predict
 from dls.inspect.follow import follow
 from dls.inspect.groups import Group, apart, by_seed
 from dls.inspect.pictures import Picture
@@ -37,7 +33,11 @@ SMALLEST = 1
 """The smallest side of a figure, in inches."""
 LARGEST = 40
 """The largest side of a figure, in inches."""
-SUFFIXES = {"--html": ("page", (".html", ".htm")), "--csv": ("table", (".csv",))}
+SUFFIXES = {
+    "--html": ("page", (".html", ".htm")),
+    "--csv": ("table", (".csv",)),
+    "--perfetto": ("timeline", (".json",)),
+}
 """What an option writes, and how the name of its file ends: another may be that of the trace."""
 
 
@@ -46,7 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=usage_name("inspect"), description="Look into runs.")
     words = "a run's folder, a trace file, or a folder with runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=words)
-<<<<<<< HEAD
     words = 'print one JSON object {"runs": [...]} instead of tables'
     parser.add_argument("--json", action="store_true", help=words)
     words = "watch runs that still go on, until they end or Ctrl-C"
@@ -54,44 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     words = "mend traces that a killed run left behind, so that other programs open them, too"
     parser.add_argument("--repair", action="store_true", help=words)
     _add_file_options(parser)
-=======
-    parser.add_argument(
-        "--json", action="store_true", help='one JSON object {"runs": [...]} instead of tables'
-    )
-    parser.add_argument(
-        "--follow",
-        action="store_true",
-        help="watch runs that still go on, until they end or Ctrl-C",
-    )
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="make traces that a killed run left behind open in any viewer",
-    )
-    parser.add_argument(
-        "--html", metavar="FILE", type=Path, help="write one page with tables and pictures, too"
-    )
-    parser.add_argument(
-        "--plot",
-        metavar="FILE",
-        type=Path,
-        help="write the pictures on one sheet, too: .png, .pdf, .svg",
-    )
-    words = (
-        "of the pictures this one, for a paper:"
-        f" {', '.join((*pictures.SIDE_BY_SIDE, *pictures.OF_LAYERS))}"
-    )
-    parser.add_argument("--figure", metavar="NAME", help=words)
-    width, height = pictures.ONE_COLUMN
-    words = f"inches of that figure ({width}x{height})"
-    parser.add_argument("--size", metavar="WxH", help=words)
-    parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="write what the pictures show as a table, too"
-    )
-    parser.add_argument(
-        "--perfetto", metavar="FILE", type=Path, help="write one run's timeline for Perfetto, too"
-    )
->>>>>>> predict
     return parser
 
 
@@ -103,6 +64,8 @@ def _add_file_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plot", metavar="FILE", type=Path, help=words)
     words = "what the pictures show, as a table"
     group.add_argument("--csv", metavar="FILE", type=Path, help=words)
+    words = "one run's timeline, for Perfetto and chrome://tracing"
+    group.add_argument("--perfetto", metavar="FILE", type=Path, help=words)
     names = ", ".join((*pictures.OF_GROUPS, *pictures.OF_ONE_GROUP))
     words = f"with --plot or --csv, only this figure: {names}"
     group.add_argument("--figure", metavar="NAME", help=words)
@@ -154,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-<<<<<<< HEAD
 def _do(given: argparse.Namespace, console: Console) -> int:
     _check_files(given)
     if given.repair:
@@ -162,28 +124,11 @@ def _do(given: argparse.Namespace, console: Console) -> int:
     if given.follow:
         _follow(given.runs, console)
     runs, skipped = load_all(given.runs)
+    if given.perfetto and len(runs) != 1:
+        raise UsageError(f"--perfetto shows one run, and there are {len(runs)} here")
     groups = by_seed(runs)
     _write(groups, given)
     if given.json:
-=======
-def _do(args: argparse.Namespace, console: Console) -> int:
-    _check_outputs(args)
-    if args.repair:
-        return _repair(find(args.runs))
-    if args.follow:
-        with suppress(
-            KeyboardInterrupt
-        ):  # then all is said that there is to say, as when the runs end
-            follow([Path(run.run["path"]) for run in load_all(args.runs)[0]], console)
-    runs, skipped = load_all(args.runs)
-    if args.perfetto:
-        if len(runs) != 1:
-            raise UsageError(f"--perfetto shows one run, and there are {len(runs)} here")
-        perfetto.write(Path(runs[0].run["path"]), args.perfetto)
-    together = by_seed(runs)
-    _write(together, args)
-    if args.json:
->>>>>>> predict
         console.out(to_json([summarise(run) for run in runs]), highlight=False)
     elif len(runs) == 1:
         console.print(*everything(summarise(runs[0])), sep="\n")
@@ -194,28 +139,11 @@ def _do(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-<<<<<<< HEAD
 def _follow(runs: Sequence[Path], console: Console) -> None:
     """Watch the runs until they end. After Ctrl-C everything is shown as if they had ended."""
     paths = [Path(run.about.path) for run in load_all(runs)[0]]
     with suppress(KeyboardInterrupt):
         follow(paths, console)
-=======
-def _check_outputs(args: argparse.Namespace) -> None:
-    """TraceError, before any work, for what cannot be drawn or written."""
-    for option, file in (
-        ("--plot", args.plot),
-        ("--html", args.html),
-        ("--csv", args.csv),
-        ("--perfetto", args.perfetto),
-    ):
-        if file:
-            if option not in ("--csv", "--perfetto"):
-                pictures.need(option)
-            _check_target(option, file)
-    if args.figure:
-        pictures.check_name(args.figure)
->>>>>>> predict
 
 
 def _check_files(given: argparse.Namespace) -> None:
@@ -227,29 +155,17 @@ def _check_files(given: argparse.Namespace) -> None:
         _check_file("--html", given.html)
     if given.csv:
         _check_file("--csv", given.csv)
+    if given.perfetto:
+        _check_file("--perfetto", given.perfetto)
     if given.figure:
         pictures.check_name(given.figure)
 
 
-<<<<<<< HEAD
 def _check_file(option: str, file: Path) -> None:
     """UsageError for a file that cannot be written, or whose name is not that of its kind."""
     kind, suffixes = SUFFIXES[option]
     if file.suffix not in suffixes:
         raise UsageError(f"{option} {file}: a {kind}'s name ends in {suffixes[0]}")
-=======
-def _check_target(option: str, file: Path) -> None:
-    """TraceError for a place that cannot be written, or a name that is no page's or table's: it may
-    be the trace.
-    """
-    for kind, what, suffixes in (
-        ("--html", "page", (".html", ".htm")),
-        ("--csv", "table", (".csv",)),
-        ("--perfetto", "timeline", (".json",)),
-    ):
-        if option == kind and file.suffix not in suffixes:
-            raise TraceError(f"{option} {file}: a {what}'s name ends in {suffixes[0]}")
->>>>>>> predict
     if obstacle := files.obstacle(file):
         raise UsageError(f"{option} {file}: {obstacle}")
 
@@ -263,6 +179,8 @@ def _write(groups: Sequence[Group], given: argparse.Namespace) -> None:
         sheets.sheet(groups, given.plot)
     if given.html:
         page.write(groups, given.html)
+    if given.perfetto:
+        perfetto.write(Path(groups[0].runs[0].about.path), given.perfetto)
     if given.csv:
         shown = [figure] if figure else _all_pictures(groups)
         points.write((point for picture in shown for point in picture.points()), given.csv)
