@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model with sparsified gradients, alone or on the ranks of mpirun",
     "inspect": "show what runs did: tables, pictures, one page of HTML",
     "study": "run many experiments, and compare the methods in a report",
+    "predict": "say what a run would take on another network, and which method pays there",
     "theory": "compare measured gradient variances with the paper's equations",
     "bench": "measure selection, exchange and whole steps on this machine or network",
     "completion": "print the script with which a shell completes commands and options",

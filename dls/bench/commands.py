@@ -12,13 +12,13 @@ from dls import backends
 from dls.bench import adjust, model, select, torch_names
 from dls.tasks import models
 from dls.tools import networks, options, plotting, tables, variants
-from dls.tools.hosts import bits_per_second
+from dls.tools.hosts import UNLIMITED, bits_per_second
 from dls.tools.options import Group
 from dls.tools.rows import Row
 
 Options = argparse.Namespace
 
-RATES = ("100mbit", "1gbit", "unlimited")
+RATES = ("100mbit", "1gbit", UNLIMITED)
 """The rates of links that are measured unless others are named."""
 
 
@@ -58,6 +58,10 @@ def _model(given: Options) -> Iterator[Row]:
 def _exchange(given: Options) -> Iterator[Row]:
     from dls.bench import exchange  # here, as it loads MPI, which other commands can do without
 
+    if given.fit:
+        from dls.bench import calibrate
+
+        return calibrate.measure(given.comm, given.fit, given.steps)
     backend = backends.load(given.backend, given.comm.rank_on_node)
     return exchange.measure(given.comm, backend, given.sizes, given.densities, given.steps)
 
@@ -171,6 +175,8 @@ def _exchange_options(parser: argparse.ArgumentParser) -> None:
     options.add_list(parser, "--sizes", options.size, default, "N", words)
     options.add_densities(parser)
     options.add_backend(parser)
+    words = "measure the network instead, and write it to FILE for dls.predict --network"
+    parser.add_argument("--fit", type=Path, metavar="FILE", help=words)
 
 
 def _step_options(parser: argparse.ArgumentParser) -> None:
@@ -233,14 +239,14 @@ def _rate_or_memory(text: str) -> str:
 
 
 def _add_link_options(group: Group) -> None:
-    words = "rates of all links, as tc writes them, or unlimited"
+    words = f"rates of all links, as tc writes them, or {UNLIMITED}"
     options.add_list(group, "--rates", _rate, RATES, "RATE", words)
     words = "numbers of hosts, with one rank on each"
     options.add_list(group, "--hosts", options.size, (2, 4), "N", words)
 
 
 def _rate(text: str) -> str:
-    if text != "unlimited":
+    if text != UNLIMITED:
         bits_per_second(text)
     return text
 

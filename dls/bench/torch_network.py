@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dls.bench.network import UNLIMITED
 from dls.bench.torch_names import DDP, GLOO, MEMORY, NONE
 from dls.cli import UsageError
-from dls.tools.hosts import NETWORK, Hosts
+from dls.tools.hosts import NETWORK, UNLIMITED, Hosts
 from dls.tools.programs import mpirun, python
 from dls.tools.rows import Row, Title
 

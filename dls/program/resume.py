@@ -104,7 +104,7 @@ def at_checkpoint(run: Run, resumed: Checkpoint) -> Run:
             f"the run already has {resumed.step} steps, more than the {total} that --steps or"
             " --epochs ask for"
         )
-    return replace(run, batches=batches, first=resumed.step, total=total)
+    return replace(run, batches=batches, finished=resumed.step, total=total)
 
 
 def notes(unusable: Sequence[str], run: Run, resumed: Checkpoint, comm: Comm) -> tuple[str, ...]:

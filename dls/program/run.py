@@ -36,9 +36,9 @@ from reference.collectives import BY_BUCKET
 class Run:
     """A run that is ready to train, on one rank.
 
-    first: finished steps at its beginning; it ends after `total`. data: the data's checksum.
-    environment: what the ranks compute with (`dls.record.environment`). notes: lines for the user
-    before training begins. lock: on rank 0 that of the folder, held until the run is over.
+    finished: steps that are finished before it begins; it ends after `total`. data: the data's
+    checksum. environment: what the ranks compute with (`dls.record.environment`). notes: lines for
+    the user before training begins. lock: on rank 0 that of the folder, held until the run is over.
     """
 
     config: Config
@@ -50,7 +50,7 @@ class Run:
     exchanger: Exchanger
     optimizer: Sgd
     states: States
-    first: int
+    finished: int
     total: int
     data: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def _build(settings: Config, comm: Comm, threads: int) -> Run:
         exchanger,
         optimizer,
         _states(task, optimizer, exchanger, comm),
-        first=0,
+        finished=0,
         total=settings.steps or batches.steps_until(settings.epochs),
         notes=backend.notes,
     )

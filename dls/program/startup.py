@@ -88,7 +88,9 @@ def _prepare(command: CommandLine, comm: Comm, own: Lock, patience: float) -> Ru
     ready = _build(settings, comm)
     if resumed is not None:
         ready = _resume(ready, resumed, unusable, comm)
-    check_same(comm, {"length": (ready.first, ready.total), "weights": ready.states.hash().hex()})
+    check_same(
+        comm, {"length": (ready.finished, ready.total), "weights": ready.states.hash().hex()}
+    )
     return _in_folder(ready, resumed, own, comm)
 
 

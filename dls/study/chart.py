@@ -49,8 +49,8 @@ def draw(rows: Sequence[StudyRow], path: Path) -> None:
             _draw_panel(axes, [row for row in reached if row.workload == workload], styles)
             drawn, names = axes.get_legend_handles_labels()
             handles |= dict(zip(names, drawn, strict=True))
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": max(1, len(handles))}
-        figure.legend(handles.values(), handles, frameon=False, **place)
+        position: dict[str, Any] = {"loc": "outside lower center", "ncols": max(1, len(handles))}
+        figure.legend(handles.values(), handles, frameon=False, **position)
         figure.savefig(path, dpi=150)
 
 

@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from dls.study import provenance
-from dls.study.findings import CONFIDENCE, Comparison, comparisons, sentences, split
+from dls.study.findings import CONFIDENCE, Comparison, comparisons, split
 from dls.study.rows import StudyRow
+from dls.study.sentences import sentences
 from dls.tools import numbers
 from dls.tools.tables import markdown_head, markdown_line
 

@@ -182,9 +182,9 @@ class Model:
                     m may be 0
     chain           whether every layer feeds only the next one (False with shortcuts)
     input_size      (C, H, W) of the images that `forward` takes
-    smallest_side   smaller images are enlarged to so many pixels a side
+    smallest_side   pixels a side to which smaller images are enlarged
     modules         the modules in forward order
-    views           the arrays of each layer, as they lie in the flat buffers
+    views           each layer's views into the flat buffers
 
     All three have the same dtype: float32, or float64 for gradient checks.
     """

@@ -135,6 +135,8 @@ class Hook:
             each = self.parameters[number]
             values = torch.view_as_real(gradient) if gradient.is_complex() else gradient
             values.copy_(each.piece.view(each.shape))
+        self._steps.stop_clock()
+        self._steps.start_clock()
         held, self._held = self._held, []
         for buffer, _, future in held:
             future.set_result(buffer)

@@ -20,13 +20,18 @@ def load(name: str) -> type[methods.Method]:
     return methods.load(name)
 
 
+def check_number(name: str, value: Any, low: int) -> None:
+    """ValueError where it is no whole number, or too small."""
+    if not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
+
+
 def check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any) -> None:
     """ValueError where one is no number, or too small."""
     least = {"bucket_size": (bucket_size, 1), "check_every": (check_every, 0)}
     least |= {"threads": (threads, 0)}
     for name, (value, low) in least.items():
-        if not isinstance(value, int | np.integer) or value < low:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
+        check_number(name, value, low)
     if not isinstance(timeout, int | float) or not timeout > 0:
         raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds")
 

@@ -9,6 +9,7 @@ in steps before; what has not left when the step ends leaves then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class Steps:
         self._of_exchanger = (method, settings, comm, backend)
         self._options: dict[str, Any] = {"bucket_size": bucket_size, "on_nan": on_nan}
         self._overlap, self._ask_scale, self._scale = overlap, scale, 1.0
-        self._check = check
+        self._check, self._skips = check, on_nan == "skip"
+        self._phase = ExitStack()
         self.finished = 0
         self.agreed = False
         self._expected: list[int] | None = None
@@ -128,7 +130,7 @@ class Steps:
             raise
         self._set_aside()
         self._scale = self._ask_scale() if self._ask_scale else 1.0
-        self.exchanger.clock.restart()
+        self.enter("backward")
         self.exchanger.begin(self.finished)
         self._missing = {layer.name: 0 for layer in self.layout.layers}
         for each in self.parameters:
@@ -183,6 +185,7 @@ class Steps:
         """The step is over, and the mean is in its place: zeros, or with a GradScaler infinity,
         where it is left out by all ranks.
         """
+        self.enter("")
         row = self.exchanger.end(record)
         if row.met_by:
             self.flat.fill_(float("inf") if self._ask_scale else 0.0)
@@ -199,6 +202,27 @@ class Steps:
         self._fired = [0] * len(self.parameters)
         self._events.clear()
         self._left.clear()
+
+    def enter(self, phase: str) -> None:
+        """From now on the time is that of another phase; of none."""
+        self._phase.close()
+        if phase:
+            self._phase.enter_context(self.exchanger.clock.phase(phase))
+
+    def stop_clock(self) -> None:
+        """The step's time is over."""
+        self.exchanger.clock.stop()
+
+    def start_clock(self, with_timeline: bool = False) -> None:
+        """The next step begins, with the optimizer."""
+        self._phase.close()
+        self.exchanger.clock.restart(len(self.layout) if with_timeline else 0)
+        self.enter("update")
+
+    def hand_over(self) -> None:
+        """Make the mean every parameter's `grad`."""
+        for each in self.parameters:
+            each.write()
 
     # --- frozen parameters ---------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import pytest
 
 from dls.comm import local
 from dls.comm.base import Comm
+from dls.comm.lanes import Tally
 from dls.cost.clock import Elapsed, clock
 from reference import wire
 from reference.collectives import (
@@ -204,8 +205,9 @@ def test_bytes_are_those_that_a_carrier_counts(name: str, ranks: int, known: boo
     def work(comm: Comm) -> int:
         comm.lanes.open(1)
         generator = ALL[name](chosen[comm.rank], vectors[comm.rank], comm.net)
-        comm.lanes.wait(comm.lanes.launch(0, generator, "all"))
-        return comm.tally.received
+        flight = comm.lanes.launch(0, generator, "all")
+        comm.lanes.wait(flight)
+        return Tally.of_all(flight.messages).received
 
     assert timed(name, ranks, known).received == max(local.run(ranks, work))
 

@@ -213,7 +213,7 @@ def test_what_stays_under_the_new_ones_name_is_passed_by(
 def test_signs_of_life_that_cannot_be_given_end_nothing(tmp_path: Path) -> None:
     (tmp_path / "failure.txt").mkdir()
     (tmp_path / "heartbeats").write_text("in the way")
-    _, report, folder = heartbeat.last_words(tmp_path)
+    _, report, folder = heartbeat.previous_failure(tmp_path)
     assert "failure.txt cannot be removed (Is a directory)" in report
     assert "heartbeats cannot be made anew (Not a directory)" in folder
     beat = heartbeat.Heartbeat(tmp_path, World(), 0)

@@ -98,7 +98,7 @@ def test_a_command_loads_nothing_of_the_others(tmp_path: Path) -> None:
     done = run(sys.executable, "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = done.stderr.split()
-    assert "dls.inspect.runs" in loaded
+    assert "dls.inspect.finding" in loaded
     assert not {"mpi4py.MPI", "dls.program.startup", "dls.study", "shtab", "numba"} & set(loaded)
 
 

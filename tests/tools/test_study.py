@@ -29,7 +29,7 @@ from dls.cli import UsageError
 from dls.program import sources
 from dls.program.sources import State
 from dls.study import __main__ as study
-from dls.study import experiments, findings, page, processes, provenance, results
+from dls.study import experiments, findings, page, processes, provenance, results, sentences
 from dls.study import report as study_report
 from dls.study.rows import StudyRow
 from tests.checkout import commit_all, write
@@ -220,7 +220,7 @@ def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None
         row(name, {seed: 0.5 for seed in range(5)}) for name in ("layerwise-topk", "global-topk")
     ] + [row("dls(1)", own)]
     told = {
-        line.partition("**: ")[0]: line for line in findings.sentences(findings.comparisons(rows))
+        line.partition("**: ")[0]: line for line in sentences.sentences(findings.comparisons(rows))
     }
     for baseline in ("layerwise-topk", "global-topk"):
         better, worse = (" (w, 0.1)" if count else "" for count in words)
@@ -247,7 +247,7 @@ def test_findings_count_cells_with_all_seeds() -> None:
         three("layerwise-topk", 0.001, 0.5, 0.6, 0.7),
         three("dls(1)", 0.001, 0.1, 0.2),
     ]  # a seed is missing
-    line, chance = findings.sentences(findings.comparisons(rows))
+    line, chance = sentences.sentences(findings.comparisons(rows))
     assert line.startswith(
         "- **dls(1) against layerwise-topk**: better in 1 (w, 0.1), worse in 0 of 2 cells"
     )
@@ -260,12 +260,12 @@ def test_a_method_that_fails_does_not_look_better_for_it() -> None:
     base, first = {seed: 0.5 for seed in range(5)}, {0: 0.51, 1: 0.52, 2: 0.53, 3: 0.52, 4: 0.51}
     rows = [row("layerwise-topk", base), row("dls(1)", first), row("layerwise-topk", base, 0.001)]
     rows += [row("dls(1)", {0: 0.1, 1: 0.1, 2: 0.1}, 0.001, failed={3: "NaN", 4: "NaN"})]
-    line, _ = findings.sentences(findings.comparisons(rows))
+    line, _ = sentences.sentences(findings.comparisons(rows))
     assert "better in 1 (w, 0.1), worse in 0 of 1 cells" in line
     assert line.endswith("Not counted, as runs failed: w, 0.001: 2 of 5 seeds.")
     rows[-1] = row("dls(1)", {}, 0.001, failed=dict.fromkeys(range(5), "NaN"))
     (line, _), text = (
-        findings.sentences(findings.comparisons(rows)),
+        sentences.sentences(findings.comparisons(rows)),
         "\n".join(page.lines(rows)),
     )
     assert line.endswith("Not counted, as runs failed: w, 0.001: 5 of 5 seeds.")
@@ -292,7 +292,7 @@ def test_the_last_word_says_why_there_is_no_other(
     planned: int, accuracy: dict[int, float], words: str
 ) -> None:
     rows = [row(name, accuracy, planned=planned) for name in ("layerwise-topk", "dls(1)")]
-    assert list(findings.sentences(findings.comparisons(rows)))[-1] == words
+    assert list(sentences.sentences(findings.comparisons(rows)))[-1] == words
 
 
 def test_settings_in_which_rows_differ_have_all_their_values() -> None:

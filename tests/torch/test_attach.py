@@ -1,4 +1,4 @@
-"""dls.torch on workers of one process, and on ranks under mpirun: every case on 2 and on 3."""
+"""dls.torch: every case on two workers of one process, and on three ranks under mpirun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tests.torch.pitfalls  # noqa: F401
+import tests.torch.pitfalls
+import tests.torch.traces  # noqa: F401
 from dls.comm import local
 from dls.comm.base import Comm
 from tests.launch import ROOT, launch
@@ -16,17 +17,16 @@ from tests.torch.cases import CASES
 from tests.torch.going_on import Run
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_on_workers(name: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_two_workers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    local.run(ranks, CASES[name])
+    local.run(2, CASES[name])
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_on_ranks(ranks: int, tmp_path: Path) -> None:
-    done = launch([(ranks, [ROOT / "tests" / "torch" / "program.py"])], tmp_path)
-    assert (done.status, done.out.count("done")) == (0, ranks), done.err
+def test_on_three_ranks(tmp_path: Path) -> None:
+    """And with DistributedDataParallel, which wants a process for each."""
+    done = launch([(3, [ROOT / "tests" / "torch" / "program.py"])], tmp_path)
+    assert (done.status, done.out.count("done")) == (0, 3), done.err
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dls.torch
+from reference.ops import NonFiniteError
 from tests.launch import ROOT
 from tests.torch.cases import grads, loss, net, raises
 
@@ -61,6 +62,24 @@ def test_one_process_alone_needs_no_launcher(method: str) -> None:
             assert torch.equal(grads(model)[name], gradient), name
     assert sync.row is not None and sync.row.received_bytes == 0
     sync.close()
+
+
+def test_one_process_alone_looks_for_nan_as_well() -> None:
+    for on_nan in ("stop", "skip"):
+        model = net()
+        sync = dls.torch.attach(model, "dense", on_nan=on_nan, backend="numpy")
+        (loss(model, 0, 0) * float("nan")).backward()
+        if on_nan == "stop":
+            raises(NonFiniteError, "NaN or infinity in the gradient of layer 0", sync.wait)
+        else:
+            assert not sync.wait()
+            assert all(parameter.grad is None for parameter in model.parameters())
+        model.zero_grad()
+        model[0].requires_grad_(False)
+        loss(model, 0, 0).backward()
+        assert sync.wait()
+        assert model[0].weight.grad is None
+        sync.close()
 
 
 def test_torchrun_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,8 @@ def _name_ring(axes: Axes, rings: set[float]) -> None:
     """Write what a ring Allreduce moves, where it is the same for all groups."""
     if len(rings) == 1:
         ring = rings.pop()
-        place: dict[str, Any] = {"ha": "center", "va": "bottom"}
-        _annotate(axes, _in_bytes(ring), (ring, 0), (0, 8), color=GREY, **place)
+        position: dict[str, Any] = {"ha": "center", "va": "bottom"}
+        _annotate(axes, _in_bytes(ring), (ring, 0), (0, 8), color=GREY, **position)
 
 
 def _annotate(

@@ -83,11 +83,15 @@ def legend(axes: Axes, labels: Sequence[str], **more: Any) -> None:
     width = figure.bbox.width / axes.get_figure(root=True).dpi - indent  # type: ignore[union-attr]
     widths = [(3.4 * size + 0.56 * size * len(label)) / 72 for label in labels] or [width]
     columns = len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+    position: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1.0),
+        "borderaxespad": 0.2,
+    }
     look: dict[str, Any] = {
         "frameon": False,
         "fontsize": size,
         "columnspacing": 1.2,
         "handlelength": 1.8,
     }
-    axes.legend(**place, ncols=max(1, columns), **(look | more))
+    axes.legend(**position, ncols=max(1, columns), **(look | more))

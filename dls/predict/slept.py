@@ -1,0 +1,108 @@
+"""`mpirun … python -m dls.predict.slept CASES RESULTS`: steps whose computing is slept.
+
+So more ranks than cores can try a network; selection, messages and decoding are real.
+
+CASES is a JSON file that `dls.predict.validate` writes: for each case the method and its settings,
+the layers, and for each step and rank the seconds before the backward pass, of each layer, and
+after the step. RESULTS receives the seconds of each step and rank, and the bytes that came.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dls import backends
+from dls.backends import Backend
+from dls.comm.base import Comm
+from dls.exchange import methods, settings
+from dls.exchange.exchanger import Exchanger
+from dls.exchange.layout import Layer, Layout
+from dls.predict.rehearse import noise
+
+SHIFT = 7_654_321
+"""How far the noise is shifted from one step to the next."""
+
+
+class _Sleeper:
+    """Sleeps as long as it is told to in sum: what one sleep takes too long, the next ones lack."""
+
+    def __init__(self) -> None:
+        self._owed = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+        begin = time.perf_counter()
+        self._owed += seconds
+        if self._owed > 0:
+            time.sleep(self._owed)
+        self._owed -= time.perf_counter() - begin
+
+
+def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> tuple[list[float], list[int]]:
+    """The seconds of each step of this rank, and the bytes that each one brought."""
+    method = methods.load(case["method"])
+    own = settings.build(method.Settings, case["settings"])
+    layout = Layout([Layer(name, size) for name, size in case["layers"]])
+    exchanger = Exchanger(
+        layout, method, own, comm, backend, bucket_size=case["bucket_size"], overlap=case["overlap"]
+    )
+    gradient = noise(layout.n, comm.rank)
+    taken, received = [], []
+    for number, of_ranks in enumerate(case["steps"]):
+        exchanger.gradients[...] = np.roll(gradient, number * SHIFT)
+        if number == 0:
+            comm.together(lambda: None)
+        begin = time.perf_counter()
+        row = _step(exchanger, number, of_ranks[comm.rank])
+        taken.append(time.perf_counter() - begin)
+        received.append(row.received_bytes)
+    exchanger.finish()
+    return taken, received
+
+
+def _step(exchanger: Exchanger, number: int, of_rank: Sequence[Any]) -> Any:
+    """One step: its computing as [before, seconds of each layer, after]."""
+    before, backward, after = of_rank
+    sleeper = _Sleeper()
+    exchanger.clock.restart()
+    sleeper.sleep(before)
+    exchanger.begin(number)
+    for layer in reversed(range(len(backward))):
+        sleeper.sleep(backward[layer])
+        exchanger.ready(layer)
+    for _ in exchanger.arrivals():
+        pass
+    row = exchanger.end()
+    sleeper.sleep(after)
+    return row
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run all cases of a file; rank 0 writes what they took."""
+    from dls.comm.world import World
+
+    comm = World()
+    cases = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    backend = backends.load("numba")
+    backend.ops.set_threads(1)
+    results = []
+    for case in cases:
+        taken, received = run(case, comm, backend)
+        seconds = comm.gather(np.array(taken))
+        brought = comm.gather(np.array(received))
+        if seconds is not None and brought is not None:
+            results.append({"seconds": seconds.T.tolist(), "received": brought.T.tolist()})
+    if comm.rank == 0:
+        Path(argv[1]).write_text(json.dumps(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
