@@ -25,7 +25,7 @@ import torch
 from dls.bench import torch_contenders, torch_models
 from dls.bench.torch_contenders import Contender
 from dls.bench.torch_models import Batch
-from dls.bench.torch_names import DDP
+from dls.bench.torch_names import DDP, GLOO
 from dls.comm import launcher, local
 from dls.comm.base import Comm
 from dls.comm.world import World
@@ -68,7 +68,7 @@ class Ranks:
         self.source = torch_models.KINDS[cell.model].source()
         torch.set_num_threads(cell.threads)
         if any(name.split("/")[0] == DDP for name in cell.contenders):
-            self._at(DDP)
+            self._at(GLOO)
             torch_contenders.join_gloo(comm, cell.address)
         self.contenders: dict[str, Contender] = {}
         for name in cell.contenders:

@@ -74,7 +74,7 @@ class Contender:
         self.wait()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.lost = float(loss)
+        self.lost = loss.item()
 
 
 def build(name: str, model_name: str, density: float, threads: int) -> Contender:

@@ -177,7 +177,7 @@ class Kind:
 
 
 KINDS = {
-    "resnet18": Kind(resnet18, Images, 0.02),
+    "resnet18": Kind(resnet18, Images, 0.005),
     "gpt": Kind(GPT, Text, 0.05),
     "mlp": Kind(mlp, Images, 0.01),
     "small": Kind(small, Images, 0.05),

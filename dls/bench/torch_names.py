@@ -9,6 +9,8 @@ NONE = "none"
 """The training step without any communication."""
 DDP = "ddp"
 """PyTorch's DistributedDataParallel over gloo."""
+GLOO = "gloo"
+"""In place of a contender: the start of what all variants of DDP need."""
 HOOKS = {"fp16": False, "powersgd": True, "topk": True}
 """DDP's hooks, and whether they take a number."""
 DEFAULT = (

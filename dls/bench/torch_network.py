@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dls.bench.torch_names import DDP, MEMORY, NONE
+from dls.bench.torch_names import DDP, GLOO, MEMORY, NONE
 from dls.cli import UsageError
 from dls.tools.hosts import NETWORK, UNLIMITED, Hosts
 from dls.tools.programs import mpirun, python
@@ -194,9 +194,10 @@ def _blamed(culprit: str, words: str, contenders: Sequence[str]) -> dict[str, st
 
     UsageError where it is none of them.
     """
-    blamed = [name for name in contenders if name == culprit]
-    if culprit == DDP and "gloo" in words.lower() and "init_process_group" in words:
+    if culprit == GLOO:
         blamed = [name for name in contenders if name.split("/")[0] == DDP]
+    else:
+        blamed = [name for name in contenders if name == culprit]
     if not blamed:
         raise UsageError(f"the ranks ended before any contender's turn: {words}")
     return dict.fromkeys(blamed, words)
