@@ -180,7 +180,7 @@ class Clocks:
         """Each block is summed, on one rank or on its way round, then told in a ring."""
         sizes = WORD * np.diff(blocks(int(pattern.sizes[0]) // WORD, self._ranks.size))
         if pattern.kind == "sum" and self._network.doubling:
-            self._double(sizes, times=2)
+            self._halve_and_double(sizes)
             return
         if pattern.kind == "sum":
             self._ring(sizes, start=0)
@@ -214,13 +214,27 @@ class Clocks:
         )
         self.received += sizes.sum() - sizes
 
-    def _double(self, sizes: Sizes, times: int = 1) -> None:
+    def _double(self, sizes: Sizes) -> None:
         """⌈log2 P⌉ messages, each of twice the length: every rank hears of all."""
-        steps = times * int(self._ranks.size - 1).bit_length()
+        steps = int(self._ranks.size - 1).bit_length()
         mean = np.array([sizes.sum() / sizes.size])
-        wire = times * (self._ranks.size - 1) * self._network.wire(mean)
+        wire = (self._ranks.size - 1) * self._network.wire(mean)
         self._all(steps, steps * self._network.latency(mean), wire)
-        self.received += times * (sizes.sum() - sizes)
+        self.received += sizes.sum() - sizes
+
+    def _halve_and_double(self, sizes: Sizes) -> None:
+        """A sum of ranks that are a power of two: log2 P messages, each half as long as the one
+        before, then as many that double. Ranks beyond a power of two give all that they have to
+        others first, and hear the sum last (Rabenseifner 2004).
+        """
+        inside = int(self._ranks.size).bit_length() - 1
+        ranks, whole = 1 << inside, np.array([float(sizes.sum())])
+        fold = 2 * (self._ranks.size > ranks)
+        block = whole / ranks
+        latency = 2 * inside * self._network.latency(block) + fold * self._network.latency(whole)
+        wire = 2 * (ranks - 1) * self._network.wire(block) + fold * self._network.wire(whole)
+        self._all(2 * inside + fold, latency, wire)
+        self.received += 2 * (sizes.sum() - sizes)
 
     def _all(self, steps: int, latency: Times, wire: Times) -> None:
         """All ranks take so many messages, that follow each other, in this time."""

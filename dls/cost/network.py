@@ -56,10 +56,10 @@ class Network:
 
     ranges: by size, the first one from 0 bytes. name: for people. assumed: its numbers were not
     measured. doubling: bytes in sum up to which the MPI library gathers in ⌈log2 P⌉ messages, each
-    twice as long as the one before, and not in a ring of P − 1; where it is above 0 a sum takes
-    2⌈log2 P⌉ messages, of as many bytes as in a ring. poll: seconds by which each message is late
-    while its ranks compute, as nobody looks after it. tax: seconds of computing that each byte
-    costs which a rank sends or receives meanwhile, where it has no core to spare.
+    twice as long as the one before, and not in a ring of P − 1; where it is above 0 a sum halves
+    and doubles its messages, and folds ranks beyond a power of two. poll: seconds by which each
+    message is late while its ranks compute, as nobody looks after it. tax: seconds of computing
+    that each byte costs which a rank sends or receives meanwhile, where it has no core to spare.
     """
 
     ranges: tuple[Range, ...]

@@ -4,7 +4,7 @@ So more ranks than cores can try a network; selection, messages and decoding are
 
 CASES is a JSON file that `dls.predict.validate` writes: for each case the method and its settings,
 the layers, and for each step and rank the seconds before the backward pass, of each layer, and
-after the step. RESULTS receives the seconds of each step and rank, and the bytes that came.
+after the step. RESULTS receives the FIGURES of each case.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
 from dls.predict.rehearse import noise
 
+FIGURES = ("seconds", "received", "select", "decode", "adjust")
+"""Of a step: its seconds, the bytes that came, and the seconds of the method's own work. In the
+results each is a table with a row for each rank.
+"""
 SHIFT = 7_654_321
 """How far the noise is shifted from one step to the next."""
 
@@ -45,8 +49,8 @@ class _Sleeper:
         self._owed -= time.perf_counter() - begin
 
 
-def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> tuple[list[float], list[int]]:
-    """The seconds of each step of this rank, and the bytes that each one brought."""
+def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> list[list[float]]:
+    """Of each step of this rank its FIGURES."""
     method = methods.load(case["method"])
     own = settings.build(method.Settings, case["settings"])
     layout = Layout([Layer(name, size) for name, size in case["layers"]])
@@ -54,17 +58,19 @@ def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> tuple[list[flo
         layout, method, own, comm, backend, bucket_size=case["bucket_size"], overlap=case["overlap"]
     )
     gradient = noise(layout.n, comm.rank)
-    taken, received = [], []
+    figures = []
     for number, of_ranks in enumerate(case["steps"]):
         exchanger.gradients[...] = np.roll(gradient, number * SHIFT)
         if number == 0:
             comm.together(lambda: None)
         begin = time.perf_counter()
         row = _step(exchanger, number, of_ranks[comm.rank])
-        taken.append(time.perf_counter() - begin)
-        received.append(row.received_bytes)
+        taken, seconds = time.perf_counter() - begin, row.seconds
+        select = seconds["select"] + seconds["exchange"]
+        work = select, seconds["decode"], seconds["adjust"]
+        figures.append([taken, row.received_bytes, *work])
     exchanger.finish()
-    return taken, received
+    return figures
 
 
 def _step(exchanger: Exchanger, number: int, of_rank: Sequence[Any]) -> Any:
@@ -94,11 +100,9 @@ def main(argv: Sequence[str]) -> int:
     backend.ops.set_threads(1)
     results = []
     for case in cases:
-        taken, received = run(case, comm, backend)
-        seconds = comm.gather(np.array(taken))
-        brought = comm.gather(np.array(received))
-        if seconds is not None and brought is not None:
-            results.append({"seconds": seconds.T.tolist(), "received": brought.T.tolist()})
+        figures = comm.gather(np.array(run(case, comm, backend)))
+        if figures is not None:
+            results.append(dict(zip(FIGURES, np.moveaxis(figures, 2, 0).tolist(), strict=True)))
     if comm.rank == 0:
         Path(argv[1]).write_text(json.dumps(results), encoding="utf-8")
     return 0

@@ -156,6 +156,19 @@ def test_doubling_moves_the_same_bytes_in_fewer_messages(ranks: int) -> None:
     assert doubled.now.max() == pytest.approx(ring.now.max() - saved * LATENCY)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 8])
+def test_a_sum_that_halves_and_doubles(ranks: int) -> None:
+    """As many bytes as in a ring where the ranks are a power of two, else the whole twice more."""
+    values, inside = 840, ranks.bit_length() - 1
+    clocks = Clocks(ranks, replace(PLAIN, doubling=1))
+    clocks.take(Pattern("sum", np.full(ranks, 4 * values)))
+    folded = 2 if ranks != 1 << inside else 0
+    block = 4 * values / (1 << inside)
+    expected = 2 * inside * LATENCY + 2 * ((1 << inside) - 1) * PER_BYTE * block
+    expected += folded * (LATENCY + PER_BYTE * 4 * values)
+    assert clocks.now.max() == pytest.approx(expected)
+
+
 # --------------------------------------------------------------------------- bytes
 
 
