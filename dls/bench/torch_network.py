@@ -154,7 +154,8 @@ def measure(
     from dls.bench.torch_cell import Cell  # here, as it loads PyTorch
 
     yield from done
-    cells = {row.cell for row in done}
+    kind = RaceRow if settings["seconds"] else TorchRow
+    cells = {row.cell for row in done if isinstance(row, kind)}
     for place in places:
         for spec in models:
             model, _, batch = spec.partition("/")

@@ -41,6 +41,11 @@ SHORTER = {
     r"dls[. ]bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
     r"dls[. ]study runs": "--report-only --out .",
     r"dls[. ]study mine": "--workers '--only=*-0.1-seed0'",
+    r"dls[. ]bench torch": (
+        "--models small/4 --rates memory --contenders none,dls --steps 1 --block 1"
+    ),
+    r"examples/resnet18": "--dataset digits --width 4 --steps 2",
+    r"examples/gpt": "--width 32 --layers 1 --steps 2 --sample 5",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take long; a later flag beats an earlier one.
@@ -85,7 +90,9 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, copy / name)  # with what numba has compiled
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
-    for path in [*(ROOT / "runs").glob("*.*"), *(ROOT / "runs").glob("study/**/*.toml")]:
+    runs = ROOT / "runs"
+    patterns = ("*.*", "study/**/*.toml", "examples/*.py")
+    for path in [path for pattern in patterns for path in runs.glob(pattern)]:
         target = copy / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
