@@ -39,7 +39,7 @@ FEW_STEPS = 6
 
 @dataclass(frozen=True)
 class Choice:
-    """A method as it could run: its settings, and values from which on layers leave together."""
+    """A method as it could run: its settings, and the size of its buckets in values."""
 
     method: str
     settings: object

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def bucket_size(self) -> int:
-        """Values from which on layers leave together."""
+        """The size from which a bucket is sent, in values."""
         return int(self.config.get("bucket_size", BUCKET_SIZE))
 
     @property
