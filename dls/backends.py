@@ -1,7 +1,7 @@
-"""The backends: what each of them computes, and all of them by name, loaded on demand.
+"""The backends: what each of them must compute, and how they are loaded by name.
 
 A backend is four objects: the primitives, Algorithm 2, the messages and the network's layers. Names
-and signatures are those of the functions in `reference/`, which also say what each one means.
+and signatures are those of the functions in `reference/`, which define them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from reference.wire import Bytes
 
 
 class BackendMissing(ValueError):
-    """A backend that was asked for cannot be loaded here."""
+    """The requested backend cannot be loaded here."""
 
 
 # What a backend computes --------------------------------------------------------------------------
 
 
 class Ops(Protocol):
-    """The primitives, as `reference.ops` has them, and the device that they compute on."""
+    """The primitives of `reference.ops`, and the device on which they compute."""
 
     def zeros(self, n: int) -> Vector:
         """See `reference.ops.zeros`."""
@@ -101,35 +101,35 @@ class Ops(Protocol):
         """See `reference.ops.clip_norm`."""
 
     def from_host(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A host array as the backend's own; the same object where it computes on the host."""
+        """A numpy array as the backend's array; the same object if it computes on the host."""
 
     def to_host(self, array: Any) -> NDArray[Any]:
-        """The backend's array as numpy's; the same object where it computes on the host."""
+        """The backend's array as a numpy array; the same object if it computes on the host."""
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads."""
 
     def set_device(self, rank_on_node: int) -> None:
-        """Compute on this rank's share of its machine's devices."""
+        """Compute on this rank's device of its machine."""
 
     def wait(self) -> None:
-        """Return when all that was asked for is computed."""
+        """Return when everything is computed."""
 
     def is_compiled(self) -> bool:
-        """Whether the code lies ready, so that the first steps wait for no compiler."""
+        """Whether the code is compiled already, so that the first steps need no compiler."""
 
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the backend on this machine, a line each."""
+        """What the user should know about the backend on this machine, a line each."""
 
     def describe(self) -> dict[str, str]:
-        """The device's name, under "device", and what else measurements depend on; {}: the host."""
+        """The device's name, as "device", and what else measurements depend on; {} for the host."""
 
     def library(self) -> str:
         """The version of the library that computes."""
 
 
 class Adjustment(Protocol):
-    """Algorithm 2, the functions of `reference.adjustment` that look at all values."""
+    """The functions of `reference.adjustment` that need the values of the layers."""
 
     def fresh_thresholds(self, v: Sequence[Vector], k: Counts) -> Thresholds:
         """See `reference.adjustment.fresh_thresholds`."""
@@ -159,7 +159,7 @@ class Adjustment(Protocol):
 
 
 class Wire(Protocol):
-    """Messages, as `reference.wire` has them."""
+    """Messages, as in `reference.wire`."""
 
     def payload_size(self, n: int, k: int, value_dtype: str = "float32") -> int:
         """See `reference.wire.payload_size`."""
@@ -175,7 +175,7 @@ class Wire(Protocol):
 
 
 class Nn(Protocol):
-    """The network's layers, as `reference.nn` has them; a cache is the backend's own."""
+    """The network's layers, as in `reference.nn`; each backend has its own caches."""
 
     def asarray(self, values: Array) -> Array:
         """See `reference.nn.asarray`."""
@@ -265,7 +265,7 @@ class Nn(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Who computes."""
+    """A compute backend."""
 
     name: str
     ops: Ops
@@ -273,28 +273,28 @@ class Backend:
     wire: Wire
     nn: Nn
     compiled: bool = True
-    """Whether its code lay ready on this machine when it was loaded; else a compiler comes first.
-    """
+    """Whether its code was compiled already when it was loaded; if not, that comes first."""
     notes: tuple[str, ...] = ()
-    """What the user should know of it on this machine, a line each."""
+    """What the user should know about it on this machine, a line each."""
 
     @property
     def on_host(self) -> bool:
-        """Whether the processor computes, in the host's memory."""
+        """Whether it computes on the processor, in the host's memory."""
         return not self.ops.describe()
 
     def describe(self) -> dict[str, str]:
-        """On what it computes: its name under "device", and what else a measurement depends on."""
+        """The device's name, as "device", and what else a measurement depends on."""
         here = {"device": processor(), "cores": str(len(os.sched_getaffinity(0)))}
         return self.ops.describe() or here
 
     def version(self) -> str:
-        """Its name and its library's version, and its device where that is not the processor."""
+        """Its name, the version of its library and, unless that is the processor, its device."""
         words = f"{self.name} {self.ops.library()}"
         return words if self.on_host else f"{words} on {self.describe()['device']}"
 
 
 _Parts = tuple[Ops, Adjustment, Wire, Nn]
+"""The four objects of a backend."""
 
 
 def _numpy() -> _Parts:
@@ -315,62 +315,65 @@ def _cupy() -> _Parts:
     return cupy.Ops(), cupy.Adjustment(), cupy.Wire(), cupy.Nn()
 
 
-class _Home(NamedTuple):
-    """How a backend comes here, and what it needs."""
+class _Installation(NamedTuple):
+    """How a backend is loaded and installed, and what it needs."""
 
     parts: Callable[[], _Parts]
+    """Loads its four objects."""
     install: str
-    """How the packages that it imports come here."""
+    """The command that installs the packages that it imports."""
     needs: str = ""
-    """What there must be beside packages."""
+    """What it needs besides packages."""
 
 
 _CUDA = "a GPU with its driver, and CUDA's compiler and libraries"
-_HOMES = {
-    "numpy": _Home(_numpy, "pip install numpy"),
-    "numba": _Home(_numba, "pip install numba"),
-    "cupy": _Home(
+"""What the CuPy backend needs besides packages."""
+_BACKENDS = {
+    "numpy": _Installation(_numpy, "pip install numpy"),
+    "numba": _Installation(_numba, "pip install numba"),
+    "cupy": _Installation(
         _cupy, "pip install 'dls[cuda]'", f"{_CUDA}, which pip install 'dls[cuda]' brings"
     ),
 }
 
 
 def names() -> tuple[str, ...]:
-    """All backends that exist, installed or not."""
-    return tuple(_HOMES)
+    """The names of all backends, installed or not."""
+    return tuple(_BACKENDS)
 
 
 def default() -> str:
-    """The fastest without a GPU."""
+    """The name of the fastest backend that needs no GPU."""
     return "numba"
 
 
 def load(name: str, rank_on_node: int = 0) -> Backend:
-    """The backend of that name, on this rank's share of the machine's devices.
+    """The backend of that name, on this rank's device of the machine.
 
-    BackendMissing, with what is to do, where its packages, compiler or device are absent.
+    BackendMissing, which says what to do, if its packages, compiler or device are missing.
     """
     try:
-        ops, adjustment, wire, nn = _HOMES[name].parts()
+        ops, adjustment, wire, nn = _BACKENDS[name].parts()
         ops.set_device(rank_on_node)
         backend = Backend(name, ops, adjustment, wire, nn, ops.is_compiled(), ops.notes())
         _try(backend)
         return backend
-    except Exception as error:  # whatever a driver, a compiler or a library raises
-        raise BackendMissing(f"the backend '{name}' {_why(error, _HOMES[name])}") from error
+    except Exception as error:  # anything that a driver, a compiler or a library raises
+        raise BackendMissing(f"the backend '{name}' {_why(error, _BACKENDS[name])}") from error
 
 
-def _why(error: BaseException, home: _Home) -> str:
-    """What is wrong with a backend, and what to do: to install only where a package is missing."""
-    words = next(iter(str(error).splitlines()), type(error).__name__)  # a compiler has many
+def _why(error: BaseException, installation: _Installation) -> str:
+    """Why a backend cannot be loaded, and what to do: install it only if a package is missing."""
+    # of many lines, as a compiler prints them, the first
+    words = next(iter(str(error).splitlines()), type(error).__name__)
     if _is_missing_package(error):
-        return f"is not installed ({words}); install it with: {home.install}"
-    needs = f"; it needs {home.needs}" if home.needs else ""
+        return f"is not installed ({words}); install it with: {installation.install}"
+    needs = f"; it needs {installation.needs}" if installation.needs else ""
     return f"cannot be used here: {words}{needs}"
 
 
 def _is_missing_package(error: BaseException | None) -> bool:
-    """Whether a module was not found, in the error or in one that it comes from."""
+    """Whether the error, or one of its causes, is that a module was not found."""
     if error is None:
         return False
     return isinstance(error, ModuleNotFoundError) or _is_missing_package(
@@ -379,16 +382,14 @@ def _is_missing_package(error: BaseException | None) -> bool:
 
 
 def _try(backend: Backend) -> None:
-    """Compute a little: a device, a compiler or a library for matrices that is missing shows
-    here.
-    """
+    """Compute a little, which fails if a device, a compiler or a matrix library is missing."""
     one = backend.ops.zeros(1)
     backend.ops.top_k(one, 1)
     backend.nn.linear_input_gradient(one.reshape(1, 1), one.reshape(1, 1))
 
 
 def processor() -> str:
-    """The processor's name as Linux gives it."""
+    """The name of the processor, from Linux."""
     found = re.search(
         r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
     )

@@ -1,6 +1,4 @@
-"""What all command lines of the program share: how they are read, and what is said of a slip in
-one.
-"""
+"""What all command lines of the program share: parsing, hints, and errors in one line."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from typing import Any, NoReturn
 from dls import version
 from dls.comm import launcher
 
-LIKE = 0.7
-"""How alike two names are, from 0 to 1, before one is taken for a slip of the other."""
+SIMILARITY = 0.7
+"""How similar two names are (0 to 1) where one may be a misspelling of the other."""
 
 
 class UsageError(ValueError):
@@ -34,9 +32,9 @@ class _Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line that takes no abbreviations, knows --version, and whose errors are UsageError.
+    """A command line with --version, without abbreviations, whose errors are UsageError.
 
-    aliases: what people type for the name of an option, and what they mean, in words.
+    aliases: names of options in other programs; see `near`.
     """
 
     def __init__(self, aliases: Mapping[str, str] | None = None, **options: Any) -> None:
@@ -47,21 +45,21 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # the other signatures are of no use here
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """The options. UsageError for one that there is not, with the nearest that there is."""
-        found, odd = self.parse_known_args(args, namespace)
-        if odd:
-            self.error(f"unrecognized arguments: {' '.join(odd)}" + self._hint(odd))
-        return found
+        """The options. UsageError for unknown ones, with a hint at the nearest known one."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + self._hint(unknown))
+        return options
 
-    def _hint(self, odd: Sequence[str]) -> str:
+    def _hint(self, unknown: Sequence[str]) -> str:
         known = [name.removeprefix("--") for name in self._names() if name.startswith("--")]
         flags = [
             text.lstrip("-").partition("=")[0]
-            for text in odd
+            for text in unknown
             if text.startswith("-") or "=" in text
         ]
-        found = (near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
-        return next(filter(None, found), "")
+        hints = (near(each.replace("_", "-"), known, self._aliases, "--") for each in flags)
+        return next(filter(None, hints), "")
 
     def _names(self) -> Iterator[str]:
         """The options of this command line and of the commands below it."""
@@ -72,11 +70,11 @@ class Parser(argparse.ArgumentParser):
                     yield from below._names()
 
     def error(self, message: str) -> NoReturn:
-        """UsageError, in place of an end of the process."""
+        """Raise UsageError; argparse itself would end the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version, from one rank of those that a launcher started."""
+        """Print help or the version, on the first of a launcher's processes only."""
         if launcher.rank(os.environ) == 0:
             super()._print_message(message, file)
 
@@ -84,15 +82,15 @@ class Parser(argparse.ArgumentParser):
 def near(
     typed: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, dashes: str = ""
 ) -> str:
-    """ "; did you mean …?" where one of the known names is near; "" elsewhere. dashes: what stands
-    before each name.
+    """A hint such as "; did you mean lr?" at a known name like the typed one; "" without one.
 
-    aliases: what is typed for a known name, which is then meant, or for something else, of which
-    these are the words.
+    aliases: other programs' names, each with one of the known names, or with a sentence that is
+    the hint. dashes: stand before a known name in the hint.
     """
-    if (meant := (aliases or {}).get(typed)) and meant not in known:
+    known = list(known)
+    meant = (aliases or {}).get(typed.lower(), "")
+    if meant and meant not in known:
         return f"; {meant}"
-    found = meant or next(
-        iter(difflib.get_close_matches(typed.lower(), known, n=1, cutoff=LIKE)), None
-    )
-    return f"; did you mean {dashes}{found}?" if found else ""
+    similar = difflib.get_close_matches(typed.lower(), known, n=1, cutoff=SIMILARITY)
+    best = meant or next(iter(similar), "")
+    return f"; did you mean {dashes}{best}?" if best else ""

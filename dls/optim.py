@@ -1,4 +1,4 @@
-"""SGD with momentum on the exchanged update, and the schedules of its learning rate."""
+"""SGD with momentum on the exchanged update, and its learning rate schedules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reference.ops import Vector
 
 
 class Settings(Protocol):
-    """What the optimizer reads of a run's settings."""
+    """The settings of a run that the optimizer reads."""
 
     @property
     def lr(self) -> float:
@@ -19,32 +19,31 @@ class Settings(Protocol):
 
     @property
     def lr_schedule(self) -> str:
-        """How it falls: constant, step or cosine."""
+        """Schedule of the learning rate: constant, step or cosine."""
 
     @property
     def lr_warmup(self) -> int:
-        """Steps over which it rises."""
+        """Steps over which the learning rate rises."""
 
     @property
     def momentum(self) -> float:
-        """Momentum's factor."""
+        """Factor of the momentum."""
 
     @property
     def nesterov(self) -> bool:
-        """Whether it is Nesterov's."""
+        """Whether the momentum is Nesterov's."""
 
     @property
     def weight_decay(self) -> float:
-        """L2 penalty's factor."""
+        """Factor of the L2 penalty."""
 
 
 def learning_rate(config: Settings, step: int, total: int) -> float:
-    """The learning rate of the training step that follows `step` finished ones, in a run of
-    `total`.
+    """The learning rate of the training step after `step` finished ones, in a run of `total`.
 
     Warm-up rises linearly and reaches the schedule's value at its last step (Goyal et al., 2017).
-    The rate multiplies the momentum, outside error feedback: what waits in the residual is applied
-    with the rate of the step that sends it.
+    The rate multiplies the momentum, outside error feedback: a value that waits in the residual is
+    applied with the rate of the step that sends it.
     """
     warmup = min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else 1.0
     return config.lr * warmup * _schedule(config.lr_schedule, step / total)
@@ -60,21 +59,19 @@ def _schedule(name: str, done: float) -> float:
 
 @dataclass
 class Sgd:
-    """Weights (n) and momentum (n), updated in place by `ops.sgd_update`."""
+    """Weights (n) and momentum (n), updated in span by `ops.sgd_update`."""
 
     weights: Vector
     momentum: Vector
     config: Settings
     ops: Ops
 
-    def apply(self, place: slice, update: Vector, lr: float) -> None:
-        """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights at `place` and their
-        update.
-        """
+    def apply(self, span: slice, update: Vector, lr: float) -> None:
+        """u += weight_decay·w; m = μ·m + u; w −= lr·m, for the weights in `span`."""
         c = self.config
         self.ops.sgd_update(
-            self.weights[place],
-            self.momentum[place],
+            self.weights[span],
+            self.momentum[span],
             update,
             lr,
             c.momentum,

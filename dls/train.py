@@ -1,26 +1,22 @@
-"""`python -m dls.train`: data-parallel training with sparsified gradients.
+"""`dls train` and `python -m dls.train`: data-parallel training with sparsified gradients.
 
-A step is three calls, in `_step`: differentiate, exchange, update. What a method makes of a
-gradient is its `exchange`, in `dls/exchange/methods/`.
+A step is three calls, in `_step`: differentiate, exchange, update. How gradients are exchanged is
+the business of the methods, in `dls/exchange/methods/`.
 """
 
 from __future__ import annotations
 
 from dls.program.signals import StopRequest
 
-REQUEST = (
-    StopRequest() if __name__ == "__main__" else None
-)  # before other imports: signals may come while those go on
+REQUEST = StopRequest() if __name__ == "__main__" else None
+"""Listens to signals. It is made before the other imports, which take a while."""
 
 import os
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -29,57 +25,32 @@ from dls import traffic
 from dls.cli import UsageError
 from dls.comm import launcher, local
 from dls.comm.base import Comm
-from dls.comm.errors import ExchangeError, MissingMPI, RankLost
+from dls.comm.errors import MissingMPI, RankLost
 from dls.exchange.columns import Column
 from dls.optim import learning_rate
-from dls.program import flags, guessing, output, plugins, sources, startup
-from dls.program.consensus import Consensus, DivergenceError
+from dls.program import flags, guessing, output, plugins, resume, sources, startup
+from dls.program.consensus import Consensus
+from dls.program.failure import fail, refuse
 from dls.program.flags import CommandLine
-from dls.program.heartbeat import Heartbeat, last_words
+from dls.program.heartbeat import Heartbeat, previous_failure
 from dls.program.progress import Reporter
-from dls.program.startup import Run
+from dls.program.run import Run
 from dls.record import checkpoint
-from dls.record.checkpoint import CheckpointError
-from dls.record.files import described, one_line
 from dls.record.recorder import Recorder
 from dls.record.repair import go_on
-from dls.record.schema import LAYER_FIELDS, Header, TraceError, columns_of
+from dls.record.schema import LAYER_FIELDS, Header, columns_of
 from dls.record.writer import Writer
 from reference.ops import NonFiniteError
-from reference.wire import MessageError
 
-KNOWN = (
-    CheckpointError,
-    DivergenceError,
-    ExchangeError,
-    KeyboardInterrupt,
-    MessageError,
-    NonFiniteError,
-    OSError,
-    TraceError,
-)
-"""Errors whose own words are enough; any other is a mistake in the program, and leaves its
-traceback.
-"""
-ADVICE: dict[type[BaseException], str] = {
-    NonFiniteError: "; a lower --lr, --clip-norm or --on-nan skip may help"
-}
-"""What to do about some errors."""
 COMPILING = "compiling, once on this machine, about 30 s"
-FIRST_WORD = 5.0
-"""Seconds that a failing rank leaves to the one that failed first, whose abort ends them all."""
-LATER = 0.1
-"""Seconds by which each rank lets the one before it speak first, where no file can tell which
-failed first.
-"""
+"""A line for the user before the first step, where the backend must be compiled."""
 
 
 def main(argv: list[str] | None = None, request: StopRequest | None = None) -> int:
-    """Train as the command line says.
+    """Train as the command line says. Returns the exit status, the same on all ranks.
 
-    Exit status, the same on all ranks: 0 done, 75 stopped, 2 bad usage, 1 other failures.
-
-    A program that calls it has its signals back afterwards, unless it gives a `request` of its own.
+    That is 0: done, 75: stopped, 2: bad usage, 1: another failure. argv: by default sys.argv.
+    request: listens to signals; by default one that listens until the end.
     """
     argv = sys.argv[1:] if argv is None else argv
     with ExitStack() as opened:
@@ -88,7 +59,7 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         try:
             refused = plugins.load(argv)
             if refused is not None and not launcher.launched(os.environ):
-                raise refused  # there is nobody else to hear of it
+                raise refused  # other ranks, if there were any, would wait
             timeout, workers = flags.before_ranks_meet(argv)
             if workers:
                 return _main_of_workers(argv, workers, request, refused)
@@ -96,17 +67,14 @@ def main(argv: list[str] | None = None, request: StopRequest | None = None) -> i
         except SystemExit:  # --help or --version
             return 0
         except (MissingMPI, UsageError) as error:
-            return _refuse(error, 0 if launcher.speaks(os.environ) else 1)
+            return refuse(error, 0 if launcher.speaks(os.environ) else 1)
         return _main(argv, comm, request, refused)
 
 
 def _main_of_workers(
     argv: list[str], workers: int, request: StopRequest, refused: UsageError | None
 ) -> int:
-    """`_main` on so many workers in this process.
-
-    UsageError where a launcher has started several.
-    """
+    """`_main` with workers in this process. UsageError under a launcher of several processes."""
     if launcher.several(os.environ):
         raise UsageError(
             "--workers trains with several workers in one process; start it without mpirun, or"
@@ -123,14 +91,12 @@ def _main(argv: list[str], comm: Comm, request: StopRequest, refused: UsageError
         command = startup.read_command_line(argv, comm, request, refused)
         run = startup.prepare(command, comm)
     except UsageError as error:
-        return _refuse(error, comm.rank)
-    except BaseException as error:  # also an exit, which the other ranks would wait for
-        return _fail(error, "at the start", None, comm)
+        return refuse(error, comm.rank)
+    except BaseException as error:  # also SystemExit: the other ranks must end, too
+        return fail(error, "at the start", None, comm)
     while True:
         try:
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # what overflows is found as infinity, and named
+            with np.errstate(over="ignore", invalid="ignore"):  # infinities are found and reported
                 status = _attempt(run, comm, request)
             run.lock.release()
             return comm.end(status)
@@ -141,36 +107,29 @@ def _main(argv: list[str], comm: Comm, request: StopRequest, refused: UsageError
             raise
 
 
-def _refuse(error: Exception, rank: int) -> int:
-    """Status 2, and one line from one rank."""
-    if rank == 0:
-        print(f"dls.train: {one_line(str(error))}", file=sys.stderr)
-    return 2
-
-
 def _join(timeout: float) -> Comm:
-    """This rank's place in the world. Where another dies before all are there, this one ends too.
+    """Meet the other ranks. If one of them dies before all have met, this one ends too.
 
-    UsageError where the launcher has started more ranks than there are in it.
+    UsageError where the launcher has started more processes than MPI sees.
     """
-    from dls.comm.world import World  # here, as it loads MPI, which workers do without
+    from dls.comm.world import World  # here: it loads MPI, which workers do not need
 
     try:
         comm = World(timeout)
     except RankLost as error:
         print(f"dls.train: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # the library's own end would wait
+        os._exit(1)  # MPI's finalization would wait for the dead rank
     if words := launcher.alone(comm.size, comm.library, os.environ):
         raise UsageError(words)
     return comm
 
 
 def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
-    """Train, and report whatever ends that badly.
+    """Train, and report a failure. Returns the exit status.
 
-    RankLost, with nothing left open, where the others go on without a rank.
+    RankLost, with everything closed, where a rank died and the others go on.
     """
-    reporter = Reporter(run.config.progress, run.first, run.total, quiet=comm.rank != 0)
+    reporter = Reporter(run.config.progress, run.finished, run.total, quiet=comm.rank != 0)
     with ExitStack() as opened:
         opened.callback(reporter.close)
         try:
@@ -179,29 +138,26 @@ def _attempt(run: Run, comm: Comm, request: StopRequest) -> int:
             reporter.close()
             if run.config.elastic and isinstance(error, RankLost):
                 raise
-            return _fail(error, f"step {reporter.at}", run.out, comm)
+            return fail(error, f"step {reporter.at}", run.out, comm)
 
 
 def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened: ExitStack) -> int:
-    """Take the steps that are left; record, evaluate, write checkpoints on the way.
-
-    Returns the exit status.
-    """
-    step = run.first
+    """Take the remaining steps, and record, evaluate and write checkpoints. Returns the status."""
+    step = run.finished
     consensus = Consensus(comm, request, run.states.hash, run.config.check_every)
-    before = comm.from_rank_0(lambda: last_words(run.out))
-    heartbeat = Heartbeat(run.out, comm, run.first)
+    before = comm.from_rank_0(lambda: previous_failure(run.out))
+    heartbeat = Heartbeat(run.out, comm, run.finished)
     opened.callback(heartbeat.leave)
     columns = columns_of(run.exchanger.method.columns)
     recorder = Recorder(comm, _open_trace(run, comm, columns), columns)
     opened.callback(recorder.leave)
     for line in (*run.notes, *before, *_opening(run, comm), *_warnings(run, comm)):
         reporter.say(line)
-    for step in range(run.first + 1, run.total + 1):
+    for step in range(run.finished + 1, run.total + 1):
         reporter.at = step
-        consensus.speak(step - 1)
+        consensus.speak(finished=step - 1)
         _step(run, recorder, reporter, step)
-        stop = consensus.hear()
+        stop = consensus.hear()  # from here on `step` steps are finished
         heartbeat.beat(step)
         if step == run.total or _evaluation_due(run, step):
             _evaluate(run, comm, recorder, reporter, step)
@@ -223,80 +179,89 @@ def train(run: Run, comm: Comm, request: StopRequest, reporter: Reporter, opened
 
 
 def _without_lost(run: Run, comm: Comm, command: CommandLine) -> tuple[Run, Comm]:
-    """The run at its last checkpoint, among the ranks that are left.
+    """The run at its newest checkpoint, on the ranks that are left.
 
-    Those that are not most of the ranks end here.
+    Ends this rank where those that are left are not the majority.
     """
     while True:
         try:
             left, lost = comm.survivors()
-            again = startup.prepare(startup.without_lost(command, run, left.size), left, run.lock)
-            note = f"lost: rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))} of {comm.size}"
+            again = startup.prepare(resume.without_lost(command, run, left.size), left, run.lock)
+            ranks = "rank" if len(lost) == 1 else "ranks"
+            note = f"lost: {ranks} {', '.join(map(str, lost))} of {comm.size}"
             return replace(again, notes=(note, *again.notes)), left
         except RankLost:
-            continue  # another one, meanwhile
+            continue  # another rank died meanwhile
         except BaseException as error:
-            sys.exit(_fail(error, "after the loss of a rank", run.out, comm))
+            sys.exit(fail(error, "after the loss of a rank", run.out, comm))
 
 
 def _step(run: Run, recorder: Recorder, reporter: Reporter, step: int) -> None:
-    """Training step number `step`, from its mini-batch to its row in the trace."""
-    lr, record = learning_rate(run.config, step - 1, run.total), _due(step, run.config.trace_every)
+    """Take training step number `step`, which follows `step - 1` finished ones, and record it."""
+    finished = step - 1
+    lr = learning_rate(run.config, finished, run.total)
     task, exchanger, clock = run.task, run.exchanger, run.exchanger.clock
-    clock.restart(timeline_of=len(exchanger.layout) if _due(step, run.config.diagnose_every) else 0)
-    loss = task.differentiate(run.batches, step - 1, exchanger)
+    with_timeline = _due(step, run.config.diagnose_every)
+    clock.restart(timeline_of=len(exchanger.layout) if with_timeline else 0)
+    loss = task.differentiate(run.batches, finished, exchanger)
     for span in exchanger.arrivals():
         with clock.phase("update"):
             run.optimizer.apply(span, exchanger.update[span], lr)
-    row = exchanger.end(record)
+    recorded = _due(step, run.config.trace_every)
+    row = exchanger.end(recorded)
     if row.met_by:
         task.undo()
         reporter.skipped(step, row.met_by)
     else:
         row.loss = loss
-    if record:
-        recorder.step(step, row, epoch=run.batches.place(step - 1)[0], lr=lr)
+    if recorded:
+        epoch = run.batches.epoch_and_batch(finished)[0]
+        recorder.step(step, row, epoch=epoch, lr=lr)
     if row.diagnosis:
         recorder.diagnosis(step, row.diagnosis)
     reporter.step(step, row.loss, row.payload_bytes, row.received_bytes)
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _due(finished: int, every: int) -> bool:
+    """Whether something that is done every so many steps is done now; 0: never."""
+    return every > 0 and finished % every == 0
 
 
-def _evaluation_due(run: Run, step: int) -> bool:
-    """As often as is set, or at the end of each epoch."""
-    return (
-        _due(step, run.config.eval_every)
-        if run.config.eval_every
-        else run.batches.place(step)[1] == 0
-    )
+def _evaluation_due(run: Run, finished: int) -> bool:
+    """Whether to evaluate now: as often as is set, or at the end of each epoch."""
+    if run.config.eval_every:
+        return _due(finished, run.config.eval_every)
+    return run.batches.epoch_and_batch(finished)[1] == 0
 
 
-def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, step: int) -> None:
+def _evaluate(run: Run, comm: Comm, recorder: Recorder, reporter: Reporter, finished: int) -> None:
     loss, accuracy = run.task.evaluate(run.dataset, comm)
-    recorder.evaluation(step, loss, accuracy)
-    warning = guessing.warning(loss, accuracy, run.dataset, sparse=run.exchanger.method.density < 1)
-    reporter.evaluation(step, run.batches.place(step - 1)[0] + 1, loss, accuracy, warning)
+    recorder.evaluation(finished, loss, accuracy)
+    sparse = run.exchanger.method.density < 1
+    warning = guessing.warning(loss, accuracy, run.dataset, sparse)
+    epoch = run.batches.epoch_and_batch(finished - 1)[0] + 1
+    reporter.evaluation(finished, epoch, loss, accuracy, warning)
 
 
-def _checkpoint(run: Run, reporter: Reporter, comm: Comm, step: int) -> None:
+def _checkpoint(run: Run, reporter: Reporter, comm: Comm, finished: int) -> None:
     if not run.backend.ops.all_finite(run.task.model.parameters):
         raise NonFiniteError("the weights are not finite; no checkpoint is written")
     shared, own = (run.states.save(shared) for shared in (True, False))
-    layers = tuple((layer.name, layer.size) for layer in run.task.model.layers)
-    position, folder = run.batches.position(step), checkpoint.place(run.out, step)
-    settings = run.config.to_toml()
     about = checkpoint.Checkpoint(
-        folder, comm.size, position, settings, layers, run.data, run.environment
+        checkpoint.place(run.out, finished),
+        comm.size,
+        run.batches.position(finished),
+        run.config.to_toml(),
+        tuple((layer.name, layer.size) for layer in run.task.model.layers),
+        run.data,
+        run.environment,
     )
     for line in checkpoint.save(about, shared, own, run.config.keep_checkpoints, comm):
         reporter.say_once(line)
 
 
 def _open_trace(run: Run, comm: Comm, columns: tuple[Column, ...]) -> Writer | None:
-    """Rank 0's writer."""
+    """The trace's writer, on rank 0."""
     layers = {
         name: [getattr(layer, name) for layer in run.task.model.layers]
         for name in ("name", *LAYER_FIELDS)
@@ -315,89 +280,32 @@ def _open_trace(run: Run, comm: Comm, columns: tuple[Column, ...]) -> Writer | N
         **run.environment,
     }
     header = Header(attributes, layers, columns)
-    return None if comm.rank else go_on(run.out, run.first, header)
+    return None if comm.rank else go_on(run.out, run.finished, header)
 
 
 def _opening(run: Run, comm: Comm) -> Sequence[str]:
+    """What is about to happen, in one line or two."""
     c = run.config
-    resumed = f" from step {run.first} on" if run.first else ""
+    ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
+    resumed = f" from step {run.finished} on" if run.finished else ""
     about = (
         f"{c.method} at density {run.exchanger.method.density:g}: {c.model}"
-        f" ({run.exchanger.layout.n:,} parameters) on {c.dataset}, {comm.size}"
-        f" rank{'s' * (comm.size > 1)}, {run.backend.name}, {run.total} steps{resumed}; writing to"
-        f" {run.out}"
+        f" ({run.exchanger.layout.n:,} parameters) on {c.dataset}, {ranks}, {run.backend.name},"
+        f" {run.total} steps{resumed}; writing to {run.out}"
     )
     return [about] if run.backend.compiled or run.backend.notes else [about, COMPILING]
 
 
 def _warnings(run: Run, comm: Comm) -> Iterator[str]:
-    """Where the ranks are so many that sparse messages move more than the whole gradient would."""
-    received, ring = (
-        run.exchanger.method.bytes_received(),
-        traffic.ring_bytes(run.exchanger.layout.n, comm.size),
-    )
+    """A line where sparse messages bring a rank more bytes than a dense Allreduce would."""
+    received = run.exchanger.method.bytes_received()
+    ring = traffic.ring_bytes(run.exchanger.layout.n, comm.size)
     if received > ring:
         yield (
             f"warning: of {comm.size} ranks each receives about {traffic.readable(received)} a"
-            " step, and would receive "
-            f"{traffic.readable(ring)} in a ring Allreduce of the whole gradient; what to do:"
-            ' docs/cluster.md, "Many ranks"'
+            f" step, and would receive {traffic.readable(ring)} in a ring Allreduce of the whole"
+            ' gradient; what to do: docs/cluster.md, "Many ranks"'
         )
-
-
-def _fail(error: BaseException, when: str, out: Path | None, comm: Comm) -> int:
-    """End every rank with status 1 and one clear line, from the first rank that gets here; details
-    go to failure.txt.
-
-    A rank that is alone returns the status, to whatever program it is part of.
-    """
-    if isinstance(error, local.Ended):
-        raise error  # whoever has ended the run has said why
-    try:
-        known = isinstance(error, KNOWN)
-        advice = ADVICE.get(type(error), "")
-        words = (
-            "interrupted"
-            if isinstance(error, KeyboardInterrupt)
-            else one_line(described(error)) + advice
-        )
-        line = f"rank {comm.rank}, {when}: " + (
-            words if known else f"{type(error).__name__}: {error}"
-        )
-        report = out / "failure.txt" if out else None
-        _claim_first_word(
-            report, line if known else f"{line}\n\n{traceback.format_exc()}", comm.rank
-        )
-        more = (
-            ""
-            if known
-            else (
-                f"; see {report}"
-                if report
-                else "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            )
-        )
-        print(f"dls.train: {line}{more}", file=sys.stderr)
-    finally:
-        if not comm.alone:
-            comm.abort(1)
-    return 1
-
-
-def _claim_first_word(report: Path | None, text: str, rank: int) -> None:
-    """Return at once on the first rank that fails, which writes the report; later ones wait for its
-    abort to end them.
-    """
-    if report is None:
-        time.sleep(LATER * rank)
-        return
-    try:
-        with report.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except FileExistsError:
-        time.sleep(FIRST_WORD)
-    except OSError:
-        time.sleep(LATER * rank)
 
 
 if __name__ == "__main__":

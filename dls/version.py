@@ -69,7 +69,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _of_build(root: Path) -> Origin:
-    """What the build wrote, checked against the files that are here now."""
+    """The commit that the build wrote, and whether the files have changed since."""
     try:
         about = json.loads((root / BUILD_FILE).read_text(encoding="utf-8"))
         commit, sources = str(about["commit"]), str(about["sources"])

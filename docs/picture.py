@@ -1,4 +1,4 @@
-"""The picture of README.md: the threshold of each layer, step by step, a panel for each run.
+"""Draws the picture of README.md: the threshold of each layer over the steps, a panel for each run.
 
 python docs/picture.py RUN... FILE
 """
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dls.inspect.series import Series, load
+from dls.inspect.reading import load
+from dls.inspect.run import Run
 from dls.record.schema import TraceError
 from dls.tools.drawing import COLOURS
 
@@ -22,6 +23,7 @@ TITLES = {
     "layerwise-topk": "Layer-wise Top-k: a threshold for each layer",
     "dls": "DLS: one threshold for all layers",
 }
+"""The titles of the panels, by method."""
 
 
 def main(*arguments: str) -> None:
@@ -41,11 +43,12 @@ def main(*arguments: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def draw(axes: Any, run: Series) -> None:
-    """A line for each layer: its threshold, the mean over the ranks, and of that the geometric mean
-    over WINDOW steps.
+def draw(axes: Any, run: Run) -> None:
+    """Draw a line for each layer: its threshold, the mean over the ranks.
+
+    Over WINDOW steps the geometric mean is drawn.
     """
-    method, steps = run.run["method"], run.steps["step"]
+    method, steps = run.about.method, run.steps["step"]
     window = min(WINDOW, len(steps))
     axes.set(title=TITLES.get(method, method), xlabel="training step", yscale="log")
     for layer, name in enumerate(run.layers["name"]):

@@ -1,4 +1,4 @@
 """The backends: the reference's functions as objects, and faster ones with the same bits.
 
-The only home of numba and CuPy.
+The only package that imports numba and CuPy.
 """

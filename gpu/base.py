@@ -1,7 +1,7 @@
-"""The reference as a backend: objects with its functions, and what there is to say of devices.
+"""The reference as a backend: its functions as methods of objects, and methods about devices.
 
-The other backends inherit from these classes and override what they speed up. The reference knows
-no threads and no devices; `Ops` has them, in the form that suits numpy: there is nothing to do.
+The other backends inherit from these classes and override what they speed up. The reference has no
+threads and no devices, so the methods about these do nothing here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Ops:
     sgd_update = staticmethod(ops.sgd_update)
 
     def l2_norms(self, v: Vector, offsets: Index) -> NDArray[np.float64]:
-        """See `reference.ops.l2_norms`, by the backend's own norm."""
+        """See `reference.ops.l2_norms`; with the backend's own norm."""
         norms = [self.l2_norm(v[start:stop]) for start, stop in pairwise(offsets)]
         return np.array(norms, dtype=np.float64)
 
     def clip_norm(self, gradient: Vector, limit: float) -> None:
-        """See `reference.ops.clip_norm`, by the backend's own norm and scaling."""
+        """See `reference.ops.clip_norm`; with the backend's own norm and scaling."""
         norm = self.l2_norm(gradient)
         if norm > limit:
             self.scale(gradient, limit / norm)
@@ -50,24 +50,24 @@ class Ops:
     to_host = staticmethod(ops.to_host)
 
     def set_threads(self, count: int) -> None:
-        """Compute with so many threads; numpy's are those of its BLAS, which others set."""
+        """Compute with so many threads; numpy has only those of BLAS, which are set elsewhere."""
 
     def set_device(self, rank_on_node: int) -> None:
-        """Compute on this rank's share of its machine's devices; a host has none to choose."""
+        """Compute on this rank's device of its machine; numpy computes on the host."""
 
     def wait(self) -> None:
-        """Return when all that was asked for is computed; a host computes at once."""
+        """Return when everything is computed; numpy computes at once."""
 
     def is_compiled(self) -> bool:
-        """Whether the code lies ready, so that the first steps wait for no compiler."""
+        """Whether the code is compiled already, so that the first steps need no compiler."""
         return True
 
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the backend on this machine, a line each."""
+        """What the user should know about the backend on this machine, a line each."""
         return ()
 
     def describe(self) -> dict[str, str]:
-        """The device's name, under "device", and what else measurements depend on; {}: the host."""
+        """The device's name, as "device", and what else measurements depend on; {} for the host."""
         return {}
 
     def library(self) -> str:
@@ -76,7 +76,7 @@ class Ops:
 
 
 class Adjustment:
-    """`reference.adjustment`: what looks at all values of the layers."""
+    """The functions of `reference.adjustment` that need the values of the layers."""
 
     fresh_thresholds = staticmethod(adjustment.fresh_thresholds)
     complete_thresholds = staticmethod(adjustment.complete_thresholds)
@@ -86,7 +86,7 @@ class Adjustment:
 
 
 class Wire:
-    """`reference.wire`: a message, its size, and the values as they arrive."""
+    """The functions of `reference.wire` that a backend may speed up."""
 
     payload_size = staticmethod(wire.payload_size)
     round_values = staticmethod(wire.round_values)
@@ -95,7 +95,7 @@ class Wire:
 
 
 class Nn:
-    """`reference.nn`: the network's layers, forward and backward."""
+    """`reference.nn`: the layers of a network, forward and backward."""
 
     asarray = staticmethod(nn.asarray)
     he_normal = staticmethod(nn.he_normal)

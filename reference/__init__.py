@@ -1,1 +1,1 @@
-"""What everything means: the plain numpy definition that every backend is tested against."""
+"""The definition of everything, in plain numpy, against which every backend is tested."""

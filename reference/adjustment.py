@@ -1,4 +1,4 @@
-"""Algorithm 2: sparsity ratios move between layers until all thresholds are one.
+"""Algorithm 2: budget moves between layers until all of them have the same threshold.
 
 The paper proves Property 1 and Property 2 with distribution functions; here the same steps use
 counts of the actual values, so that both hold exactly and no distribution is assumed [ours, after
@@ -18,11 +18,13 @@ from reference import ops
 from reference.ops import Head, Vector
 
 Counts = NDArray[np.int64]
+"""k of each layer (L)."""
 Thresholds = NDArray[np.float64]
+"""t of each layer (L)."""
 
 
 class _Pair(NamedTuple):
-    """What one paired step makes of two layers."""
+    """k and t of a pair of layers after one adjustment."""
 
     k_low: int
     k_high: int
@@ -31,24 +33,22 @@ class _Pair(NamedTuple):
 
 
 def set_size(t: Thresholds) -> float:
-    """max t_l - min t_l, which every step shrinks and repetition drives to 0 [paper, Property
-    1].
-    """
+    """max t_l - min t_l, which repeated adjustments reduce to 0 [paper, Property 1]."""
     return float(t.max() - t.min())
 
 
 def lower_median(values: Sequence[float]) -> float:
-    """The middle of the sorted values; of two middle ones, the lower."""
+    """The middle one of the sorted values; the lower one of two middle values."""
     return sorted(values)[(len(values) - 1) // 2]
 
 
 def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
-    """The thresholds t (L) right after a top-k: t_l = a_{k_l}, the k_l-th largest magnitude, where
-    0 < k_l < n_l.
+    """The thresholds t (L) right after a top-k.
 
-    Where k_l is 0 or n_l many numbers are thresholds; the one nearest to the lower median T of the
-    others is taken: max(a_1, T) for k_l = 0, min(a_n, T) for k_l = n_l; a_1 and a_n where there are
-    no others.
+    t_l = a_{k_l}, the k_l-th largest magnitude, if 0 < k_l < n_l. If k_l is 0 or n_l, any value on
+    one side is a valid threshold; we take the one closest to T, the lower median of the other
+    layers' thresholds: max(a_1, T) for k_l = 0, min(a_n, T) for k_l = n_l, and a_1 or a_n if there
+    are no other layers.
     """
     inner = [
         ops.kth_largest(layer, int(kl))
@@ -59,9 +59,7 @@ def fresh_thresholds(v: Sequence[Vector], k: Counts) -> Thresholds:
 
 
 def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) -> Thresholds:
-    """`fresh_thresholds` where a_{k_l} of the layers with 0 < k_l < n_l is known already (`inner`,
-    in layer order).
-    """
+    """`fresh_thresholds`, given `inner`: a_{k_l} of all layers with 0 < k_l < n_l, in order."""
     known = iter(inner)
     t = np.empty(len(v), dtype=np.float64)
     for layer, kl in enumerate(k):
@@ -80,20 +78,21 @@ def complete_thresholds(v: Sequence[Vector], k: Counts, inner: Sequence[float]) 
 
 
 def pair_order(sizes: Sequence[int], k: Counts, t: Thresholds) -> list[int]:
-    """The layers ordered by (t_l, c_l, l): c_l is 0 for a full layer, 2 for an empty one, else
-    1.
+    """The layers ordered by (t_l, c_l, l).
+
+    c_l is 0 if the whole layer is selected (k_l = n_l), 2 if nothing is (k_l = 0), otherwise 1.
     """
     rank = [0 if kl == n else 2 if kl == 0 else 1 for n, kl in zip(sizes, k, strict=True)]
     return sorted(range(len(rank)), key=lambda layer: (t[layer], rank[layer], layer))
 
 
 def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[Counts, Thresholds]:
-    """One step of Algorithm 2 [paper's ONESTEPADJUSTMENT(), in finite-sample form]: new (k, t), the
-    sum of k unchanged.
+    """One step of Algorithm 2 [paper's ONESTEPADJUSTMENT(), in finite-sample form]: new (k, t).
 
-    The layer with the lowest threshold is paired with the one with the highest, the second lowest
-    with the second highest, and so on; with an odd number of layers the middle one rests. In each
-    pair the difference of the thresholds shrinks to half or less [paper, Property 2].
+    The sum of k does not change. The layer with the lowest threshold is paired with the one with
+    the highest, the second lowest with the second highest, and so on; with an odd number of layers
+    the middle one stays as it is. In each pair the difference of the thresholds falls to half of
+    what it was, or less [paper, Property 2].
     """
     k, t = k.copy(), t.copy()
     order = pair_order([layer.size for layer in v], k, t)
@@ -109,8 +108,9 @@ def one_step_adjustment(v: Sequence[Vector], k: Counts, t: Thresholds) -> tuple[
 def _adjust_pair(
     low: Vector, high: Vector, k_low: int, k_high: int, t1: float, t2: float
 ) -> _Pair | None:
-    """Move d entries of the budget from the layer at t1 to the layer at t2; None where no float64
-    lies between t1 and t2.
+    """Move d entries of the budget from the layer with threshold t1 to the one with t2 > t1.
+
+    None if no float64 lies between t1 and t2.
     """
     mid = (t1 + t2) / 2
     if not t1 < mid < t2:
@@ -133,8 +133,8 @@ def adjust(
 ) -> Counts:
     """DLS(s): k (L) after `steps` one-step adjustments that start from the fresh thresholds t.
 
-    `heads` (L), those of `ops.select_layers` on the same v, may save work and never change the
-    result.
+    `heads` (L) are those of `ops.select_layers` for the same v. They may save work, and never
+    change the result.
     """
     for _ in range(steps):
         k, t = one_step_adjustment(v, k, t)
@@ -142,12 +142,11 @@ def adjust(
 
 
 def optimal_adjustment(v: Sequence[Vector], k: Counts) -> Counts:
-    """The limit of repeated steps [paper's OPTIMALADJUSTMENT()]: how many of the Global Top-k of v,
-    K in all, lie in each layer.
+    """The limit of repeated steps [paper's OPTIMALADJUSTMENT()], computed directly.
 
-    Computed directly. One layer's part of the Global Top-k is also part of that layer's own top
-    min(K, n_l), so the choice is made among those alone; the lower flat index comes first among
-    equals.
+    It is how many of the Global Top-k of v, K in all, lie in each layer. A layer's part of the
+    Global Top-k is also part of that layer's own top min(K, n_l), so the search looks only at
+    those. The lower flat index comes first among equals.
     """
     total = int(k.sum())
     candidates = [ops.top_k(layer, min(total, layer.size))[1] for layer in v]

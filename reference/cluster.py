@@ -1,7 +1,7 @@
-"""P workers in one process, without MPI: the meaning of a distributed training step.
+"""P workers in one process, without MPI: the definition of a distributed training step.
 
-`docs/algorithm.md`, section 3, is the text; its step numbers stand at the lines that execute them.
-A run of the program on P ranks with the numpy backend gives these bits.
+It is section 3 of `docs/algorithm.md` as code; comments give the section's step numbers. A run of
+the program on P ranks with the numpy backend gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from reference.methods import Method, Sent
 from reference.ops import Selection, Vector
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Images [N, ...] and labels [N]."""
 
 
 class Model(Protocol):
-    """What a worker needs of a model: flat float32 buffers (n) and where its layers begin, offsets
-    int64 (L + 1).
+    """What a worker needs of a model: flat float32 buffers (n), and the layers' offsets in them.
+
+    offsets: int64 (L + 1); layer l is the values from offsets[l] to offsets[l + 1].
     """
 
     parameters: Vector
@@ -32,7 +34,7 @@ class Model(Protocol):
     offsets: NDArray[np.int64]
 
     def forward(self, images: NDArray[np.float32], training: bool) -> NDArray[np.float32]:
-        """The logits."""
+        """Return the logits."""
 
     def backward(self, dlogits: NDArray[np.float32], on_gradient: Callable[[int], None]) -> Any:
         """Fill `gradients`."""
@@ -44,9 +46,7 @@ def layers(flat: Vector, offsets: NDArray[np.int64]) -> list[Vector]:
 
 
 def flat(selections: Sequence[Selection], offsets: NDArray[np.int64]) -> Selection:
-    """Selections from neighbouring layers, which begin at offsets (L + 1), as one from all of them
-    together.
-    """
+    """Join selections from neighbouring layers, at offsets (L + 1), into one from their union."""
     indices, values = zip(*selections, strict=True)
     return np.concatenate(
         [index + start for index, start in zip(indices, offsets, strict=False)]
@@ -56,11 +56,12 @@ def flat(selections: Sequence[Selection], offsets: NDArray[np.int64]) -> Selecti
 class Cluster:
     """P replicas of a model that train with one sparse method.
 
-    collective: how what they send is summed; buckets: the layers that travel together, of which the
-    result depends where the collective chooses among sums; all together unless given.
+    models: P replicas with the same parameters; k (L): that of the first step. collective: how the
+    entries that the workers send are summed. buckets: the layers that are sent together, by default
+    all; the result depends on them if the collective selects among sums.
 
-    `models` holds P replicas with the same parameters; k (L) is the first step's. Attributes of
-    interest: `residuals` (P vectors of n), `k` (P vectors of L), `momentum` (n), `step_count`.
+    Public attributes: `residuals` (P vectors of n), `k` (P vectors of L), `momentum` (n) and
+    `step_count`, the number of finished steps.
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class Cluster:
         self.step_count = 0
 
     def step(self, batches: Sequence[Batch], lr: float, budget: int | None = None) -> list[float]:
-        """One training step on one batch a worker; returns the P losses.
+        """One training step with one batch for each worker; returns the P losses.
 
-        A budget given replaces K from this step on.
+        A budget, if given, replaces K from this step on.
         """
         if budget is not None and budget != self.k[0].sum():
             self.k = [methods.rescale(k, self.sizes, budget) for k in self.k]
@@ -114,7 +115,7 @@ class Cluster:
     def _work(
         self, rank: int, images: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> tuple[float, Sent]:
-        """One worker's own part of a step: gradient, selection, residual, the next k."""
+        """What one worker does alone: gradient, selection, and the k of its next step."""
         model, residual = self.models[rank], self.residuals[rank]
         logits = model.forward(images, training=True)
         loss, dlogits, _ = nn.softmax_cross_entropy(logits, labels)
@@ -133,47 +134,47 @@ class Cluster:
         return loss, sent
 
     def _exchange(self, sent: Sequence[Sent]) -> Vector:
-        """u = float32(1/P) · Σ_p scatter(S^p), summed from +0.0, what leaves first before what
-        leaves later.
+        """Exchange what the ranks send, update their residuals, and return the mean u.
 
-        One `sent` of each rank. What leaves first travels bucket by bucket, what leaves later all
-        together.
+        u = float32(1/P) · Σ_p scatter(S^p), summed from +0.0: first the layers' own selections of
+        all ranks, then the reserves. The layers' own selections are exchanged bucket by bucket, the
+        reserves at once. sent: one for each rank.
         """
         update, done = ops.zeros(sum(self.sizes)), []
         for number, of_ranks in enumerate(zip(*sent, strict=True)):
             for layers_of in [range(len(self.sizes))] if number else self.buckets:
-                place = slice(int(self.offsets[layers_of.start]), int(self.offsets[layers_of.stop]))
-                exchanged = self._carry(of_ranks, layers_of, place)
+                span = slice(int(self.offsets[layers_of.start]), int(self.offsets[layers_of.stop]))
+                exchanged = self._carry(of_ranks, layers_of, span)
                 for entries in exchanged[0].update:
-                    _add(update[place], entries, 1)
-                done.append((place, exchanged))
+                    _add(update[span], entries, 1)
+                done.append((span, exchanged))
         ops.scale(update, 1 / len(sent))
-        for place, exchanged in done:
+        for span, exchanged in done:
             for residual, own in zip(self.residuals, exchanged, strict=True):
                 for entries in own.taken:
-                    _add(residual[place], entries, -1)
+                    _add(residual[span], entries, -1)
                 for entries in own.returned:
-                    _add(residual[place], entries, 1)
+                    _add(residual[span], entries, 1)
         return update
 
     def _carry(
-        self, of_ranks: Sequence[Sequence[Selection]], layers_of: range, place: slice
+        self, of_ranks: Sequence[Sequence[Selection]], layers_of: range, span: slice
     ) -> list[Exchanged]:
-        """What comes of a collective on neighbouring layers, on each rank."""
-        offsets = self.offsets[layers_of.start :] - place.start
+        """Run the collective on neighbouring layers; return what it gives on each rank."""
+        offsets = self.offsets[layers_of.start :] - span.start
         chosen = [
             flat(selections[layers_of.start : layers_of.stop], offsets) for selections in of_ranks
         ]
         counts, n, ranks = (
             [index.size for index, _ in chosen],
-            place.stop - place.start,
+            span.stop - span.start,
             len(chosen),
         )
         return collectives.mail(
             [
                 self.collective(
                     Chosen(n, *own, counts, self.value_dtype),
-                    residual[place],
+                    residual[span],
                     Net(rank, ranks),
                     ops,
                     wire,
@@ -184,7 +185,7 @@ class Cluster:
 
 
 def _add(target: Vector, entries: Entries, sign: int) -> None:
-    """target ± entries, in place."""
+    """Add sign · entries to target, in span."""
     if entries.index is None:
         target += np.float32(sign) * entries.values
     elif sign > 0:

@@ -1,16 +1,16 @@
-"""Collectives as generators of rounds: what one rank asks of the network, and what comes of the
-answers.
+"""Collectives as generators of communication rounds.
 
-A collective knows no network. It yields a round, is sent that round's answer, and returns what came
-of it. Whoever holds the generator carries the rounds: `mail` between P ranks in this process, which
-is the meaning; `dls.comm` over MPI, without blocking; `dls.cost` under a clock.
+A collective does no communication itself. It yields a round, which says what this rank sends and
+needs; it is sent that round's answer; and in the end it returns the result. The caller of the
+generator performs the rounds: `mail` between P ranks in this process, which is the definition;
+`dls.comm` over MPI, without blocking; `dls.cost` with a clock.
 
-Lock-step: every rank yields as many rounds, of the same kinds in the same order; a rank with
-nothing to send or to receive yields `Swap(None, None, NOTHING)`. `sizes` of a Gather is None on all
-ranks or on none. Answers are read-only.
+Lock-step: all ranks yield the same number of rounds, of the same kinds in the same order. A rank
+with nothing to send or to receive yields `Swap(None, None, NOTHING)`. `sizes` of a Gather is None
+on all ranks or on none. Answers are read-only.
 
-Conservation: Σ_p scatter(taken_p) − Σ_p scatter(returned_p) = scatter(update), exactly but for the
-order in which float32 sums are rounded. What is not taken stays where it is.
+Conservation: Σ_p scatter(taken_p) − Σ_p scatter(returned_p) = scatter(update), exactly except for
+the rounding of float32 sums. Values that are not taken stay in the rank's v.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from reference.wire import Bytes, MessageError
 
 NOTHING: Bytes = np.empty(0, dtype=np.uint8)
 NOTHING.flags.writeable = False
+"""A message of no bytes."""
 COUNT = 8
-"""Bytes of a number that travels beside a message, int64, little-endian."""
+"""Bytes of a number that is sent with a message, int64, little-endian."""
 
 
 class Gather(NamedTuple):
-    """Every rank's bytes, in rank order: P uint8 arrays. sizes (P), where all ranks know them; else
-    they are exchanged first.
+    """Asks for every rank's bytes, in rank order: P uint8 arrays.
+
+    sizes (P): their sizes, if all ranks know them; otherwise these are exchanged first.
     """
 
     payload: Bytes
@@ -42,25 +44,28 @@ class Gather(NamedTuple):
 
 
 class Reduce(NamedTuple):
-    """The sum of every rank's float32 values (n), from +0.0 in rank order: the same bits wherever
-    it is carried.
+    """Asks for the sum of all ranks' float32 values (n), from +0.0 in rank order.
+
+    Every implementation gives the same bits.
     """
 
     values: Vector
 
 
 class Sum(NamedTuple):
-    """The sum of every rank's float32 values (n) as the library forms it: the same bits on all
-    ranks, near those of Reduce.
+    """Asks for the sum of all ranks' float32 values (n) in the order of the library.
+
+    The bits are the same on all ranks, and within rounding of those of Reduce.
     """
 
     values: Vector
 
 
 class Swap(NamedTuple):
-    """The bytes that rank `source` sent to this one, while these go to rank `to`; None: nobody.
+    """Sends bytes to rank `to` and asks for those that rank `source` sends to this one.
 
-    size: of what comes, 0 of nothing; None, on all ranks that send or receive, if it is not known.
+    to, source: None if there is none. size: bytes that come from `source`, 0 if there is none; None
+    on all ranks that send or receive if the size is not known.
     """
 
     to: int | None
@@ -70,12 +75,13 @@ class Swap(NamedTuple):
 
 
 Round = Gather | Reduce | Sum | Swap
+"""What a collective yields."""
 ROUNDS = ("gather", "reduce", "sum", "swap")
 """The kinds of rounds, by name; a record of a round has the kind's number in here."""
 
 
 class Net(NamedTuple):
-    """This rank among the ranks."""
+    """This rank's number and the number of ranks."""
 
     rank: int
     size: int
@@ -83,7 +89,7 @@ class Net(NamedTuple):
 
 @dataclass(frozen=True)
 class Entries:
-    """Values and where they lie, index ascending without repeats; index None: a dense vector."""
+    """Values and their index, ascending without repeats; index None: a dense vector."""
 
     index: Index | None
     values: Vector
@@ -91,9 +97,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a rank has chosen of n values: index (k), values (k) as they arrive in `value_dtype`.
+    """The entries that a rank has selected from n values.
 
-    counts (P): how many entries each rank has chosen, where all ranks know it.
+    index (k); values (k), already rounded to `value_dtype`. counts (P): how many entries each rank
+    has selected, if all ranks know it.
     """
 
     n: int
@@ -104,11 +111,11 @@ class Chosen:
 
 
 class Exchanged(NamedTuple):
-    """What came of a collective on n values, on one rank.
+    """The result of a collective on n values, on one rank.
 
-    update: entries whose sum, from +0.0 in this order, is the sum over the ranks; times
-    float32(1/P) it is the mean. The same bits on all ranks. taken: what leaves this rank's v;
-    returned: what comes back to it, of what it keeps for others.
+    update: entries whose sum, from +0.0 in this order, is the sum over the ranks; multiplied by
+    float32(1/P) it is the mean. It has the same bits on all ranks. taken: what is subtracted from
+    this rank's v. returned: what is added to it, because the collective dropped it from the sum.
     """
 
     update: Sequence[Entries]
@@ -117,11 +124,13 @@ class Exchanged(NamedTuple):
 
 
 Exchange = Generator[Round, Any, Exchanged]
+"""A collective of one rank, started."""
 Collective = Callable[[Chosen, Vector, Net, Any, Any], Exchange]
+"""A collective: of what a rank has selected, its v, the ranks, and the backend's ops and wire."""
 
 
 class LockStepError(RuntimeError):
-    """Ranks that ask for rounds which do not fit together."""
+    """The ranks ask for rounds that do not fit together."""
 
 
 # --- the collectives ------------------------------------------------------------------------------
@@ -134,9 +143,9 @@ def allgather(
     ops: Any = numpy_ops,  # noqa: ARG001
     wire: Any = numpy_wire,
 ) -> Exchange:
-    """Every rank gets every rank's entries; the sum is in rank order.
+    """Every rank gets every rank's entries and sums them in rank order.
 
-    A rank receives (P − 1) messages.
+    A rank receives P − 1 messages.
     """
     if chosen.counts is None:
         received = yield Gather(pack(chosen, wire))
@@ -158,22 +167,22 @@ def gtopk(
     ops: Any = numpy_ops,
     wire: Any = numpy_wire,
 ) -> Exchange:
-    """gTop-k: the k largest of the sums over all ranks, k the largest of the ranks' counts, by
-    pairwise merging.
+    """gTop-k: the k largest sums over the ranks, found by merging pairwise.
 
-    Shi et al. (2019), "A Distributed Synchronous SGD Algorithm with Global Top-k Sparsification",
-    with recursive doubling. An entry that a merge drops stays, as the partial sum that it is, with
-    one of the ranks that it comes from, which [ours] keeps every sum whole: as published an entry
-    that is dropped in one branch and survives in another is lost in part. The ranks of both sides
-    take turns at keeping, so that no residual grows alone. Any P: ranks beyond the largest power of
-    two fold into others first and hear the result last. A rank receives at most ⌈log2 P⌉ + 1
-    messages of k entries.
+    k is the largest of the ranks' counts. Source: Shi et al. (2019), "A Distributed Synchronous SGD
+    Algorithm with Global Top-k Sparsification", with recursive doubling. An entry that a merge
+    drops is returned, as a partial sum, to one of the ranks that it comes from. This keeps every
+    sum whole [ours]: as published, an entry that is dropped in one branch and survives in another
+    is partly lost. The ranks of both sides take turns at receiving dropped entries, so that no
+    single residual grows. P need not be a power of two: ranks beyond the largest one first give
+    their entries to another rank and receive the result at the end. A rank receives at most
+    ⌈log2 P⌉ + 1 messages of k entries.
     """
     counts = chosen.counts
     if counts is None:
         size = numpy_wire.CHECKSUM + COUNT
-        received = yield Gather(_told(chosen), [size] * net.size)
-        counts = [_heard(payload, chosen.n) for payload in received]
+        received = yield Gather(_seal_count(chosen), [size] * net.size)
+        counts = [_open_count(payload, chosen.n) for payload in received]
     merge = _Merge(chosen, max(counts), ops, wire)
     half = 1 << (net.size.bit_length() - 1)
     inside, folded = net.rank < half, net.rank + half < net.size
@@ -201,17 +210,13 @@ def gtopk(
 
 
 COLLECTIVES: dict[str, Collective] = {"allgather": allgather, "gtopk": gtopk}
-"""By the names that `--collective` takes."""
+"""The collectives, by their names in `--collective`."""
 BY_BUCKET = frozenset({"gtopk"})
-"""Those that choose inside a bucket: what they give depends on how the gradient is cut into
-buckets.
-"""
+"""Collectives that select within a bucket, so that their result depends on the buckets."""
 
 
 class _Merge:
-    """The entries that a rank of gTop-k holds, and those that it keeps for the ranks whose they
-    are.
-    """
+    """The entries that a rank of gTop-k holds, and the dropped ones that go to its residual."""
 
     def __init__(self, chosen: Chosen, k: int, ops: Any, wire: Any) -> None:
         self.chosen, self.k, self.ops, self.wire = chosen, k, ops, wire
@@ -219,8 +224,9 @@ class _Merge:
         self.kept: list[Entries] = []
 
     def swap(self, to: int | None, source: int | None) -> Swap:
-        """Give what this rank holds to one rank, and hear another; messages are as long as k
-        entries take.
+        """The round that sends this rank's entries to one rank and receives those of another.
+
+        Messages are padded to the size of k entries.
         """
         size = COUNT + self.wire.payload_size(self.chosen.n, self.k, self.chosen.value_dtype)
         coming = 0 if source is None else size
@@ -233,22 +239,23 @@ class _Merge:
         return Swap(to, source, np.pad(message, (0, size - message.size)), coming)
 
     def take_over(self, payload: Bytes) -> None:
-        """Hold what another rank holds."""
+        """Replace this rank's entries by those of another rank."""
         self.entries = unpack(payload, self.chosen, self.wire)
 
     def with_theirs(self, payload: Bytes, mine_first: bool, share: slice) -> None:
-        """Add another rank's entries; hold the k largest, as they will arrive, and keep a share of
-        what that drops.
+        """Add another rank's entries; hold the k largest sums, rounded as they will be sent.
+
+        share: which of the dropped entries this rank keeps for its residual.
         """
         theirs = unpack(payload, self.chosen, self.wire)
         index, values = self._sum(
             *((self.entries, theirs) if mine_first else (theirs, self.entries))
         )
-        places, kept = self.ops.top_k(values, min(self.k, index.size))
+        positions, kept = self.ops.top_k(values, min(self.k, index.size))
         arriving = self.wire.round_values(kept, self.chosen.value_dtype)
-        self.entries = Entries(self.ops.from_host(index[self.ops.to_host(places)]), arriving)
+        self.entries = Entries(self.ops.from_host(index[self.ops.to_host(positions)]), arriving)
         rest = self.ops.to_host(values).copy()
-        rest[self.ops.to_host(places)] -= self.ops.to_host(arriving)
+        rest[self.ops.to_host(positions)] -= self.ops.to_host(arriving)
         dropped = np.flatnonzero(rest)[share]
         if dropped.size:
             self.kept.append(
@@ -256,7 +263,7 @@ class _Merge:
             )
 
     def _sum(self, first: Entries, second: Entries) -> tuple[Index, Vector]:
-        """The sum of both, the index on the host, the values where the backend computes."""
+        """The sum of both: its index on the host, its values on the backend's device."""
         indices = [self.ops.to_host(entries.index) for entries in (first, second)]
         index: Index = np.union1d(*indices)
         values = self.ops.zeros(index.size)
@@ -268,43 +275,41 @@ class _Merge:
 
 
 def pack(chosen: Chosen, wire: Any = numpy_wire) -> Bytes:
-    """A message that says itself how many entries it holds: their count, then as `wire.encode` has
-    them.
-    """
+    """A message that states how many entries it holds: their count, then `wire.encode`'s bytes."""
     body = wire.encode(chosen.index, chosen.values, chosen.n, chosen.value_dtype)
-    return np.concatenate([_number(chosen.index.size), body])
+    return np.concatenate([_number_to_bytes(chosen.index.size), body])
 
 
 def unpack(payload: Bytes, chosen: Chosen, wire: Any = numpy_wire) -> Entries:
-    """The entries in a message of `pack`, of as many values as were chosen from.
+    """The entries in a message of `pack`, from a rank that has as many values as this one.
 
-    MessageError where it is damaged.
+    MessageError if it is damaged.
     """
-    count = _counted(payload, chosen.n)
+    count = _count_at_start(payload, chosen.n)
     end = COUNT + wire.payload_size(chosen.n, count, chosen.value_dtype)
     return Entries(*wire.decode(payload[COUNT:end], chosen.n, count, chosen.value_dtype))
 
 
-def _counted(payload: Bytes, n: int) -> int:
-    """The count, of n values at most, at the head of a message. MessageError."""
+def _count_at_start(payload: Bytes, n: int) -> int:
+    """The count at the start of a message; MessageError unless it lies in 0..n."""
     count = int(payload[:COUNT].view("<i8")[0]) if payload.size >= COUNT else -1
     if not 0 <= count <= n:
         raise MessageError(numpy_wire.DAMAGED)
     return count
 
 
-def _told(chosen: Chosen) -> Bytes:
-    """How many entries a rank has chosen, behind a checksum."""
-    return numpy_wire.seal(_number(chosen.index.size), chosen.n, 0, "counts")
+def _seal_count(chosen: Chosen) -> Bytes:
+    """A message that holds a checksum and how many entries a rank has selected."""
+    return numpy_wire.seal(_number_to_bytes(chosen.index.size), chosen.n, 0, "counts")
 
 
-def _heard(payload: Bytes, n: int) -> int:
-    """The count in a message of `_told`. MessageError where it is damaged."""
+def _open_count(payload: Bytes, n: int) -> int:
+    """The count in a message of `_seal_count`. MessageError if it is damaged."""
     head, body = np.split(payload, [numpy_wire.CHECKSUM])
     found = numpy_wire.checksum(np.ascontiguousarray(body), n, 0, "counts")
     if found != int.from_bytes(head.tobytes(), "little"):
         raise MessageError(numpy_wire.DAMAGED)
-    return _counted(body, n)
+    return _count_at_start(body, n)
 
 
 def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: Any) -> Entries:
@@ -315,11 +320,11 @@ def _decoded(payload: Bytes, chosen: Chosen, k: int, rank: int, wire: Any) -> En
 
 
 def blocks(n: int, ranks: int) -> Index:
-    """Where the block of n values that each rank sums in a Reduce begins and ends (P + 1)."""
+    """Where the block of n values that each rank sums in a Reduce starts and ends (P + 1)."""
     return np.linspace(0, n, ranks + 1).astype(np.int64)
 
 
-def _number(count: int) -> Bytes:
+def _number_to_bytes(count: int) -> Bytes:
     return np.array([count], dtype="<i8").view(np.uint8)
 
 
@@ -327,9 +332,7 @@ def _number(count: int) -> Bytes:
 
 
 def together(exchanges: Sequence[Exchange]) -> Generator[Round, Any, list[Exchanged]]:
-    """Several collectives of equal rounds as one: what they ask for at the same time travels in one
-    message.
-    """
+    """Run several collectives with equal rounds as one: their messages of a round are joined."""
     if len(exchanges) == 1:
         return [(yield from exchanges[0])]
     answers: Sequence[Any] = [None] * len(exchanges)
@@ -349,10 +352,8 @@ def together(exchanges: Sequence[Exchange]) -> Generator[Round, Any, list[Exchan
             ]
             answers = list(zip(*parts, strict=True))
         elif isinstance(asked[0], Gather):
-            received = yield Gather(_joined(asked))
-            answers = list(
-                zip(*(_parted(payload, len(asked)) for payload in received), strict=True)
-            )
+            received = yield Gather(_join(asked))
+            answers = list(zip(*(_split(payload, len(asked)) for payload in received), strict=True))
         elif isinstance(asked[0], Swap):
             answers = yield from _swapped_together(asked)
         else:
@@ -361,19 +362,20 @@ def together(exchanges: Sequence[Exchange]) -> Generator[Round, Any, list[Exchan
 
 
 def _swapped_together(asked: Sequence[Any]) -> Generator[Round, Any, Sequence[Bytes]]:
-    """Several messages in one: cut by their sizes, which all ranks know, or which travel before
-    them.
+    """The answers to several Swaps, made as one.
+
+    The joined message is cut by the sizes, which all ranks know or which are sent before it.
     """
     to, source, sizes = asked[0].to, asked[0].source, [each.size for each in asked]
     if None in sizes:
-        payload = yield Swap(to, source, NOTHING if to is None else _joined(asked))
-        return [NOTHING] * len(asked) if source is None else _parted(payload, len(asked))
+        payload = yield Swap(to, source, NOTHING if to is None else _join(asked))
+        return [NOTHING] * len(asked) if source is None else _split(payload, len(asked))
     payload = yield Swap(to, source, np.concatenate([each.payload for each in asked]), sum(sizes))
     return [NOTHING] * len(asked) if source is None else np.split(payload, np.cumsum(sizes)[:-1])
 
 
 def _check_equal(asked: Sequence[Round]) -> None:
-    """LockStepError where these cannot travel in one message."""
+    """LockStepError unless these rounds can be joined into one."""
     if len({_kind(each) for each in asked}) > 1:
         names = ", ".join(type(each).__name__ for each in asked)
         raise LockStepError(f"rounds that cannot travel together: {names}")
@@ -385,15 +387,18 @@ def _kind(asked: Round) -> tuple[Any, ...]:
     return (Swap, asked.to, asked.source) if isinstance(asked, Swap) else (type(asked),)
 
 
-def _joined(asked: Sequence[Any]) -> Bytes:
-    """Payloads behind their sizes."""
+def _join(asked: Sequence[Any]) -> Bytes:
+    """One message of several payloads: their sizes, then the payloads."""
     return np.concatenate(
-        [*(_number(each.payload.size) for each in asked), *(each.payload for each in asked)]
+        [
+            *(_number_to_bytes(each.payload.size) for each in asked),
+            *(each.payload for each in asked),
+        ]
     )
 
 
-def _parted(payload: Bytes, count: int) -> list[Bytes]:
-    """The payloads in a message of `_joined`. MessageError where it is damaged."""
+def _split(payload: Bytes, count: int) -> list[Bytes]:
+    """The payloads in a message of `_join`. MessageError if it is damaged."""
     head = count * COUNT
     sizes = payload[:head].view("<i8") if payload.size >= head else np.full(1, -1)
     if (sizes < 0).any() or (sizes > payload.size).any() or sizes.sum() != payload.size - head:
@@ -408,9 +413,9 @@ def mail(
     ranks: Sequence[Generator[Round, Any, Any]],
     carry: Callable[[Sequence[Round]], list[Any]] | None = None,
 ) -> list[Any]:
-    """Carry the rounds of P ranks' generators in this process; returns what each returns.
+    """Perform the rounds of P ranks' generators in this process; return what each returns.
 
-    carry: who answers a round of all ranks, in place of `deliver`. LockStepError.
+    carry: answers a round of all ranks, by default `deliver`. LockStepError if rounds do not fit.
     """
     answers: Sequence[Any] = [None] * len(ranks)
     while True:
@@ -423,7 +428,10 @@ def mail(
 def _advance(
     generators: Sequence[Generator[Round, Any, Any]], answers: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """What all of them ask for next, or what they return: all at the same time. LockStepError."""
+    """The next rounds of all generators, or their results if they have ended.
+
+    LockStepError unless they all go on or all end.
+    """
     asked, ended = [], []
     for generator, answer in zip(generators, answers, strict=True):
         try:
@@ -441,7 +449,7 @@ def _advance(
 def deliver(asked: Sequence[Round]) -> list[Any]:
     """The answers to one round of P ranks, read-only.
 
-    LockStepError where the ranks do not fit together.
+    LockStepError unless the rounds fit together.
     """
     kinds = {type(each) for each in asked}
     if len(kinds) > 1:
@@ -472,7 +480,7 @@ def _gathered(asked: Sequence[Gather]) -> list[Any]:
     sizes = tuple(each.payload.size for each in asked)
     if known not in ({None}, {sizes}):
         raise LockStepError(f"ranks gather messages of {sizes} bytes, and expect {known}")
-    return [tuple(_kept(each.payload) for each in asked)] * len(asked)
+    return [tuple(_read_only_copy(each.payload) for each in asked)] * len(asked)
 
 
 def _swapped(asked: Sequence[Swap]) -> list[Any]:
@@ -494,11 +502,11 @@ def _swapped(asked: Sequence[Swap]) -> list[Any]:
     if any(each.size for each in asked if each.source is None):
         raise LockStepError("a rank expects bytes of nobody")
     pairs = [(each.source, rank) for rank, each in enumerate(asked)]
-    return [NOTHING if pair[0] is None else _kept(sent[pair].payload) for pair in pairs]  # type: ignore[index]
+    return [NOTHING if pair[0] is None else _read_only_copy(sent[pair].payload) for pair in pairs]  # type: ignore[index]
 
 
-def _kept(payload: Bytes) -> Bytes:
-    """A read-only copy, as whoever sent it may use the buffer again."""
+def _read_only_copy(payload: Bytes) -> Bytes:
+    """A read-only copy, since the sender may use its buffer again."""
     copy = payload.copy()
     copy.flags.writeable = False
     return copy

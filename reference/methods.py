@@ -1,8 +1,8 @@
 """Global Top-k, Layer-wise Top-k and DLS in their plainest form: all layers at once, on one rank.
 
 Shapes: v is a list of L vectors (n_l), k int64 (L). The method classes at the end are what
-`reference.cluster` runs; the program's own methods (`dls.exchange.methods`) mean the same, layer by
-layer as gradients arrive, and are tested against these.
+`reference.cluster` runs. The program's own methods (`dls.exchange.methods`) do the same layer by
+layer, as gradients arrive, and are tested against these.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from reference.adjustment import Counts
 from reference.ops import Head, Index, Selection, Vector
 
 WARMUP_DENSITY = 0.25
-"""Density of the first step of a density warm-up."""
+"""Density of the first step of a density warm-up, unless the final density is higher."""
 
 Steps = int | Literal["optimal"]
 """s of DLS(s): how many adjustments follow a training step."""
 
 Source = Literal["sent", "left", "ahead"]
-"""What DLS takes the next step's v to be: see `guess_v`."""
+"""What DLS uses as the next step's v: see `guess_v`."""
 
 LARGEST = np.finfo(np.float32).max
+"""The largest finite float32."""
+
 
 Sent = Sequence[Sequence[Selection]]
-"""What a rank sends in a step: what leaves first, and what leaves later, if anything, each as
-selections from all layers.
+"""What a rank sends in a step, each part with a selection from every layer.
+
+The first part is sent layer by layer; the second, if there is one, with the last message.
 """
 
 
@@ -45,11 +48,10 @@ def budget(n: int, density: float) -> int:
 
 
 def warmup_density(density: float, step: int, warmup: int) -> float:
-    """The density of training step `step` (from 0) under a warm-up of `warmup` steps: geometric
-    from 0.25 down to `density`.
+    """The density of training step `step` (from 0) in a warm-up of `warmup` steps.
 
-    Deep Gradient Compression (Lin et al., 2018) steps through such a series by epochs; here it
-    falls at every step [ours].
+    It falls geometrically from 0.25 to `density`. In Deep Gradient Compression (Lin et al., 2018)
+    it falls once an epoch; here it falls in every step [ours].
     """
     start = max(WARMUP_DENSITY, density)
     share = min(step / warmup, 1.0) if warmup else 1.0
@@ -57,10 +59,10 @@ def warmup_density(density: float, step: int, warmup: int) -> float:
 
 
 def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
-    """Split `total` in proportion to integer weights: ⌊total·w/Σw⌋ each, the rest to the largest
-    total·w mod Σw.
+    """Divide `total` in proportion to integer weights by the method of largest remainders.
 
-    The first comes first among equal remainders. Python integers, so nothing overflows.
+    Each gets ⌊total·w/Σw⌋; the rest goes to the largest total·w mod Σw, the first one first among
+    equals. Python integers, so nothing overflows.
     """
     whole = sum(weights)
     shares = [total * w // whole for w in weights]
@@ -71,7 +73,7 @@ def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def split_budget(total: int, sizes: Sequence[int]) -> Counts:
-    """Layer-wise Top-k's k (L): the budget K split over the layers in proportion to n_l.
+    """Layer-wise Top-k's k (L): the budget K divided among the layers in proportion to n_l.
 
     ValueError unless 0 <= K <= n.
     """
@@ -82,11 +84,10 @@ def split_budget(total: int, sizes: Sequence[int]) -> Counts:
 
 
 def rescale(k: Counts, sizes: Sequence[int], total: int) -> Counts:
-    """k (L) moved to another budget, in proportion to the present k, never above n_l (for density
-    warm-up) [ours].
+    """k (L) for another budget, in proportion to the present k and never above n_l [ours].
 
-    What exceeds a full layer goes to the others, again in proportion; where these have k = 0, in
-    proportion to n_l.
+    Density warm-up needs it. What exceeds a full layer goes to the others, again in proportion; if
+    these have k = 0, in proportion to n_l.
     """
     shares: dict[int, int] = {}
     while len(shares) < len(sizes):
@@ -101,17 +102,16 @@ def rescale(k: Counts, sizes: Sequence[int], total: int) -> Counts:
 
 
 def global_topk(v: Sequence[Vector], total: int) -> list[Selection]:
-    """One top-k over this rank's whole gradient (global over layers, not over ranks), as selections
-    per layer.
+    """One top-k over all layers of this rank, as a selection from each layer.
+
+    "Global" refers to the layers, not to the ranks.
     """
     offsets = np.cumsum([0, *(layer.size for layer in v)])
     return split_selection(*ops.top_k(np.concatenate(v), total), offsets)
 
 
 def split_selection(index: Index, values: Vector, offsets: Index) -> list[Selection]:
-    """A selection from a flat buffer as selections from its layers, which begin at offsets (L +
-    1).
-    """
+    """Split a selection from a flat buffer into those from its layers, at offsets (L + 1)."""
     cuts = np.searchsorted(index, offsets[1:-1])
     parts = zip(np.split(index, cuts), np.split(values, cuts), offsets, strict=False)
     return [(part - start, part_values) for part, part_values, start in parts]
@@ -123,12 +123,12 @@ def layerwise_topk(v: Sequence[Vector], k: Counts) -> list[Selection]:
 
 
 def own_k(k: Counts, reserve: float) -> Counts:
-    """DLS: how many of its k_l values each layer chooses by itself, k [..., L]; the rest of the
-    budget is the reserve.
+    """DLS: how many of its k_l values each layer selects by itself; k and the result are [..., L].
 
-    k_l − ⌈reserve·√k_l⌉, at least 0, and nothing for the layer whose gradient comes last, 0; all of
-    k where reserve is 0. The next count of values above a common threshold varies by about √k_l, so
-    a reserve of 2 leaves room for two standard deviations of it [ours].
+    The rest of the budget is the reserve. A layer selects k_l − ⌈reserve·√k_l⌉ values by itself, at
+    least 0; layer 0, whose gradient comes last, selects none. If reserve is 0, the result is k. The
+    number of values above a common threshold varies from step to step by about √k_l, so a reserve
+    of 2 leaves room for two standard deviations [ours].
     """
     if not reserve:
         return k
@@ -140,9 +140,7 @@ def own_k(k: Counts, reserve: float) -> Counts:
 
 
 def dls_select(v: Sequence[Vector], k: Counts, reserve: float) -> Sent:
-    """DLS: what each layer chooses by itself, then what the reserve brings: the largest of all that
-    is left, over all layers.
-    """
+    """DLS: each layer's own selection, then the reserve: the largest values left in any layer."""
     own = layerwise_topk(v, own_k(k, reserve))
     if not reserve:
         return [own]
@@ -162,10 +160,10 @@ def dls_select(v: Sequence[Vector], k: Counts, reserve: float) -> Sent:
 def guess_v(
     v: Sequence[Vector], sent: Sent, gradients: Sequence[Vector], source: Source
 ) -> list[Vector]:
-    """DLS: the next step's v (L vectors), as the adjustment takes it to be [ours].
+    """DLS: what the adjustment uses as the next step's v (L vectors) [ours].
 
-    "sent": as this step's v, with what was sent; "left": what was not sent; "ahead": that, and this
-    step's gradient once more, where float32 overflows its largest number.
+    "sent": this step's v, including what was sent. "left": what was not sent. "ahead": what was not
+    sent plus this step's gradient again; where float32 overflows, its largest number.
     """
     if source == "sent":
         return list(v)
@@ -182,10 +180,9 @@ def guess_v(
 
 
 def dls_next_k(v: Sequence[Vector], k: Counts, steps: Steps) -> Counts:
-    """DLS(s): k for the next training step, from fresh thresholds and s one-step adjustments, or
-    the optimum.
+    """DLS(s): k for the next step, from fresh thresholds and s adjustments, or the optimum.
 
-    v is what the next one is taken to be (`guess_v`), k what each layer sent in this step.
+    v is used as that of the next step (`guess_v`); k is what each layer sent in this step.
     """
     if steps == "optimal":
         return adjustment.optimal_adjustment(v, k)
@@ -193,18 +190,17 @@ def dls_next_k(v: Sequence[Vector], k: Counts, steps: Steps) -> Counts:
 
 
 class Method(Protocol):
-    """What a sparse method decides: k of the first step, the selection of each step, k of the
-    next.
-    """
+    """What a sparse method decides: the selection of each step, and k of the next step."""
 
     def select(self, v: Sequence[Vector], k: Counts) -> Sent:
-        """The entries to upload; k (L) sums to the budget."""
+        """The entries to send; k (L) sums to the budget."""
 
     def next_k(
         self, v: Sequence[Vector], k: Counts, step: int, sent: Sent, gradients: Sequence[Vector]
     ) -> Counts:
-        """k after training step number `step`, from 1, which sent those entries of v; gradients:
-        the step's fresh ones.
+        """k after training step number `step`, counted from 1.
+
+        sent: what the step has sent of v; gradients: its fresh gradients, by layer.
         """
 
 
@@ -217,26 +213,26 @@ class GlobalTopk:
         return [global_topk(v, int(k.sum()))]
 
     def next_k(self, v: Sequence[Vector], k: Counts, step: int, *_: Any) -> Counts:
-        """The budget stays."""
+        """k does not change."""
         return k
 
 
 @dataclass(frozen=True)
 class LayerwiseTopk:
-    """Layer-wise Top-k: k stays as it is."""
+    """Layer-wise Top-k: k does not change."""
 
     def select(self, v: Sequence[Vector], k: Counts) -> Sent:
         """See `layerwise_topk`."""
         return [layerwise_topk(v, k)]
 
     def next_k(self, v: Sequence[Vector], k: Counts, step: int, *_: Any) -> Counts:
-        """Every layer keeps its k."""
+        """k does not change."""
         return k
 
 
 @dataclass(frozen=True)
 class Dls:
-    """DLS(steps), adjusting after the training steps `every`, 2·`every`, …"""
+    """DLS(steps), which adjusts k after training steps `every`, 2·`every`, …"""
 
     steps: Steps = 1
     every: int = 1

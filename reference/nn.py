@@ -1,15 +1,15 @@
 """Neural network functions, forward and backward, in numpy alone.
 
 Every function keeps the dtype of its input (float32 in training, float64 in gradient checks) and
-holds no state: what a backward pass needs comes back from the forward pass as a cache. The caller
-treats a cache as opaque and leaves the forward pass's arguments unchanged until it is used.
+has no state: the forward pass returns what the backward pass needs as a cache. Callers treat a
+cache as opaque, and do not change the forward pass's arguments until it is used.
 
 Images are [N, C, H, W]: batch, channels, height, width. Convolution weights are [D, C, k, k]
 (outputs, inputs, kernel), linear weights are [d, c] (outputs, inputs).
 
-Memory order is free. The convolution returns its result as an [N, D, OH, OW] view of channels-first
-memory [D, N, OH, OW], which numpy's elementwise functions pass on, so that the matrix products get
-contiguous rows without further copies.
+Any memory order is allowed. The convolution returns its result as an [N, D, OH, OW] view of
+channels-first memory [D, N, OH, OW]. numpy's elementwise functions keep that order, so that matrix
+products get contiguous rows without further copies.
 
 `dy` stands for the gradient of the loss with respect to y, and so on.
 """
@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
+"""An array of any float dtype."""
 Shape = tuple[int, ...]
+"""The shape of an array."""
 
 
 def asarray(values: Array) -> Array:
@@ -64,8 +66,8 @@ def linear_input_gradient(dy: Array, w: Array) -> Array:
 class ConvCache(NamedTuple):
     """What the gradients of conv2d need: the input and the geometry.
 
-    The columns of im2col are k * k times as large as x; making them again costs no more time than
-    keeping them, and less than half of the memory.
+    The columns of im2col are k * k times as large as x. Computing them again takes no more time
+    than keeping them, and less than half of the memory.
     """
 
     x: Array
@@ -81,7 +83,7 @@ def conv2d_forward(
     y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of
     `padding` pixels is zero.
 
-    Raises ValueError where the kernel is larger than the padded image.
+    Raises ValueError if the kernel is larger than the padded image.
     """
     outputs, _, kernel, _ = w.shape
     columns = _im2col(x, kernel, stride, padding)
@@ -120,7 +122,7 @@ def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[
 
 
 def _taps(kernel: int, stride: int, size: tuple[int, int]) -> list[tuple[int, int, slice, slice]]:
-    """Return (i, j, rows, columns) of every kernel position: the pixels it meets, `size` in all."""
+    """Return (i, j, rows, columns) for every kernel position: the pixels that it covers."""
     height, width = size
     return [
         (i, j, slice(i, i + stride * height, stride), slice(j, j + stride * width, stride))
@@ -130,7 +132,7 @@ def _taps(kernel: int, stride: int, size: tuple[int, int]) -> list[tuple[int, in
 
 
 def _im2col(x: Array, kernel: int, stride: int, padding: int) -> Array:
-    """Return columns [C * k * k, N * OH * OW]: under every output the inputs that it sees."""
+    """Return columns [C * k * k, N * OH * OW]: for every output the inputs that it depends on."""
     count, channels, height, width = x.shape
     size = _output_size(x.shape, kernel, stride, padding)
     image = x.swapaxes(0, 1)
@@ -167,7 +169,7 @@ def _inside(padding: int, height: int, width: int) -> tuple[slice, slice, slice,
 
 
 def _to_rows(x: Array) -> Array:
-    """Return [N, C, ...] as one row a channel, [C, N * ...]; a view where memory allows it."""
+    """Return [N, C, ...] as one row per channel, [C, N * ...]; a view if memory allows it."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1)
 
 
@@ -223,7 +225,7 @@ def max_pool2d_backward(dy: Array, cache: PoolCache) -> Array:
 
 
 def _windows(shape: Shape, size: int) -> list[tuple[slice, slice]]:
-    """Return, for each place in a window, the pixels of [N, C, H, W] that stand there."""
+    """Return, for each position in a window, the pixels of [N, C, H, W] at it."""
     output = shape[2] // size, shape[3] // size
     return [(rows, cols) for _, _, rows, cols in _taps(size, size, output)]
 
@@ -260,7 +262,7 @@ def batch_norm_forward(
     The caller keeps the running statistics and multiplies var by M / (M - 1) for them, as PyTorch
     does. Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, Algorithm 1.
 
-    Raises ValueError where M < 2: one value has no variance.
+    Raises ValueError if M < 2: one value has no variance.
     """
     rows = _to_rows(x)
     if rows.shape[1] < 2:
@@ -355,8 +357,8 @@ def softmax_cross_entropy(
     """Return (loss, dlogits, correct) of logits [N, classes] against labels [N].
 
     loss is the mean over the batch in nats, dlogits [N, classes] its gradient, correct how many
-    rows have their largest logit (the first among equals) at the label. Where any logit is not
-    finite, loss and dlogits are NaN and correct is 0: a broken batch never looks sound.
+    rows have their largest logit (the first among equals) at the label. If any logit is not finite,
+    loss and dlogits are NaN and correct is 0, so that a broken batch is noticed.
     """
     if not np.isfinite(logits).all():
         return float("nan"), np.full_like(logits, np.nan), 0

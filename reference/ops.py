@@ -1,9 +1,9 @@
-"""The primitives on one layer: the meaning that every backend reproduces bit for bit.
+"""The primitives on one layer: the definition that every backend reproduces bit for bit.
 
 A vector is a one-dimensional float32 array; an index array is int64, ascending, without repeats.
 Functions named by a verb that changes something (`accumulate`, `scatter_add`, `scale`) work in
-place; all others leave their arguments alone. `docs/algorithm.md`, sections 1 and 2, is the text
-this file executes.
+place; all others do not change their arguments. This is sections 1 and 2 of `docs/algorithm.md` as
+code.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
+"""Values (n)."""
 Index = NDArray[np.int64]
+"""Where entries are, ascending, without repeats (k); also offsets and other integers."""
 Selection = tuple[Index, Vector]
+"""The index and the values of selected entries."""
 
 
 class Head(NamedTuple):
-    """The largest entries of a layer, as a selection has come by them: places in the layer,
-    ascending, and values.
+    """The largest entries of a layer that a selection has come across.
 
-    chosen: how many of them, the largest, the lower place first among equals, were selected;
-    threshold: the smallest magnitude of these, infinity of none. floor: whatever has a magnitude
-    above it is here. places may be missing, as an empty array, where the selection was not told
-    what to expect.
+    positions: where they are in the layer, ascending; an empty array if the selection was not told
+    what to expect. values: their values. chosen: how many of them were selected: the largest, with
+    the lower position first among equals. threshold: the smallest selected magnitude, infinity if
+    none was selected. floor: every value with a larger magnitude is among the entries.
     """
 
-    places: NDArray[np.integer[Any]]
+    positions: NDArray[np.integer[Any]]
     values: Vector
     chosen: int
     threshold: float
@@ -48,14 +50,12 @@ def zeros(n: int) -> Vector:
 
 
 def to_host(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as numpy's, for whoever works on it without these primitives; here the same
-    object.
-    """
+    """The array as a numpy array, for work outside these primitives; here the same object."""
     return array
 
 
 def from_host(array: NDArray[Any]) -> NDArray[Any]:
-    """An array of numpy's as these primitives take it; here the same object."""
+    """A numpy array as an array for these primitives; here the same object."""
     return array
 
 
@@ -70,10 +70,10 @@ def all_finite(v: Vector) -> bool:
 
 
 def top_k(v: Vector, k: int) -> Selection:
-    """Choose exactly k entries of v (n): larger |v| first, the lower index first among equals.
+    """Select exactly k entries of v (n): larger |v| first, the lower index first among equals.
 
     Returns (index, values), both of length k, sorted by index; values are bit-identical to
-    v[index]. −0.0 and 0.0 are equal magnitudes. Raises NonFiniteError where v holds NaN or
+    v[index]. −0.0 and 0.0 are equal magnitudes. Raises NonFiniteError if v holds NaN or
     infinity, ValueError unless 0 <= k <= n.
     """
     if not 0 <= k <= v.size:
@@ -89,13 +89,11 @@ def top_k(v: Vector, k: int) -> Selection:
 
 
 def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Index, Vector, float]:  # noqa: ARG001
-    """One layer's step: accumulate, then choose.
+    """One layer's step: accumulate, then select. Returns index (k), values (k) and threshold a_k.
 
-    Returns index (k), values (k) and the threshold a_k.
-
-    Afterwards residual (n) holds v, so that counts and thresholds of it may still be asked for;
-    `scatter_subtract` ends the step. `hint`, any float, is a guess of a_k (last step's) that may
-    save work and never changes the result. Errors as in `top_k`.
+    Afterwards residual (n) holds v, so that its counts and thresholds can still be computed;
+    `scatter_subtract` ends the step. `hint`, any float, is an estimate of a_k (that of the last
+    step); it may save work and never changes the result. Errors as in `top_k`.
     """
     accumulate(residual, gradient)
     index, values = top_k(residual, k)
@@ -110,41 +108,41 @@ def select_layers(
     hints: NDArray[np.float64],
     expected: Index | None = None,  # noqa: ARG001
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-    """`select` on m neighbouring layers in one call: layer i lies at offsets[i]..offsets[i+1] of
-    residual and gradient.
+    """`select` on m neighbouring layers in one call.
 
-    Shapes: offsets (m + 1), k and hints (m). Returns index (Σk), places in residual, values (Σk),
-    thresholds (m), and m heads. A layer's head holds the k chosen entries and, as it may please the
-    backend, the largest of those not chosen; they answer most of what is asked of v later. expected
-    (m): about how many of each layer's entries the caller may ask for in the end, k or more; it
-    changes no result.
+    Layer i lies at offsets[i]..offsets[i+1] of residual and gradient. Shapes: offsets (m + 1), k
+    and hints (m). Returns index (Σk), which counts from the start of residual, values (Σk),
+    thresholds (m) and m heads. A layer's head holds the k selected entries and, at the backend's
+    choice, the largest of those not selected; they suffice for most later questions about v.
+    expected (m): about how many of each layer's entries the caller may need in the end, at least k;
+    it changes no result.
     """
     chosen = [
         select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
         for start, stop, kl, hint in zip(offsets[:-1], offsets[1:], k, hints, strict=True)
     ]
     indices, values, thresholds = zip(*chosen, strict=True)
-    places = [index + start for index, start in zip(indices, offsets[:-1], strict=True)]
+    positions = [index + start for index, start in zip(indices, offsets[:-1], strict=True)]
     heads = [
         Head(index, chosen, index.size, t, t)
         for index, chosen, t in zip(indices, values, thresholds, strict=True)
     ]
-    return np.concatenate(places), np.concatenate(values), np.array(thresholds), heads
+    return np.concatenate(positions), np.concatenate(values), np.array(thresholds), heads
 
 
 def top_k_of_rest(v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
-    """The k largest of what `select_layers` has not chosen of m neighbouring layers, as places in
-    v, ascending.
+    """The k largest of what `select_layers` has not selected from m neighbouring layers.
 
-    v (n) as `select_layers` left it, offsets (m + 1), a head each layer; the lower place first
-    among equals. ValueError unless as many are left.
+    v (n): as `select_layers` left it; offsets (m + 1); a head for each layer. The index counts from
+    the start of v, ascending; the lower index comes first among equals. ValueError unless at least
+    k values are left.
     """
     left = np.ones(v.size, dtype=np.bool_)
     for start, head in zip(offsets, heads, strict=False):
-        left[start + head.places[top_k(head.values, head.chosen)[0]]] = False
-    places = np.flatnonzero(left)
-    index, values = top_k(v[places], k)
-    return places[index], values
+        left[start + head.positions[top_k(head.values, head.chosen)[0]]] = False
+    positions = np.flatnonzero(left)
+    index, values = top_k(v[positions], k)
+    return positions[index], values
 
 
 def kth_largest(v: Vector, k: int) -> float:
@@ -163,8 +161,9 @@ def kth_largest(v: Vector, k: int) -> float:
 
 
 def float32_ceiling(t: float) -> np.float32:
-    """The least float32 >= max(t, 0): a magnitude compares with it as exactly as it would with t in
-    float64.
+    """The least float32 >= max(t, 0).
+
+    Comparing a magnitude with it gives the same as an exact comparison with t.
     """
     if t > float(np.finfo(np.float32).max):
         return np.float32(np.inf)
@@ -187,8 +186,8 @@ def scatter_add(target: Vector, index: Index, values: Vector) -> None:
 def scatter_subtract(target: Vector, index: Index, values: Vector) -> None:
     """target[index] −= values, in place; index holds no repeats.
 
-    What is left of the accumulated gradient is the residual: +0.0 where the very value was sent,
-    else what rounding dropped.
+    It turns the accumulated gradient into the residual: +0.0 where a value was sent unchanged,
+    otherwise what rounding dropped.
     """
     target[index] -= values
 
@@ -212,8 +211,9 @@ def l2_norms(v: Vector, offsets: Index) -> NDArray[np.float64]:
 
 
 def clip_norm(gradient: Vector, limit: float) -> None:
-    """Scale gradient (n), in place, to the L2 norm `limit` where its norm is larger [ours: the
-    rank's own gradient].
+    """Scale gradient (n), in place, to the L2 norm `limit` if its norm is larger.
+
+    It is the gradient of the rank alone [ours].
     """
     norm = l2_norm(gradient)
     if norm > limit:
@@ -231,11 +231,9 @@ def sgd_update(
 ) -> None:
     """u += weight_decay·w; m = μ·m + u; w −= lr·m, in place, each operation rounded to float32.
 
-    Shapes (n).
-
-    With Nesterov w −= lr·(u + μ·m), the form of Sutskever et al. (2013) that the frameworks use.
-    The momentum works on u, the mean of what the ranks sent, after error feedback; the learning
-    rate stays outside the residual.
+    Shapes (n). With Nesterov w −= lr·(u + μ·m), the form of Sutskever et al. (2013) that the
+    frameworks use. The momentum works on u, the mean of what the ranks sent, after error feedback;
+    the learning rate is not part of the residual.
     """
     update += np.float32(weight_decay) * weights
     momentum *= np.float32(mu)

@@ -1,10 +1,10 @@
-"""What the residuals and k of P ranks become on P' ranks [ours].
+"""How the residuals and k of P ranks are distributed over P' ranks [ours].
 
-The old ranks are P equal pieces of a line, the new ones P' equal pieces of the same line. A new
-rank takes the mean of the old ranks whose pieces its own covers, each in the share that it covers.
-So the mean over the ranks stays what it was, and the update u = (1/P) Σ_p … still gets what it was
-to get. With twice as many ranks each old one is copied to two, with half as many two become their
-mean, and 3 → 2 gives (2 r_0 + r_1) / 3 and (r_1 + 2 r_2) / 3.
+Think of the old ranks as P equal pieces of a line, and of the new ones as P' equal pieces of the
+same line. A new rank takes the mean of the old ranks whose pieces overlap its own, weighted by the
+overlap. So the mean over the ranks does not change, and the updates u = (1/P) Σ_p … receive the
+same gradient in total. With twice as many ranks each old rank is copied to two; with half as many
+two ranks become their mean; 3 → 2 gives (2 r_0 + r_1) / 3 and (r_1 + 2 r_2) / 3.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ Integers are counts whose sum is the same on all ranks, such as k.
 
 
 def shares(old: int, new: int, rank: int) -> dict[int, int]:
-    """Which of the `old` ranks rank number `rank` of `new` takes over, each with its share; the
-    shares sum to `old`.
+    """The old ranks that new rank number `rank` takes over, each with its share.
 
-    Of old·new, old rank p covers p·new … (p + 1)·new and new rank q covers q·old … (q + 1)·old; the
-    share is what both cover.
+    The shares sum to `old`. On a line of length old·new, old rank p covers p·new … (p + 1)·new and
+    new rank q covers q·old … (q + 1)·old; the share is the length of the overlap.
     """
     start, stop = rank * old, (rank + 1) * old
     return {
@@ -40,13 +39,12 @@ def shares(old: int, new: int, rank: int) -> dict[int, int]:
 
 
 def merge(parts: Iterable[tuple[int, State]]) -> State:
-    """The mean of states with shares, which are read one after the other.
+    """The mean of states, weighted by their shares; they are read one after the other.
 
-    A single one stays as it is, bit by bit.
-
-    Floats are summed in float64 and rounded to their own type: a mean over the ranks of float32
-    moves by no more than 2⁻²⁴ of the mean of the new magnitudes. Counts are split by largest
-    remainder: their sum stays, and none exceeds the largest it had.
+    A single state is returned unchanged, bit by bit. Floats are summed in float64 and rounded to
+    their own type: a mean over the ranks of float32 changes by at most 2⁻²⁴ of the mean of the new
+    magnitudes. Counts are divided by largest remainders: their sum does not change, and none
+    exceeds its largest old value.
     """
     parts = iter(parts)
     first, second = next(parts), next(parts, None)
@@ -66,7 +64,7 @@ def merge(parts: Iterable[tuple[int, State]]) -> State:
 
 
 def _mean(weighted: NDArray[Any], whole: int, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Σ share·x as the mean of x, of its own type."""
+    """Σ share·x turned into the mean of x, in its own type."""
     if kind.kind != "i":
         return (weighted / whole).astype(kind)
     counts = weighted.tolist()

@@ -2,9 +2,9 @@
 
 Under He initialisation and ReLU the paper predicts Var(∂f/∂W^l) / Var(∂f/∂W^{l-1}) for neighbouring
 layers, with c inputs, d outputs and k×k kernels. Eq. 8 rests on Eq. 13, which gives ∂f/∂W a factor
-k² though a weight sums over all positions of its output map, and on Eq. 14, which counts k²·d paths
-out of each input value though stride and pooling thin them. With both mended, kernels and positions
-cancel: the corrected ratio [ours].
+k² although a weight sums over all positions of its output map, and on Eq. 14, which counts k²·d
+paths out of each input value although stride and pooling reduce their number. With both corrected,
+kernels and positions cancel: the corrected ratio [ours].
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from reference.adjustment import Counts
 
 LEAST_SIGMA = 1e-100
-"""Deviations below this share of the largest count as this share: such a layer fills up after all
-others.
-"""
+"""Smaller deviations, as a share of the largest, are raised to this: the layer fills up last."""
 
 
 def eq8_ratio(c: int, d: int, kernel: int, kernel_previous: int) -> float:
@@ -34,21 +32,23 @@ def eq9_ratio(c: int, d: int) -> float:
 
 
 def corrected_ratio(c: int, d: int) -> float:
-    """The mended form for any layer [ours]: c_l / d_l, in channels (of a linear layer after a
-    flatten: those before it).
+    """The corrected form for any layer [ours]: c_l / d_l, in channels.
+
+    For a linear layer after a flatten, c counts the channels before the flatten.
     """
     return c / d
 
 
 def chain_sigmas(ratios: Sequence[float]) -> NDArray[np.float64]:
-    """Relative standard deviations σ (L), σ_1 = 1, of a chain's gradients from its L−1 variance
-    ratios.
+    """Relative standard deviations σ (L), σ_1 = 1, of a chain's gradients.
+
+    ratios (L − 1): the variance ratios of neighbouring layers.
     """
     return np.sqrt(np.cumprod([1.0, *ratios], dtype=np.float64))
 
 
 def two_sided_tail(t: float, sigma: float) -> float:
-    """P(|x| > t) = 2(1 − Φ(t/σ)) of a normal x with deviation sigma > 0."""
+    """P(|x| > t) = 2(1 − Φ(t/σ)) for a normal x with standard deviation sigma > 0."""
     return math.erfc(t / (sigma * math.sqrt(2)))
 
 
@@ -64,12 +64,11 @@ def common_threshold(sizes: Sequence[int], sigmas: Sequence[float], total: int) 
 
 
 def sparsity_from_variances(sizes: Sequence[int], sigmas: Sequence[float], total: int) -> Counts:
-    """k (L) that Gaussian layers with deviations sigmas (L) would have under one threshold, rounded
-    to the budget K [ours].
+    """k (L) of Gaussian layers with standard deviations sigmas (L) under one threshold [ours].
 
-    k_l is near n_l · 2(1 − Φ(t/σ_l)), the sum is K exactly, 0 <= k_l <= n_l. Rounding is by largest
-    remainder, the lower layer first among equals. ValueError for a budget outside 0..n, a negative
-    or infinite sigma, or none above 0.
+    k_l is close to n_l · 2(1 − Φ(t/σ_l)), rounded so that the sum is exactly the budget K and
+    0 <= k_l <= n_l: by largest remainders, the lower layer first among equals. ValueError for a
+    budget outside 0..n, a negative or infinite sigma, or none above 0.
     """
     limits = [int(n) for n in sizes]
     deviations = [float(s) for s in sigmas]
@@ -85,9 +84,7 @@ def sparsity_from_variances(sizes: Sequence[int], sigmas: Sequence[float], total
 
 
 def _round_to_budget(shares: Sequence[float], limits: Sequence[int], total: int) -> Counts:
-    """Whole numbers <= limits next to shares that sum to total: floors first, the rest by largest
-    remainder.
-    """
+    """Whole numbers near shares, at most limits, that sum to total: by largest remainders."""
     k = [min(math.floor(share), n) for share, n in zip(shares, limits, strict=True)]
     by_remainder = sorted(range(len(k)), key=lambda i: (k[i] - shares[i], i))
     while (left := total - sum(k)) > 0:

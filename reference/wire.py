@@ -1,10 +1,11 @@
-"""The message: how the entries a rank sends of n values become bytes, and back.
+"""The message format: how the entries that a rank sends of n values become bytes, and back.
 
-Layout, all little-endian: a CRC-32 (uint32); the k values in the wire's type; then the k indices,
-near their entropy, in the code of Elias (1974) and Fano (1971): the lowest `low_bits` bits of each
-index, packed, and a string of bits in which number (index >> low_bits) + i is set for entry i.
-Every piece is padded with zero bits to whole bytes. (n, k, value type) fix the size, so that no
-sizes are ever exchanged. Where k is 0 there is nothing to say, in 0 bytes.
+Layout, all little-endian: a CRC-32 (uint32); the k values in the type in which they are sent; then
+the k indices, near their entropy, in the code of Elias (1974) and Fano (1971): the lowest
+`low_bits` bits of each index, packed, and a string of bits in which bit number
+(index >> low_bits) + i is set for entry i. Each of these is padded with zero bits to whole bytes.
+n, k and the value type determine the size, so that sizes are never exchanged. If k is 0, the
+message has 0 bytes.
 """
 
 from __future__ import annotations
@@ -17,32 +18,33 @@ from numpy.typing import NDArray
 from reference.ops import Index, Selection, Vector
 
 Bytes = NDArray[np.uint8]
+"""A message, or part of one."""
 
 DAMAGED = "a damaged message: its checksum or its indices are wrong"
+"""The text of a MessageError."""
+
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""The types in which values may travel, and their bytes."""
+"""The types in which values can be sent, and their sizes in bytes."""
 LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
 """The largest finite value of the smaller types."""
 CHECKSUM = 4
 """Bytes of the CRC-32."""
 MAX_RANGE = 2**32
-"""Most values that one message may range over."""
+"""The largest n of a message."""
 
 
 class MessageError(ValueError):
-    """A message that is damaged or cut."""
+    """A message is damaged or incomplete."""
 
 
 def low_bits(n: int, k: int) -> int:
-    """How many bits of each index are packed as they are: floor(log2(n/k)), for 0 < k <= n."""
+    """How many low bits of each index are packed unchanged: floor(log2(n/k)), for 0 < k <= n."""
     return (n // k).bit_length() - 1
 
 
 def pieces(n: int, k: int, value_dtype: str) -> tuple[int, int, int]:
-    """Bytes of the values, of the packed low bits and of the rest of the indices, for k > 0 of n
-    entries.
-    """
+    """Bytes of the values, of the packed low bits, and of the rest of the indices; k > 0."""
     low = low_bits(n, k)
     return VALUE_BYTES[value_dtype] * k, -(-k * low // 8), -(-(k + ((n - 1) >> low)) // 8)
 
@@ -55,12 +57,11 @@ def payload_size(n: int, k: int, value_dtype: str = "float32") -> int:
 
 
 def round_values(values: Vector, value_dtype: str) -> Vector:
-    """values (k), finite, as they will arrive: rounded to the wire's type, to even among equals,
-    and float32 again.
+    """values (k), finite, as they will arrive: rounded to `value_dtype`, ties to even, as float32.
 
     What rounding drops is exact in float32, so values − round_values(values) stays in the residual
-    and nothing is lost. That holds for a value beyond the type's finite range as well, of which as
-    much is sent as the range has room for.
+    and nothing is lost. This also holds for a value outside the type's finite range, of which the
+    largest part that fits is sent.
     """
     if value_dtype == "float32":
         return values
@@ -77,24 +78,23 @@ def round_values(values: Vector, value_dtype: str) -> Vector:
 
 
 def _cut(values: Vector, largest: float) -> Vector:
-    """Of values (k) beyond `largest` the largest multiple of their own float32 spacing within it,
-    signed: value − that is exact.
+    """The part that is sent of values (k) beyond `largest`: a multiple of their float32 spacing.
 
-    From 2**39 on the spacing of float32 is wider than the range of float16, and the multiple is 0.
+    It is the largest such multiple within ±largest, so value − part is exact. From 2**39 on the
+    spacing of float32 exceeds the range of float16, and the part is 0.
     """
     power_of_two = (values.view(np.uint32) & 0x7F800000).view(np.float32)
     spacing = np.maximum(power_of_two, np.float32(largest / 2)) * np.float32(
         2.0**-23
-    )  # values within are of no interest
+    )  # values within the range do not matter here
     cut: Vector = np.copysign(np.floor(np.float32(largest) / spacing) * spacing, values)
     return cut
 
 
 def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:
-    """The message for a selection out of n values: index int64 (k), ascending, values float32 (k),
-    as `round_values` gives them.
+    """The message for a selection from n values. ValueError unless 0 <= k <= n <= 2**32.
 
-    ValueError unless 0 <= k <= n <= 2**32.
+    index int64 (k), ascending; values float32 (k), as `round_values` returns them.
     """
     k = index.size
     if not payload_size(n, k, value_dtype):
@@ -112,7 +112,7 @@ def encode(index: Index, values: Vector, n: int, value_dtype: str = "float32") -
 def decode(payload: Bytes, n: int, k: int, value_dtype: str = "float32") -> Selection:
     """The selection in a message of `encode`: index int64 (k), values float32 (k).
 
-    MessageError where it is damaged or cut.
+    MessageError if it is damaged or incomplete.
     """
     body = unseal(payload, n, k, value_dtype)
     if not k:
@@ -138,16 +138,14 @@ def seal(body: Bytes, n: int, k: int, value_dtype: str) -> Bytes:
 
 
 def checksum(body: Bytes, n: int, k: int, value_dtype: str) -> int:
-    """The CRC-32 of what the message is about and its body: whoever expects another n or k notices
-    as well.
-    """
+    """The CRC-32 of n, k, the type and the body, so that a receiver notices another n or k too."""
     return zlib.crc32(body.data, zlib.crc32(f"{k} of {n} in {value_dtype}".encode()))
 
 
 def unseal(payload: Bytes, n: int, k: int, value_dtype: str) -> Bytes:
-    """The body of a message of k entries of n, in one piece.
+    """The body of a message of k entries of n, contiguous.
 
-    MessageError for a wrong length or checksum.
+    MessageError if length or checksum is wrong.
     """
     size = payload_size(n, k, value_dtype)
     if payload.size != size:
@@ -161,14 +159,14 @@ def unseal(payload: Bytes, n: int, k: int, value_dtype: str) -> Bytes:
 
 
 def values_to_bytes(values: Vector, value_dtype: str) -> Bytes:
-    """Values (k) in the wire's type."""
+    """Values (k) as bytes of `value_dtype`."""
     if value_dtype == "bfloat16":
         return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
     return values.astype("<f4" if value_dtype == "float32" else "<f2").view(np.uint8)
 
 
 def bytes_to_values(data: Bytes, value_dtype: str) -> Vector:
-    """The float32 values (k) in bytes of the wire's type."""
+    """The float32 values (k) in bytes of `value_dtype`."""
     if value_dtype == "bfloat16":
         return (data.copy().view("<u2").astype(np.uint32) << 16).view(np.float32)
     return data.copy().view("<f4" if value_dtype == "float32" else "<f2").astype(np.float32)

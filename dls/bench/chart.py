@@ -42,8 +42,8 @@ def _add_legend(figure: Any) -> None:
     computing = Patch(color=GREY, label="computing")
     words = "waiting for the network (exposed)"
     waiting = Patch(facecolor="white", edgecolor=GREY, hatch=WAITING, label=words)
-    place = {"loc": "outside lower center", "ncols": 2}
-    figure.legend(handles=[computing, waiting], frameon=False, **place)
+    position = {"loc": "outside lower center", "ncols": 2}
+    figure.legend(handles=[computing, waiting], frameon=False, **position)
 
 
 def _draw_panel(axes: Any, rows: Sequence[NetworkRow]) -> None:

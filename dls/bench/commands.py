@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dls import backends
-from dls.bench import adjust, model, select
+from dls.bench import adjust, model, select, torch_names
 from dls.tasks import models
 from dls.tools import networks, options, plotting, tables, variants
-from dls.tools.hosts import bits_per_second
+from dls.tools.hosts import UNLIMITED, bits_per_second
 from dls.tools.options import Group
 from dls.tools.rows import Row
 
 Options = argparse.Namespace
 
-RATES = ("100mbit", "1gbit", "unlimited")
+RATES = ("100mbit", "1gbit", UNLIMITED)
 """The rates of links that are measured unless others are named."""
 
 
@@ -98,6 +98,41 @@ def _network_summary(given: Options, rows: Sequence[Any]) -> None:
         chart.draw(rows, given.chart)
 
 
+def _torch(given: Options) -> Iterator[Row]:
+    from dls.bench import torch_network
+
+    places = [torch_network.Place(rate, hosts) for hosts in given.hosts for rate in given.rates]
+    settings = {
+        "density": given.density,
+        "threads": given.threads,
+        "rounds": given.steps,
+        "block": given.block,
+        "seconds": given.seconds,
+    }
+    done = torch_network.rows_in(given.resume) if given.resume else []
+    return torch_network.measure(places, given.models, given.contenders, settings, done)
+
+
+def _torch_summary(given: Options, rows: Sequence[Any]) -> None:
+    """How DLS stands to its targets, the Markdown and the chart."""
+    from dls.bench import torch_network, torch_report, torch_targets
+
+    steps = [row for row in rows if isinstance(row, torch_network.TorchRow)]
+    tables.show_rows("DLS and its targets", list(torch_targets.judge(steps)))
+    if given.markdown:
+        torch_report.write_markdown(rows, given.markdown)
+    if given.chart:
+        torch_report.draw(rows, given.chart)
+
+
+def _check_torch(given: Options) -> None:
+    """UsageError where PyTorch is missing, or the chart cannot be drawn or written."""
+    from dls.bench import torch_network
+
+    torch_network.check()
+    _check_chart(given)
+
+
 def _check_chart(given: Options) -> None:
     """UsageError where the chart cannot be drawn or written."""
     if given.chart:
@@ -169,15 +204,49 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chart", type=Path, metavar="FILE", help=words)
 
 
+def _torch_options(parser: argparse.ArgumentParser) -> None:
+    words = "models and the batch of a rank: resnet18, gpt or mlp"
+    default = ("resnet18/4", "resnet18/32", "gpt/4", "mlp/32")
+    options.add_list(parser, "--models", torch_names.model_and_batch, default, "NAME/BATCH", words)
+    words = (
+        "what is compared: none (no communication), ddp, ddp/fp16, ddp/powersgd=R, ddp/topk=X,"
+        " each with /bucket_mb=N, or METHOD, METHOD/NAME=VALUE"
+    )
+    names = torch_names.DEFAULT
+    options.add_list(parser, "--contenders", torch_names.check, names, "NAME", words)
+    words = "share of the gradient that our sparse methods send"
+    options.add_number(parser, "--density", options.density, 0.01, "X", words)
+    options.add_number(parser, "--threads", options.threads, 1, "N", "threads of each rank")
+    words = "steps that each takes in a row; --steps counts such rounds"
+    options.add_number(parser, "--block", options.positive, 3, "N", words)
+    words = "train each for so many seconds instead, and show what it has learned"
+    options.add_number(parser, "--seconds", options.seconds, 0.0, "S", words)
+    group = parser.add_argument_group("network")
+    words = "rates of all links, as tc writes them, unlimited, or memory: no hosts, one machine"
+    options.add_list(group, "--rates", _rate_or_memory, RATES, "RATE", words)
+    words = "numbers of hosts, with one rank on each"
+    options.add_list(group, "--hosts", options.size, (2,), "N", words)
+    words = "begin with the rows of FILE, as --json or --report wrote it, and measure the others"
+    parser.add_argument("--resume", type=Path, metavar="FILE", help=words)
+    words = "also write the tables to FILE, as Markdown"
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help=words)
+    words = "also draw the step times to FILE: .png, .pdf, .svg"
+    parser.add_argument("--chart", type=Path, metavar="FILE", help=words)
+
+
+def _rate_or_memory(text: str) -> str:
+    return text if text == torch_names.MEMORY else _rate(text)
+
+
 def _add_link_options(group: Group) -> None:
-    words = "rates of all links, as tc writes them, or unlimited"
+    words = f"rates of all links, as tc writes them, or {UNLIMITED}"
     options.add_list(group, "--rates", _rate, RATES, "RATE", words)
     words = "numbers of hosts, with one rank on each"
     options.add_list(group, "--hosts", options.size, (2, 4), "N", words)
 
 
 def _rate(text: str) -> str:
-    if text != "unlimited":
+    if text != UNLIMITED:
         bits_per_second(text)
     return text
 
@@ -222,6 +291,14 @@ COMMANDS = {
         _network_options,
         _network_summary,
         check=_check_chart,
+    ),
+    "torch": Command(
+        "Training steps of PyTorch models over networks of limited rate, with DDP and its hooks and"
+        " with our methods, on hosts that this machine plays itself (needs root).",
+        _torch,
+        _torch_options,
+        _torch_summary,
+        check=_check_torch,
     ),
 }
 """The commands by their names."""

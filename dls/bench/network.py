@@ -15,12 +15,9 @@ from pathlib import Path
 
 from dls.bench.step import StepRow
 from dls.cli import UsageError
-from dls.tools.hosts import Hosts
+from dls.tools.hosts import UNLIMITED, Hosts
 from dls.tools.programs import python
 from dls.tools.rows import Row
-
-UNLIMITED = "unlimited"
-"""The rate of links without a limit."""
 
 
 @dataclass(frozen=True)

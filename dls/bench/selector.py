@@ -98,8 +98,8 @@ class Selector:
         return twin
 
     def _moved_head(self, head: Head, other: Backend) -> Head:
-        places, values = self._moved(head.places, other), self._moved(head.values, other)
-        return head._replace(places=places, values=values)
+        positions, values = self._moved(head.positions, other), self._moved(head.values, other)
+        return head._replace(positions=positions, values=values)
 
     def _moved(self, array: NDArray[Any], other: Backend) -> NDArray[Any]:
         moved: NDArray[Any] = other.ops.from_host(self.backend.ops.to_host(array))

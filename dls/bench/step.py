@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dls.comm.base import Comm
 from dls.exchange.clock import PHASES
-from dls.program import config, startup
-from dls.program.startup import Run
+from dls.program import config
+from dls.program.run import Run, build, thread_count
 from dls.tools import networks, turns, variants
 from dls.tools.rows import Row, Title
 
@@ -113,7 +113,7 @@ def _build(comm: Comm, model: str, method: str, settings: Mapping[str, Any]) -> 
     images = 4 * comm.size * settings["batch_size"]
     data = networks.network(model).settings() | {"synthetic_size": images, "steps": 1}
     chosen = config.build(settings, data, variants.settings_of(method))
-    return Replica(comm, startup.build(chosen, comm, startup.thread_count(comm, chosen)))
+    return Replica(comm, build(chosen, comm, thread_count(comm, chosen)))
 
 
 def _row(model: str, ranks: int, method: str, taken: NDArray[np.float64]) -> StepRow:

@@ -1,1 +1,1 @@
-"""What ranks say to each other: over MPI, or between workers of one process."""
+"""Communication between ranks: over MPI, or between workers of one process."""

@@ -1,5 +1,7 @@
-"""How many cores are a rank's own: those that its launcher bound it to, divided where ranks share
-them, and its CPU quota.
+"""How many cores a rank may use.
+
+These are the cores to which its launcher bound it, divided where ranks share them, up to its CPU
+quota.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ if TYPE_CHECKING:
     from dls.comm.base import Comm
 
 GROUPS = Path("/proc/self/cgroup")
+"""Where Linux lists the control groups of this process."""
 CONTROL = Path("/sys/fs/cgroup")
+"""Where the control groups are mounted."""
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What a process may use. cores: the numbers of those that it may run on; quotas: cores' worth
-    of time, by control group.
+    """What a process may use.
+
+    cores: the numbers of those on which it may run. quotas: CPU time as a number of cores, by
+    control group.
     """
 
     cores: frozenset[int]
@@ -31,40 +37,39 @@ class Grant:
 
 
 def grant() -> Grant:
-    """This process's own."""
+    """The grant of this process."""
     groups = GROUPS.read_text(encoding="utf-8") if GROUPS.exists() else ""
     return Grant(frozenset(os.sched_getaffinity(0)), quotas(groups))
 
 
 def share(grants: Sequence[Grant], own: int) -> int:
-    """Of a machine's ranks the cores of number `own`, at least 1: each core and quota is divided
-    among those who have it.
+    """The number of cores for one of a machine's ranks, at least 1.
+
+    grants: those of all ranks of the machine. own: the index of this rank's. Every core and every
+    quota is divided equally among the ranks that have it.
     """
-    takers = Counter(core for each in grants for core in each.cores)
-    members = Counter(group for each in grants for group in each.quotas)
-    cores = sum((Fraction(1, takers[core]) for core in grants[own].cores), Fraction())
-    return max(
-        1,
-        floor(
-            min([cores, *(quota / members[group] for group, quota in grants[own].quotas.items())])
-        ),
-    )
+    ranks_of_core = Counter(core for each in grants for core in each.cores)
+    ranks_of_group = Counter(group for each in grants for group in each.quotas)
+    mine = grants[own]
+    cores = sum((Fraction(1, ranks_of_core[core]) for core in mine.cores), Fraction())
+    shares = [quota / ranks_of_group[group] for group, quota in mine.quotas.items()]
+    return max(1, floor(min([cores, *shares])))
 
 
 def of(comm: Comm) -> int:
-    """This rank's share of the cores of its machine. Every rank calls it."""
+    """The number of cores for this rank. Every rank calls it."""
     grants = comm.allgather_objects(grant(), "the other ranks' cores")
     return share([grants[rank] for rank in comm.node], comm.rank_on_node)
 
 
 def quotas(groups: str, root: Path = CONTROL) -> dict[str, Fraction]:
-    """The CPU quotas above a process, in cores. groups: the text of its /proc/self/cgroup; root:
-    where the groups are mounted.
+    """The CPU quotas of a process, in cores, by control group.
 
-    A group goes by the identity of its folder, as a container sees its own group under another name
-    than its neighbour's.
+    groups: the text of its /proc/self/cgroup. root: where the groups are mounted. A group is
+    identified by device and inode of its folder, because containers see the same group under
+    different names.
     """
-    found: dict[str, Fraction] = {}
+    quotas: dict[str, Fraction] = {}
     for controllers, path in (line.split(":", 2)[1:] for line in groups.splitlines()):
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -73,12 +78,12 @@ def quotas(groups: str, root: Path = CONTROL) -> dict[str, Fraction]:
         for folder in (each for each in (below, *below.parents) if each.is_relative_to(top)):
             if (quota := _quota(folder)) is not None:
                 about = folder.stat()
-                found[f"{about.st_dev}:{about.st_ino}"] = quota
-    return found
+                quotas[f"{about.st_dev}:{about.st_ino}"] = quota
+    return quotas
 
 
 def _quota(folder: Path) -> Fraction | None:
-    """A control group's own quota; None where it has none."""
+    """The quota of one control group, in cores; None where it has none."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
@@ -87,6 +92,6 @@ def _quota(folder: Path) -> Fraction | None:
                 (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")
                 for name in ("quota", "period")
             )
-        return Fraction(int(quota), int(period)) if int(quota) > 0 else None  # "max" is no number
+        return Fraction(int(quota), int(period)) if int(quota) > 0 else None  # ValueError: "max"
     except (OSError, ValueError, ZeroDivisionError):
         return None

@@ -1,11 +1,10 @@
-"""Collectives under way: generators of rounds, one at a time on a lane, resumed by whoever has
-time.
+"""Running collectives: generators of rounds, of which a lane runs one at a time.
 
-The network matches what ranks post on a lane by the order of posting, while generators go on as
-answers arrive. So a lane carries one generator at a time, in the order of leaving, which is the
-same on all ranks: what is posted on a lane is (bucket, round) everywhere, whatever arrives when. A
-generator runs on the caller's thread alone: up to its first round when it is launched, and on from
-there in `advance`.
+MPI matches the operations of different ranks by the order in which they are posted, but generators
+continue in the order in which answers arrive. So each lane runs one generator at a time, in an
+order that is the same on all ranks. Then all ranks post the same sequence of (bucket, round) on a
+lane, whenever answers arrive. A generator runs only on the caller's thread: up to its first round
+when it is launched, and further in `advance`.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
     from dls.comm.base import Comm, Pending
 
 MOST = 64
-"""Lanes for buckets; with more buckets some share a lane."""
+"""The maximum number of lanes for buckets; if there are more buckets, they share lanes."""
 
 
 @dataclass
 class Tally:
-    """Bytes: every one that a rank has given away, once; and those that came of others, of a Sum
-    what a ring would bring.
+    """Bytes that a rank sent, each counted once, and those that it received from other ranks.
+
+    A Sum counts as a ring Allreduce.
     """
 
     sent: int = 0
@@ -46,7 +46,7 @@ class Tally:
 
 
 NEVER = float("nan")
-"""The time of what has not happened yet."""
+"""The time of an event that has not happened yet."""
 
 
 @dataclass
@@ -80,9 +80,10 @@ class Message(Tally):
 
 
 class Flight:
-    """A generator under way, and the round that it waits for; `value` is what it has returned.
+    """A running generator, and the round for whose answer it waits.
 
-    around: what its later pieces run in. ready: time.perf_counter when work on it began.
+    what: describes it in messages. around: makes the context in which it continues after an answer.
+    ready: time.perf_counter when work on it began. value: what it returned, once it is done.
     messages: one for each round that it has asked for.
     """
 
@@ -113,7 +114,7 @@ class Flight:
         return self.messages[-1].finished if self.messages else NEVER
 
     def post(self, comm: Comm, lane: int) -> None:
-        """Post the round that it asks for."""
+        """Post the round for which it asks."""
         assert self.asked is not None
         with comm.counting(self.messages[-1]):
             self.pending, self.asked = comm.post(lane, self.asked, self.what), None
@@ -121,7 +122,7 @@ class Flight:
     def answered(self, comm: Comm) -> bool:
         """Whether the answer to its round is there.
 
-        It is asked often, and so does without a context manager.
+        This is called often, so it does without the context manager `counting`.
         """
         if self.pending is None:
             return False
@@ -132,7 +133,7 @@ class Flight:
             comm.tally = before
 
     def resume(self) -> None:
-        """Go on with the answer, which is there. MessageError, with words, where it is damaged."""
+        """Continue with the answer, which must be there. MessageError where it is damaged."""
         assert self.pending is not None
         answer = self.pending.answer
         self.messages[-1].note(self.pending)
@@ -150,16 +151,16 @@ class Flight:
             raise MessageError(f"{self.what}, {error}") from None
 
     def close(self) -> None:
-        """Leave it where it is."""
+        """Give it up."""
         self.dropped = not self.done
         self._generator.close()
 
 
 class Lanes:
-    """The lanes of a communicator, and what is under way on them.
+    """The lanes of a communicator, and the generators on them.
 
-    Where one generator or the network has failed, every call raises that error until `close`.
-    generation: how often they were closed; what was launched before is dropped.
+    Once a generator or the network has failed, every call raises that error until `close`.
+    generation: how often the lanes were closed, which gives up the generators on them.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -170,7 +171,7 @@ class Lanes:
         self.generation = 0
 
     def open(self, count: int) -> None:
-        """Let there be so many. Every rank calls it."""
+        """Open the lanes 0 to count − 1, as far as they are not open. Every rank calls it."""
         if count > len(self._queues):
             self._comm.open_lanes(count)
         self._queues += [deque() for _ in range(count - len(self._queues))]
@@ -183,9 +184,9 @@ class Lanes:
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         ready: float | None = None,
     ) -> Flight:
-        """Run a generator up to its first round, and see to it from then on.
+        """Run a generator up to its first round; `advance` continues it.
 
-        ready: time.perf_counter when all that it works on was there; None: now.
+        ready: time.perf_counter when all of its input was there; None: now.
         """
         flight = Flight(generator, what, around, perf_counter() if ready is None else ready)
         with self._working():
@@ -197,7 +198,7 @@ class Lanes:
         return flight
 
     def advance(self) -> None:
-        """Resume whatever has its answer, and post what that asks for."""
+        """Continue every generator whose answer is there, and post its next round."""
         if self._failed is None and not any(self._queues):
             return
         with self._working():
@@ -210,7 +211,7 @@ class Lanes:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """One thread at a time; an error stays."""
+        """Let one thread in at a time, and remember an error."""
         with self._lock:
             if self._failed is not None:
                 raise self._failed
@@ -229,7 +230,7 @@ class Lanes:
         return True
 
     def wait(self, flight: Flight) -> Any:
-        """What a generator returns, when it does; all others go on meanwhile."""
+        """Wait for a generator, while the others continue, and return what it returns."""
         self._comm.wait_until(lambda: self._landed(flight), flight.what)
         return flight.value
 
@@ -240,10 +241,7 @@ class Lanes:
         return flight.done
 
     def close(self) -> None:
-        """Drop whatever is under way: after an error nothing of it is of use.
-
-        Whoever opens lanes next has fresh ones.
-        """
+        """Give up all generators and lanes, after an error. Lanes that are opened later are new."""
         with self._lock:
             for queue in self._queues:
                 for flight in queue:

@@ -1,8 +1,7 @@
-"""What a launcher (mpirun, srun, …) tells the processes that it starts, in their environment; each
-has variables of its own.
+"""What a launcher (mpirun, srun, …) tells the processes that it starts, in environment variables.
 
-It is known before MPI starts, and where the MPI library itself does not understand this launcher:
-then every process is a world of one rank, and what was meant as one run would be many.
+These are known before MPI starts, and even if the MPI library does not understand the launcher.
+Then every process would be a world of one rank, and one run would become many.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ SIZES = (
     "MV2_COMM_WORLD_SIZE",
     "JSM_NAMESPACE_SIZE",
 )
-"""How many processes were started."""
+"""Variables with the number of processes."""
 SIZES_ON_NODE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "PALS_LOCAL_SIZE")
-"""How many of them on this machine."""
+"""Variables with the number of processes on this machine."""
 RANKS = (
     "OMPI_COMM_WORLD_RANK",
     "PMI_RANK",
@@ -29,17 +28,16 @@ RANKS = (
     "ALPS_APP_PE",
     "SLURM_PROCID",
 )
-"""Which of them this one is, counted from 0."""
+"""Variables with the number of this process, from 0."""
 NO_TASKS = 0xFFFF_FFF0
-"""From this SLURM_STEP_ID on a step is a batch script or a shell, one process whose variables are
-the allocation's.
+"""Slurm's steps from this SLURM_STEP_ID are batch scripts or shells.
+
+Such a step is one process, whose other variables describe the allocation.
 """
 
 
 def rank(environ: Mapping[str, str]) -> int:
-    """Which of the launcher's processes this one is; 0 where none says. For what is said before MPI
-    knows.
-    """
+    """The number of this process among the launcher's, before MPI has started; 0 if unknown."""
     return next((told for name in RANKS if (told := _number(name, environ)) is not None), 0)
 
 
@@ -49,25 +47,25 @@ def launched(environ: Mapping[str, str]) -> bool:
 
 
 def speaks(environ: Mapping[str, str]) -> bool:
-    """Whether this process says what all of the launcher's would say: the first, or each where none
-    may know of the others.
+    """Whether this process prints what all of the launcher's processes would print.
+
+    That is the first one, or each one where they may not know of each other.
     """
     return rank(environ) == 0 or all(_number(name, environ) is None for name in SIZES)
 
 
 def several(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher has started more processes than this one, as far as it says."""
+    """Whether a launcher has started other processes besides this one, as far as it tells."""
     return rank(environ) > 0 or any(
         (_number(name, environ) or 0) > 1 for name in (*SIZES, *SIZES_ON_NODE)
     )
 
 
 def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
-    """Why a world of `size` ranks is not what the launcher started, and what to do; None where it
-    is.
+    """A message where the launcher started more processes than the `size` ranks that MPI sees.
 
-    library: the MPI library's name. Launchers nest, as mpirun in a job of Slurm's: it is enough
-    that one says what the world is.
+    library: the MPI library's name. Launchers may be nested, such as mpirun in a job of Slurm: it
+    is enough that one of them tells this size. None where one does.
     """
     told = {name: started for name in SIZES if (started := _number(name, environ)) is not None}
     if size in told.values():
@@ -89,7 +87,7 @@ def alone(size: int, library: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _number(name: str, environ: Mapping[str, str]) -> int | None:
-    """The number in a variable, where there is one that speaks of tasks."""
+    """The number in a variable; None where it is not set, or does not describe processes."""
     text, step = environ.get(name, ""), environ.get("SLURM_STEP_ID", "")
     of_no_task = name.startswith("SLURM_") and not (step.isdecimal() and int(step) < NO_TASKS)
     return int(text) if text.isdecimal() and not of_no_task else None

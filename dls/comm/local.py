@@ -1,10 +1,8 @@
-"""Ranks in one process, without MPI: P workers, each on a thread of its own, of which one runs at a
-time.
+"""Ranks in one process, without MPI: P workers, each on a thread of its own.
 
-A worker runs until it has to wait for another; then the next one goes on, always in the order of
-the ranks. So a run is the same each time, a debugger sees all workers, and no two of them compute
-at once. What they ask of each other is answered as `reference.collectives.deliver` has it, which is
-the meaning of a round.
+One worker runs at a time, until it has to wait for another; then the next one runs, always in the
+order of the ranks. So a run is the same each time, a debugger sees all workers, and no two of them
+compute at the same time. `reference.collectives.deliver`, which defines the rounds, answers them.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ T = TypeVar("T")
 
 
 class Ended(BaseException):
-    """Another worker has ended the run with this exit status; this one leaves what it does."""
+    """Another worker has ended the run with this exit status; this one stops."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the run ends with status {status}")
@@ -35,7 +33,7 @@ class Ended(BaseException):
 
 
 class Carried:
-    """A round that waits for the other workers'. See `dls.comm.base.Pending`."""
+    """A round that waits for the other workers. See `dls.comm.base.Pending`."""
 
     def __init__(self, tally: Tally) -> None:
         self.posted, self.finished = time.perf_counter(), math.nan
@@ -48,9 +46,7 @@ class Carried:
 
 
 class Room:
-    """What P workers have in common: whose turn it is, and the rounds that wait for some of
-    them.
-    """
+    """What P workers share: whose turn it is, and the rounds that are not complete."""
 
     def __init__(self, size: int) -> None:
         self.size, self.status = size, None
@@ -67,13 +63,16 @@ class Room:
         self._check()
 
     def leave(self, rank: int) -> None:
-        """This worker is done."""
+        """This worker has ended."""
         self._left.discard(rank)
         self._idle = 0
         self._pass_on(rank)
 
     def give_way(self, rank: int, what: str) -> None:
-        """Let the others go on until the turn comes back. ExchangeError where none of them can."""
+        """Let the other workers run until it is this one's turn again.
+
+        ExchangeError where all of them wait.
+        """
         self._idle += 1
         if self._idle > 2 * len(self._left):
             raise ExchangeError(f"{what}: every worker waits, and nothing arrives")
@@ -82,7 +81,7 @@ class Room:
         self._check()
 
     def went_on(self) -> None:
-        """A worker's wait is over."""
+        """A worker no longer waits."""
         self._idle = 0
 
     def _pass_on(self, rank: int) -> None:
@@ -98,9 +97,10 @@ class Room:
         self.status = status
         raise Ended(status)
 
-    def post(self, place: tuple[int, int], asked: Round, comm: Comm) -> Carried:
-        """A worker's round number such and such on a lane; the last worker's is answered at once,
-        with all others'.
+    def post(self, lane_and_number: tuple[int, int], asked: Round, comm: Comm) -> Carried:
+        """Post a worker's round. When the last worker has posted it, all of them get answers.
+
+        lane_and_number: the lane, and the round's number on it.
         """
         carried = Carried(comm.tally)
         comm.count(asked, _expected(asked, comm))
@@ -108,11 +108,11 @@ class Room:
             isinstance(asked, Swap) and asked.size is None
         ):
             comm.count_sizes(asked)
-        waiting = self._rounds[place]
+        waiting = self._rounds[lane_and_number]
         waiting[comm.rank] = asked, carried
         self._idle = 0
         if len(waiting) == self.size:
-            del self._rounds[place]
+            del self._rounds[lane_and_number]
             everyone = [waiting[rank] for rank in range(self.size)]
             for (own, theirs), answer in zip(
                 everyone, deliver([each for each, _ in everyone]), strict=True
@@ -123,7 +123,7 @@ class Room:
 
 
 def _expected(asked: Round, comm: Comm) -> int:
-    """Bytes that come of other ranks, as far as they are known when a round is posted."""
+    """Bytes from other ranks, as far as they are known when a round is posted."""
     if isinstance(asked, Gather):
         return sum(asked.sizes) - asked.payload.nbytes if asked.sizes is not None else 0
     if isinstance(asked, Swap):
@@ -134,7 +134,7 @@ def _expected(asked: Round, comm: Comm) -> int:
 
 
 def _received_now(asked: Round, answer: Any) -> int:
-    """Those that are known when it is answered."""
+    """Bytes from other ranks that are known only when a round is answered."""
     if isinstance(asked, Gather) and asked.sizes is None:
         return int(sum(part.nbytes for part in answer) - asked.payload.nbytes)
     return int(answer.nbytes) if isinstance(asked, Swap) and asked.size is None else 0
@@ -152,10 +152,10 @@ class Local(Comm):
         self._posted: dict[int, int] = defaultdict(int)
 
     def open_lanes(self, count: int) -> None:
-        """There are as many as anybody asks for."""
+        """Lanes need no preparation."""
 
     def drop_lanes(self) -> None:
-        """Lanes that are opened later have other numbers."""
+        """Lanes that are opened later get new numbers."""
         self._first += MOST + 1
 
     def post(self, lane: int, asked: Round, what: str) -> Carried:
@@ -165,10 +165,10 @@ class Local(Comm):
         return self._room.post((lane, number), asked, self)
 
     def progress(self) -> None:
-        """Nothing moves while this worker has its turn."""
+        """Nothing can make progress while this worker has its turn."""
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        """Let the other workers go on meanwhile."""
+        """See Comm; the other workers run meanwhile."""
         while not done():
             self._room.give_way(self.rank, what)
         self._room.went_on()
@@ -179,16 +179,14 @@ class Local(Comm):
 
 
 def alone() -> Local:
-    """The only rank of a program that nobody else takes part in."""
+    """The communicator of a program with a single rank."""
     return Local(Room(1), 0)
 
 
 def run(size: int, work: Callable[[Comm], T]) -> list[T]:
-    """Run `work` as so many workers, and return what each gives; the first one is this thread.
+    """Run `work` as `size` workers, and return what each returns. This thread is the first one.
 
-    Raises what one raised first.
-
-    Where a worker ends the run by `abort`, Ended is raised here.
+    Raises the first error that a worker raises, or Ended if one ends the run by `abort`.
     """
     room = Room(size)
     results: list[Any] = [None] * size
@@ -198,7 +196,7 @@ def run(size: int, work: Callable[[Comm], T]) -> list[T]:
         try:
             room.enter(rank)
             results[rank] = work(Local(room, rank))
-        except BaseException as error:  # also Ended, which this thread's caller is to see
+        except BaseException as error:  # also Ended, which the caller must see
             raised.append(error)
             room.status = room.status if room.status is not None else 1
         finally:

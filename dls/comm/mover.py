@@ -1,4 +1,7 @@
-"""What moves messages while Python computes: MPI does so only inside its own functions."""
+"""Progress of MPI operations while Python computes.
+
+MPI moves data only while one of its functions is being called.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,17 @@ from collections.abc import Callable, Sequence
 from dls.comm.mpi import MPI, losses
 
 TICK = 0.002
-"""Seconds between two moves of what is under way."""
+"""Seconds between progress calls."""
 TESTS = 16
-"""How often each move tests it: over TCP one test takes in 64 KiB at most."""
+"""MPI_Test calls per progress call. Over TCP one call receives at most 64 KiB."""
 
 
 class Posted:
-    """What this rank has begun, or is about to: how to post it, as one request or several, and
-    words for what it brings.
+    """An operation that is or will be posted, as one request or several.
 
-    `post` holds the buffers, and so keeps them alive until the end, which mpi4py's request does
-    not. posted, finished: time.perf_counter when the library had it, and had completed it; NaN
-    before.
+    post: posts it. It refers to the buffers and so keeps them alive until the end, which mpi4py's
+    requests do not. what: describes it in messages. posted, finished: time.perf_counter when it was
+    handed to MPI, and when it was complete; NaN before.
     """
 
     def __init__(self, post: Callable[[], Sequence[MPI.Request]], what: str) -> None:
@@ -32,7 +34,7 @@ class Posted:
         self._error: Exception | None = None
 
     def post(self) -> None:
-        """Hand it to the library; what the library refuses is raised where somebody asks."""
+        """Hand it to MPI. `done` raises an error that occurs here."""
         self.posted = time.perf_counter()
         try:
             self._requests = self._post()
@@ -40,10 +42,7 @@ class Posted:
             self._requests, self._error = [], error
 
     def test(self) -> bool:
-        """Whether it is complete; once it is posted, the library moves it.
-
-        An error is raised where somebody asks.
-        """
+        """Whether it is complete; this also makes progress. `done` raises errors."""
         try:
             complete = self._requests is not None and all(
                 [request.Test() for request in self._requests]
@@ -56,7 +55,7 @@ class Posted:
         return complete
 
     def done(self) -> bool:
-        """Whether it has been found complete. Raises what went wrong."""
+        """Whether a test has found it complete. Raises the error of one that failed."""
         if math.isnan(self.finished):
             return False
         if self._error is not None:
@@ -66,19 +65,20 @@ class Posted:
 
 
 class Mover:
-    """Posts exchanges, in the order of their beginning, and moves them while Python computes.
+    """Posts operations in order, and makes progress on them while Python computes.
 
-    MPI moves data only while one of its functions is being called, and MPICH's post of a large
-    message over a fast network lasts as long as the message travels. So a thread does both, when
-    there is something new and every TICK seconds as long as anything is under way; where the
-    library lets only one thread in, `begin` and `move` do. One lock keeps two threads from
+    Posting a large message may take MPICH as long as the message travels. So a thread posts
+    operations, and calls MPI every TICK seconds while any of them is incomplete. If the library
+    supports only one thread, `begin` and `move` do this instead. A lock keeps two threads from
     completing the same request.
     """
 
     def __init__(self) -> None:
         self._new: deque[Posted] = deque()
         self._under_way: list[Posted] = []
-        self._lock, self._work, self._news = threading.Lock(), threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._news = threading.Event()
         self._threaded = MPI.Query_thread() == MPI.THREAD_MULTIPLE and MPI.COMM_WORLD.Get_size() > 1
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._stopped = False
@@ -86,9 +86,7 @@ class Mover:
             self._thread.start()
 
     def begin(self, posted: Posted) -> None:
-        """Post this, now or as soon as the thread gets to it, and look after it until it is
-        complete.
-        """
+        """Post an operation, now or soon on the thread, and make progress until it is complete."""
         self._new.append(posted)
         self._news.set()
         self._work.set()
@@ -96,9 +94,7 @@ class Mover:
             self.move()
 
     def move(self, wait: bool = True, tests: int = TESTS) -> None:
-        """Give the library a chance; where another thread is at it, `wait` for that one to be
-        done.
-        """
+        """Make progress. wait: if another thread does so, wait until it has finished."""
         if not self._lock.acquire(blocking=wait):
             return
         try:
@@ -106,15 +102,13 @@ class Mover:
             for _ in range(tests):
                 self._under_way = [posted for posted in self._under_way if not posted.test()]
             self._work.clear()
-            if (
-                self._under_way or self._new or self._stopped
-            ):  # asked after the flag is down: nothing new is overlooked
+            if self._under_way or self._new or self._stopped:  # after clear: nothing is missed
                 self._work.set()
         finally:
             self._lock.release()
 
     def stop(self) -> None:
-        """Move nothing any more."""
+        """Stop the thread."""
         self._stopped = True
         self._work.set()
         if self._threaded:

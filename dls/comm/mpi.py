@@ -1,6 +1,6 @@
 """The MPI library, if there is one, and its errors: the only import of mpi4py.
 
-Nothing starts here.
+Importing this module does not start MPI.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from dls.comm.errors import RankLost
 
 __all__ = ["LOSSES", "MISSING", "MPI", "losses"]
 
-mpi4py.rc(
-    initialize=False, finalize=True
-)  # it is a World that starts MPI, with a limit to its waiting
+mpi4py.rc(initialize=False, finalize=True)  # a World starts MPI, with a time limit
 MISSING = ""
-"""Why there is no library; empty where there is one."""
+"""Why there is no MPI library; "" where there is one."""
 try:
     from mpi4py import MPI
-except (ImportError, RuntimeError) as error:  # programs that start no ranks, and --help, do without
+except (ImportError, RuntimeError) as error:  # reports and --help work without MPI
     MPI = None  # type: ignore[assignment]
     MISSING = str(error).partition("\n")[0]
 
@@ -30,14 +28,15 @@ LOSSES = (
     if MPI
     else set()
 )
-"""What tells that a rank has died, or that another rank has found so; nothing where the library
-knows no such thing.
+"""Error classes for the death of a rank, found here or on another rank.
+
+Empty where the library has no fault tolerance.
 """
 
 
 @contextmanager
 def losses(what: str) -> Iterator[None]:
-    """Tell the loss of a rank from the library's other errors."""
+    """Turn errors that mean the death of a rank into RankLost. what: describes the operation."""
     try:
         yield
     except MPI.Exception as error:

@@ -1,4 +1,4 @@
-"""A limit to waits that the library makes without one, and the last words of a rank that ends."""
+"""A time limit for waits inside MPI, and output that must be read before a rank ends."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 WATCHER = 'timeout "$1" cat; [ $? != 124 ] || { echo "$2" >&2; kill -KILL "$PPID"; }'
-"""Reads nothing from the rank until that closes the pipe or ends; after so many seconds it says
-why, and ends the rank.
+"""Shell code that waits for the rank to close a pipe or to end.
+
+After $1 seconds it prints $2 and kills the rank.
 """
 LAST_WORDS = 2.0
-"""Seconds that a failing rank gives the launcher to read what it said, before it ends the run."""
+"""Seconds that a failing rank gives the launcher to read its output before it ends the run."""
 
 
 def watch(timeout: float, when: str) -> tuple[int, int]:
-    """Let this process live for so many seconds at most; returns the process that watches it, and
-    what to close to stop that.
+    """Kill this process after `timeout` seconds.
 
-    At the start and at the end the library waits for other ranks without a limit, and keeps Python
-    from running.
+    At the start and at the end MPI waits for other ranks without a limit, and Python cannot run
+    meanwhile. Returns the number of the watching process, and the file descriptor whose closing
+    stops it. when: "start" or "end", for the message.
     """
     words = (
         f"dls: no word from other ranks at the {when} after {timeout:g} s of waiting (--timeout)"
@@ -47,7 +48,7 @@ def watch(timeout: float, when: str) -> tuple[int, int]:
 
 @contextmanager
 def watched(timeout: float, when: str) -> Iterator[None]:
-    """Let this block take so many seconds at most."""
+    """Kill this process if the block takes longer than `timeout` seconds."""
     watcher, writer = watch(timeout, when)
     try:
         yield
@@ -57,16 +58,14 @@ def watched(timeout: float, when: str) -> Iterator[None]:
 
 
 def flush() -> None:
-    """Send off what this rank has said."""
+    """Flush stdout and stderr, and wait until the launcher has read them."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         _wait_until_read(stream.fileno())
 
 
 def _wait_until_read(descriptor: int) -> None:
-    """Return when the launcher has read what this rank wrote: it may drop what is left in the pipe
-    of a rank that aborts.
-    """
+    """Wait until a pipe is empty: launchers may lose what is left in that of a rank that aborts."""
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return
     deadline, unread = time.monotonic() + LAST_WORDS, array.array("i", [1])

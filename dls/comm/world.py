@@ -1,6 +1,6 @@
-"""Ranks under MPI: rounds become non-blocking operations on buffers.
+"""Communication over MPI: rounds become non-blocking operations on buffers.
 
-The first World starts MPI, where nothing else has.
+The first World starts MPI, unless it is running.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from dls.comm.watch import flush, watch, watched
 from reference.collectives import Gather, Reduce, Round, Sum, Swap, blocks
 
 TIMEOUT = 600.0
-"""Seconds that a rank waits for the others unless told otherwise."""
-PATIENCE = 0.001
-"""Seconds of waiting without pause; from then on with pauses, which leave the core to other ranks.
-"""
-WAITED, LONGEST_NAP = 50, 0.005
-"""A pause lasts this fraction of the wait so far, and so many seconds at most: to look costs time
-that others may compute in.
-"""
+"""Seconds for which a rank waits for the others by default."""
+BUSY_WAIT = 0.001
+"""Seconds for which a rank waits without pauses; pauses leave its core to other ranks."""
+NAP_SHARE = 1 / 50
+"""Each pause lasts this share of the time waited so far, as every look takes time from others."""
+LONGEST_NAP = 0.005
+"""The longest pause, in seconds."""
 TOLERANT = "OMPI_MCA_mpi_ft_enable"
-"""What mpirun --with-ft ulfm sets."""
+"""The variable that mpirun --with-ft ulfm sets."""
 Steps = Generator[Posted, None, Any]
+"""The MPI operations of a round, one after the other; it returns the round's answer."""
 
 
 class Carried:
-    """A round under way, as operations that follow each other. See `dls.comm.base.Pending`."""
+    """A posted round, as a sequence of MPI operations. See `dls.comm.base.Pending`."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -51,11 +51,11 @@ class Carried:
 
     @property
     def posted(self) -> float:
-        """When the library had the first of them."""
+        """When the first of them was handed to MPI."""
         return self._first.posted
 
     def done(self) -> bool:
-        """Whether the answer is there; begins the next operation where one is complete."""
+        """Whether the answer is there. Starts the next operation when one is complete."""
         while math.isnan(self.finished) and self._current.done():
             try:
                 self._current = next(self._steps)
@@ -68,7 +68,7 @@ _shared: dict[float, World] = {}
 
 
 def shared(timeout: float) -> World:
-    """The World of a program's exchanges that wait so long, on a duplicate of COMM_WORLD.
+    """The World for a program's exchanges with this timeout, on a duplicate of COMM_WORLD.
 
     Every rank calls it.
     """
@@ -80,13 +80,12 @@ def shared(timeout: float) -> World:
 class World(Comm):
     """The ranks that mpirun has started, or those of a communicator of mpi4py.
 
-    MissingMPI where there is no library.
+    private: use a duplicate, so that its messages do not mix with the program's own. before: the
+    World of which these ranks survived. guarded: end this process if MPI waits for other ranks
+    longer than the timeout, at the start and at the end. MissingMPI where there is no MPI library.
 
-    private: on a duplicate, so that nothing mixes with what the program says. guarded: end this
-    process where the library waits for other ranks beyond the timeout, at the start and at the end.
-
-    `outlives_ranks`: the library goes on without a rank that died (mpirun --with-ft ulfm);
-    elsewhere it ends the others.
+    `outlives_ranks`: MPI goes on without a rank that died (mpirun --with-ft ulfm); otherwise it
+    ends the others.
     """
 
     outlives_ranks = bool(LOSSES) and os.environ.get(TOLERANT, "0").lower() in ("1", "true", "yes")
@@ -104,7 +103,7 @@ class World(Comm):
             raise MissingMPI(f"there is no MPI library: {words}; {MISSING}")
         super().__init__()
         self._world, self.timeout = MPI.COMM_WORLD if world is None else world, timeout
-        self._before = before  # the library may still write to what was under way there
+        self._before = before  # kept, as MPI may still write to its buffers
         self._lane_comms: list[MPI.Intracomm] = []
         self._dropped: list[MPI.Intracomm] = []
         with watched(timeout, "start") if guarded else nullcontext(), losses("the start"):
@@ -127,9 +126,7 @@ class World(Comm):
             atexit.register(lambda: watch(self.timeout, "end"))
 
     def open_lanes(self, count: int) -> None:
-        """Each is a duplicate of the communicator, made as all else is: in turn, and awaited with a
-        limit.
-        """
+        """Make a duplicate of the communicator for each, with the usual time limit."""
         opened: list[MPI.Intracomm] = []
 
         def duplicate() -> Sequence[MPI.Request]:
@@ -142,7 +139,7 @@ class World(Comm):
         self._lane_comms += opened
 
     def drop_lanes(self) -> None:
-        """They stay open: the library may still write to what was under way there."""
+        """See Comm. They stay open, as MPI may still write to the buffers of their operations."""
         self._dropped += self._lane_comms
         self._lane_comms = []
 
@@ -197,7 +194,7 @@ class World(Comm):
         return total
 
     def _reduce(self, comm: MPI.Intracomm, asked: Reduce, what: str) -> Steps:
-        """Every rank sums a block of its own, from +0.0 in rank order, and tells the others."""
+        """Every rank sums one block, from +0.0 in rank order, and sends the sum to the others."""
         values = np.ascontiguousarray(asked.values)
         cuts = blocks(values.size, self.size)
         sizes, own = np.diff(cuts), int(np.diff(cuts)[self.rank])
@@ -217,7 +214,7 @@ class World(Comm):
         return total
 
     def _swap(self, comm: MPI.Intracomm, asked: Swap, what: str) -> Steps:
-        """Sizes first, where they are not known; the tag tells the two apart."""
+        """Swap sizes first, where they are unknown, with another tag."""
         to, source, payload, size = asked
         if size is None:
             own, theirs = np.array([payload.size], dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -239,12 +236,12 @@ class World(Comm):
         source: int | None,
         tag: int,
     ) -> list[MPI.Request]:
-        """Requests of a message to one rank and one from another, or from nobody."""
+        """Requests for a message to a rank, and one from a rank; None: no such message."""
         receive = [] if source is None else [comm.Irecv(theirs, source, tag)]
         return receive + ([] if to is None else [comm.Isend(own, to, tag)])
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any] | None:
-        """See Comm; the others' arrays travel to rank 0 alone."""
+        """See Comm; arrays are sent to rank 0 only."""
         what, values = "the trace's rows", np.ascontiguousarray(values)
         received = (
             np.empty((self.size, *values.shape), dtype=values.dtype) if self.rank == 0 else None
@@ -254,30 +251,28 @@ class World(Comm):
         return received
 
     def blocking_allgatherv(self, payload: NDArray[np.uint8], sizes: Sequence[int]) -> None:
-        """The library's own blocking collective on the bytes of a Gather, for measurements beside
-        it.
-        """
+        """MPI's own blocking collective for the bytes of a Gather, for comparisons."""
         self._world.Allgatherv(
             [payload, MPI.BYTE], [np.empty(sum(sizes), dtype=np.uint8), list(sizes), MPI.BYTE]
         )
 
     def blocking_allreduce(self, values: NDArray[np.float32], total: NDArray[np.float32]) -> None:
-        """The library's own blocking collective of a Sum, for measurements beside it."""
+        """MPI's own blocking collective for a Sum, for comparisons."""
         self._world.Allreduce(values, total, op=MPI.SUM)
 
     def progress(self) -> None:
-        """Let the library move what is under way, between two pieces of work."""
+        """See Comm."""
         self._mover.move(wait=False)
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        """Move what is under way; tell other ranks that ask what this one waits for."""
+        """See Comm. Meanwhile make progress, and tell other ranks what this one waits for."""
         started = time.monotonic()
         while not done():
             self._mover.move(tests=1)
-            if done():  # before the core is left to others
+            if done():  # before a pause
                 return
             waited = time.monotonic() - started
-            if waited < PATIENCE:
+            if waited < BUSY_WAIT:
                 os.sched_yield()
                 continue
             with losses(what):
@@ -285,70 +280,56 @@ class World(Comm):
                 if waited > self.timeout:
                     words = self._roll_call.missing(what)
                     raise ExchangeError(f"{words} after {self.timeout:g} s of waiting (--timeout)")
-            time.sleep(max(NAP, min(waited / WAITED, LONGEST_NAP)))
+            time.sleep(max(NAP, min(waited * NAP_SHARE, LONGEST_NAP)))
 
     def finish(self) -> None:
-        """Give back what it holds of MPI; nothing must be under way. Every rank calls it."""
+        """See Comm."""
         self._mover.stop()
         self._roll_call.finish()
         for comm in (*self._lane_comms, self._world):
             comm.Free()
 
     def part(self) -> None:
-        """At the end of a run on ranks that outlive each other: return when all are here, so that
-        all know of the same losses.
-
-        RankLost, on all ranks, where one was lost.
-        """
+        """See Comm. All ranks learn of the same deaths: RankLost on all, or on none."""
         with losses("the other ranks' end"):
             if not self._world.Agree(1):
                 raise RankLost("another rank goes back")
 
     def survivors(self) -> tuple[World, list[int]]:
-        """The ranks that are left, in their order, and the numbers of those that were lost.
+        """A World of the ranks that are left, in their order, and the numbers of the dead ones.
 
-        Every rank that is left calls it.
-
-        It makes all of them, whatever they do, meet RankLost. ExchangeError where those who are
-        left are not most of the ranks: the network may have fallen apart, and the others be going
-        on elsewhere. Of two halves the one with rank 0 goes on.
+        Every rank that is left calls it. It raises RankLost in whatever else these ranks are doing.
+        ExchangeError where they are not the majority: the network may have split, and the other
+        ranks may go on elsewhere. Of two halves the one with rank 0 is the majority.
         """
         self._mover.stop()
-        for comm in (
-            *self._dropped,
-            *self._lane_comms,
-            self._world,
-        ):  # a lane does not learn of it through the world
+        for comm in (*self._dropped, *self._lane_comms, self._world):  # each by itself
             comm.Revoke()
         with suppress(MPI.Exception):
-            self._world.Agree(0)  # for those who are in `part`
+            self._world.Agree(0)  # for ranks that are in `part`
         everyone, left = self._world.Get_group(), MPI.Intracomm(self._world.Shrink())
         gone = MPI.Group.Difference(everyone, left.Get_group())
         lost = list(MPI.Group.Translate_ranks(gone, None, everyone))
         if 2 * left.Get_size() - (0 in lost) < self.size:
-            self._world = left  # to end these ranks alone
+            self._world = left  # so that abort ends these ranks only
             raise ExchangeError(
                 f"{left.Get_size()} of {self.size} ranks are left, which is not most of them"
             )
         return World(self.timeout, left, self), lost
 
     def end(self, status: int) -> int:
-        """The exit status of a rank that is done; where ranks were lost it ends here, as the
-        library would wait for them.
-        """
+        """See Comm. Where ranks died, end the process here: MPI itself would wait for them."""
         if self._before is not None:
             flush()
             os._exit(status)
         return status
 
     def abort(self, status: int) -> NoReturn:
-        """End every rank at once with this exit status, without the library's own words on this
-        rank's stderr.
-        """
+        """See Comm. What MPI itself prints on this rank is discarded."""
         try:
             flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             if self._world.Get_size() > 1 or not self.outlives_ranks:  # else mpirun would return 0
                 self._world.Abort(status)
         finally:
-            os._exit(status)  # MPICH's Abort comes back while the others are being ended
+            os._exit(status)  # MPICH's Abort may return while it ends the other ranks

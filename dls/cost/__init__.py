@@ -1,1 +1,1 @@
-"""What an exchange would cost on a network: collectives under a clock, for any number of ranks."""
+"""How long an exchange would take on a network: collectives with a clock, for any P."""

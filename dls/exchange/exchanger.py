@@ -1,6 +1,4 @@
-"""The exchange of one rank's gradient: layers come in as they are ready, the ranks' mean goes out
-as it arrives.
-"""
+"""The exchange: one rank's gradient goes in, layer by layer, and the ranks' mean comes out."""
 
 from __future__ import annotations
 
@@ -28,14 +26,12 @@ from reference.ops import Vector
 NO_BUCKET = -1
 """The bucket of a message that belongs to none: of the adjustment, or of `on_nan`."""
 BUCKET_SIZE = 65_536
-"""Values from which on neighbouring layers leave together, unless told otherwise."""
+"""The default size of a bucket, in values."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of a step that is looked at closely: the share of Global Top-k's choice that left, and begin
-    and end as in Timeline.
-    """
+    """Of a diagnosed step: the share of Global Top-k's choice that was sent, and its timeline."""
 
     global_share: float
     begin: NDArray[np.float64]
@@ -44,12 +40,11 @@ class Diagnosis:
 
 @dataclass
 class Row:
-    """What a step leaves behind: bytes given to the network and brought by it, seconds of each
-    phase.
+    """What is known of a finished step: bytes sent and received, and seconds of each phase.
 
-    met_by: the ranks that met NaN or infinity, where the step was skipped for them. Where they were
-    asked for: columns, the method's own (`Method.columns`) by name, and messages, of each bucket
-    (NO_BUCKET: of none) the rounds that it took. started: time.perf_counter when the step began.
+    met_by: the ranks that met NaN or infinity, where the step was skipped for that. If asked for:
+    columns, the method's own (`Method.columns`) by name; messages, the rounds of each bucket
+    (NO_BUCKET: of none). started: time.perf_counter when the step began.
     """
 
     payload_bytes: int
@@ -81,18 +76,18 @@ class Row:
 class Exchanger:
     """One rank's gradient in, the ranks' mean out.
 
-    A step is `begin`, `ready` for each layer in any order, `arrivals` or none, `end`. Buckets leave
-    in one order on all ranks, from the last layers to the first, as soon as all before them have
-    left. `update` (n) holds the mean over the ranks where `arrivals` has said so, and everywhere at
-    `end`.
+    A step is `begin`, `ready` for each layer in any order, `arrivals` (optional), `end`. Buckets
+    are sent in the same order on all ranks, from the last layers to the first; each as soon as it
+    is complete and those before it have been sent. `update` (n) holds the mean over the ranks in
+    the spans that `arrivals` has yielded, and everywhere after `end`.
 
     layout: the layers; method and its settings (`Method.Settings`); backend: of
-    `dls.backends.load`; gradients (n): where gradients lie, if they lie together; bucket_size:
-    values from which on layers leave together, 0: all at once; overlap: buckets leave while other
-    layers are still awaited, else all leave when the last layer is ready; on_nan "skip": a step in
-    which any rank meets NaN or infinity is left out by all, as if it had never been.
+    `dls.backends.load`; gradients (n): the flat gradient, if the caller has one; bucket_size: send
+    neighbouring layers as one message once they hold so many values, 0: all layers as one; overlap:
+    send buckets while other layers are still awaited, otherwise all when the last layer is ready;
+    on_nan "skip": all ranks leave out a step in which any rank meets NaN or infinity.
 
-    After an exception it is closed: build another one from its last state.
+    After an exception it is closed: build a new one from the last state.
     """
 
     def __init__(
@@ -133,7 +128,7 @@ class Exchanger:
     def begin(self, finished: int) -> None:
         """Begin the step that follows so many finished ones.
 
-        Of what was before, only the other ranks' next k is waited for.
+        It waits for the other ranks' next k, and for nothing else.
         """
         self._expect(self._open is None, "begin comes after end")
         with self._closing():
@@ -148,16 +143,15 @@ class Exchanger:
             self._open = {bucket.index: set(bucket.layers) for bucket in self.buckets}
 
     def note(self, met: bool) -> None:
-        """This rank has met NaN or infinity elsewhere, in its loss, or not (on_nan "skip")."""
+        """Tell whether this rank met NaN or infinity in its loss (on_nan "skip")."""
         if self._nan:
             self._nan.met |= met
 
     def ready(self, layer: int, gradient: Any = None) -> None:
-        """A layer's gradient is complete: send its bucket, where that is the last of it and all
-        before it have left.
+        """A layer's gradient is complete: send its bucket, if that is complete and next in order.
 
-        gradient: an array, or the arrays that make it up, of any shape; None: it lies in
-        `gradients`. ValueError for a layer that there is not, or that came already. NonFiniteError
+        gradient: an array, or a list of arrays that make it up, of any shape; None: it is in
+        `gradients`. ValueError for a layer that does not exist or was ready already. NonFiniteError
         where the gradient holds NaN or infinity.
         """
         bucket = self._bucket_of.get(layer)
@@ -175,12 +169,11 @@ class Exchanger:
             if not self._waiting[bucket.index]:
                 self._complete_at[bucket.index] = time.perf_counter()
             if self._overlap or not any(self._waiting.values()):
-                self._leave_in_turn()
+                self._send_in_order()
             self.comm.lanes.advance()
 
     def arrivals(self) -> Iterator[slice]:
-        """Where in `update` the mean is known, as it becomes known; nothing where the step is
-        skipped.
+        """Yield the spans of `update` whose mean has arrived; none in a skipped step.
 
         ValueError where layers are missing.
         """
@@ -196,12 +189,12 @@ class Exchanger:
                 yield span
 
     def end(self, record: bool = False) -> Row:
-        """The step is over: what was sent leaves the memory.
+        """End the step: what was sent leaves the memory.
 
-        record: the row has the method's columns, and the messages, as well.
+        record: the row also has the method's columns, and the messages.
         """
         for _ in self.arrivals():
-            pass  # what nobody has asked for
+            pass  # spans that the caller has not asked for
         with self._closing():
             met_by = self._met_by()
             row = Row(0, 0, self.clock.seconds, met_by)
@@ -220,17 +213,18 @@ class Exchanger:
     # --- between steps -------------------------------------------------------------------------
 
     def state(self) -> State:
-        """What this rank needs to go on, by name, on the host; what a name with "residual" in it
-        holds has not been sent yet.
+        """What this rank needs to go on, by name, as host arrays.
+
+        An array with "residual" in its name holds values that have not been sent yet.
         """
         self._expect(self._open is None, "state is asked for between steps")
         self._settle()
         return self.method.state()
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave, between two steps.
+        """Continue from what `state` returned. Every rank calls it, between two steps.
 
-        Every rank calls it. ValueError where it does not fit.
+        ValueError where it does not fit.
         """
         self._expect(self._open is None, "restore comes between steps")
         self._open_lanes()
@@ -245,11 +239,11 @@ class Exchanger:
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
-        """Close behind an exception."""
+        """Close the exchange if the block raises."""
         self._check_open()
         try:
             yield
-        except Dropped:  # others may be under way again
+        except Dropped:  # another exchange may use the lanes by now
             self._closed = True
             raise
         except BaseException:
@@ -274,7 +268,7 @@ class Exchanger:
         return self._open is not None
 
     def finish(self) -> None:
-        """Take part no more, between two steps, when all ranks do: nothing is under way then."""
+        """Close in good order: all ranks call it, between two steps."""
         if not self._closed:
             self._expect(self._open is None, "close comes between steps")
             with suppress(Dropped):
@@ -282,7 +276,7 @@ class Exchanger:
             self._closed = True
 
     def close(self) -> None:
-        """Take part no more; what is under way is dropped."""
+        """Close at once; messages under way are dropped."""
         self._closed = True
         self.comm.lanes.close()
 
@@ -300,13 +294,13 @@ class Exchanger:
             target[start : start + piece.size] = piece.reshape(-1)
             start += piece.size
 
-    def _leave_in_turn(self) -> None:
-        """Launch the next buckets, as far as they are complete."""
+    def _send_in_order(self) -> None:
+        """Send the next buckets, as far as they are complete."""
         while len(self._flights) < len(self.buckets) and not self._waiting[len(self._flights)]:
-            self._leave(self.buckets[len(self._flights)])
+            self._send(self.buckets[len(self._flights)])
 
-    def _leave(self, bucket: Bucket) -> None:
-        """Launch a bucket's exchange."""
+    def _send(self, bucket: Bucket) -> None:
+        """Begin a bucket's exchange."""
         gradient = self.gradients[bucket.span]
         with self.clock.phase("exchange"):
             if self._nan:
@@ -334,7 +328,7 @@ class Exchanger:
         )
 
     def _adjust(self) -> None:
-        """Once all has left: let the method move its k, and tell it the other ranks."""
+        """Once all buckets are sent: let the method adjust its k, and announce it."""
         if self._adjusted:
             return
         self._adjusted = True
@@ -381,15 +375,15 @@ class Exchanger:
         self._arrived, self._open = 0, None
 
     def _open_lanes(self) -> None:
-        """One for each bucket, as far as there are any, and one for what `adjust` tells.
+        """Open a lane for each bucket, up to the limit, and one for adjustments.
 
-        The first time every rank meets here.
+        The first time it waits for every rank.
         """
         self.comm.lanes.open(self._lanes + 1)
         self._generation = self.comm.lanes.generation
 
     def _settle(self) -> None:
-        """Wait for what the last step's adjustment has asked for."""
+        """Wait for the end of the last step's adjustment."""
         if self._adjustment is not None:
             self.comm.lanes.wait(self._adjustment)
             self._adjustment = None
@@ -398,7 +392,7 @@ class Exchanger:
         self.comm.lanes.wait(self._tell(generator, "the other ranks' k"))
 
     def _tell(self, generator: Generator[Round, Any, None], what: str) -> Flight:
-        """Launch what is of no bucket, on the last lane."""
+        """Begin what belongs to no bucket, on the last lane."""
         return self._launch(self._lanes, generator, what, NO_BUCKET)
 
     def _launch(
@@ -410,7 +404,7 @@ class Exchanger:
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         ready: float | None = None,
     ) -> Flight:
-        """On the lanes that were open when the step began. Dropped where they are closed by now."""
+        """Run a generator on a lane. Dropped where the lanes were closed since the step began."""
         if self._generation != self.comm.lanes.generation:
             raise Dropped(what)
         flight = self.comm.lanes.launch(lane, generator, what, around, ready)
@@ -419,14 +413,12 @@ class Exchanger:
 
 
 class _Nan:
-    """`on_nan="skip"`: a step in which any rank meets NaN or infinity is left out by all ranks, as
-    if it had never been.
+    """`on_nan="skip"`: all ranks leave out a step in which any of them meets NaN or infinity.
 
-    A rank that meets them sends zeros in place of that gradient, as the others expect a message,
-    and tells them in an allgather of a byte. That is the price: no weight moves before this byte
-    has come from every rank, behind the last message; each gradient is looked at once more; and the
-    method's state, the residual mostly, is copied in every step, for which DLS waits for the other
-    ranks' next k.
+    Such a rank sends zeros in place of that gradient, since the others expect a message, and tells
+    them by an allgather of one byte. The costs: no weight changes before that byte has arrived from
+    every rank, after the last message; each gradient is checked once more; and the method's state,
+    mainly the residual, is copied in every step, for which DLS waits for the others' next k.
     """
 
     def __init__(self, ops: Ops, comm: Comm) -> None:
@@ -438,17 +430,17 @@ class _Nan:
         self._met_by: list[int] | None = None
 
     def keep(self, state: State) -> None:
-        """Before the method begins its step."""
+        """Copy the method's state, before it begins its step."""
         self.kept = {name: array.copy() for name, array in state.items()}
 
     def clear(self, gradient: Vector) -> None:
-        """Put zeros in place of a gradient that is not finite."""
+        """Replace a gradient that is not finite by zeros."""
         if not self._ops.all_finite(gradient):
             self.met = True
             gradient[...] = 0
 
     def tell(self) -> Message:
-        """Tell the other ranks, behind this rank's last message."""
+        """Tell the other ranks, after this rank's last message."""
         now = time.perf_counter()
         self._message = Message(ready=now, selected=now)
         with self._comm.counting(self._message):
@@ -466,5 +458,5 @@ class _Nan:
         return self._met_by
 
     def forget(self) -> None:
-        """The step is over."""
+        """Forget this step."""
         self.met, self._word, self._met_by = False, None, None

@@ -1,4 +1,4 @@
-"""`dls.Exchange`: the exchange for arrays of any program."""
+"""`dls.Exchange`: the exchange of gradients for any program that has them as arrays."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from dls.exchange.memory import State
 Size = int | Sequence[int]
 Array = NDArray[Any]
 STEPS = "steps"
-"""In a state: how many steps are finished."""
+"""The name in a state of the number of finished steps."""
 
 
 class Exchange:
-    """The mean over all ranks of a gradient of which each rank sends the most important entries;
-    the rest stays for later steps.
+    """The mean over the ranks of a gradient of which each rank sends the selected entries.
+
+    What is not sent stays in this rank's residual for later steps.
 
     layers: the size or shape of each layer by name, in forward order. method, density, …: as the
     flags of `dls.train`; a method's own settings by their names. comm: an mpi4py communicator;
     None: all ranks that mpirun has started, or this process alone. backend: "numba", "numpy" or
-    "cupy". bucket_size: values from which on neighbouring layers travel together. on_nan: "stop"
-    raises NonFiniteError, "skip" leaves the step out on all ranks (the mean is 0). threads: 0, this
-    rank's share of the cores. timeout: seconds that a rank waits for others at most.
+    "cupy". bucket_size: send neighbouring layers as one message once they hold so many values.
+    on_nan: "stop" raises NonFiniteError, "skip" leaves the step out on all ranks (the mean is 0).
+    threads: of this rank; 0: its share of the cores. timeout: the most seconds that a rank waits
+    for the others.
 
     Every rank makes one with the same arguments, and takes the same steps:
 
@@ -90,17 +92,14 @@ class Exchange:
         self.steps = 0
         """Finished steps."""
         self.row: Row | None = None
-        """Of the last finished step: bytes given and received, seconds of each phase; k and
-        thresholds if `end` recorded them.
-        """
+        """The last finished step: bytes, seconds of each phase; k and thresholds if recorded."""
 
     def __call__(self, gradients: Array | Mapping[str, Array]) -> Any:
         """The mean over the ranks, in the form in which the gradients came."""
         named = isinstance(gradients, Mapping)
         pieces = self._named(gradients) if isinstance(gradients, Mapping) else self._cut(gradients)
-        values = {
-            name: self._values(name, piece) for name, piece in pieces.items()
-        }  # all are right before anything leaves
+        # every gradient is checked before anything is sent
+        values = {name: self._values(name, piece) for name, piece in pieces.items()}
         self.begin()
         for name in reversed(self._shapes):
             self._exchanger.ready(self._number[name], values[name])
@@ -114,7 +113,7 @@ class Exchange:
         }
 
     def begin(self) -> None:
-        """Begin a step; the one before it ends, where it has not."""
+        """Begin a step, after ending the one before it if that is still open."""
         if self._exchanger.is_open:
             self.end()
         self._exchanger.clock.restart()
@@ -123,17 +122,14 @@ class Exchange:
     def ready(self, name: str, gradient: Array) -> None:
         """A layer's gradient is complete.
 
-        It is copied; layers that are complete leave together. ValueError, NonFiniteError.
+        It is copied, and sent when its bucket is complete. ValueError, NonFiniteError.
         """
         if name not in self._number:
             raise ValueError(f"there is no layer {name!r}; there are {', '.join(self._shapes)}")
         self._exchanger.ready(self._number[name], self._values(name, gradient))
 
     def _values(self, name: str, gradient: Any) -> Array:
-        """A gradient as float32, where the backend computes.
-
-        ValueError where it is another layer's, or of another kind.
-        """
+        """A gradient as float32, on the backend's device. ValueError for another shape or type."""
         array = np.asarray(gradient)
         if array.shape not in (self._shapes[name], (int(np.prod(self._shapes[name])),)):
             raise ValueError(
@@ -147,7 +143,7 @@ class Exchange:
             return self._backend.ops.from_host(np.ascontiguousarray(array, dtype=np.float32))
 
     def arrivals(self) -> Iterator[tuple[str, Array]]:
-        """Each layer's mean, as it arrives, until the step is over.
+        """Yield each layer's name and mean as they arrive, then end the step.
 
         The arrays are valid until the next step begins.
         """
@@ -159,11 +155,10 @@ class Exchange:
         self.end()
 
     def end(self, record: bool = False) -> Row:
-        """The step is over: what was sent leaves the residual.
+        """End the step: what was sent leaves the residual.
 
-        Returns what it moved, and the seconds of its phases.
-
-        record: also k, threshold and residual norm of each layer.
+        Returns its bytes and the seconds of its phases. record: the row also has k, threshold and
+        residual norm of each layer, and the messages.
         """
         if self._exchanger.is_open:
             self.row = self._exchanger.end(record)
@@ -175,16 +170,17 @@ class Exchange:
         return self.row
 
     def state(self) -> State:
-        """What this rank needs to go on with the same bits, by name; "residual" is what has not
-        been sent yet.
+        """What this rank needs to go on with the same bits, by name.
+
+        "residual" is what has not been sent yet.
         """
         state = {name: np.array(array) for name, array in self._exchanger.state().items()}
         return state | {STEPS: np.array(self.steps, dtype=np.int64)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` gave on this rank.
+        """Continue from what `state` returned on this rank. Every rank calls it.
 
-        Every rank calls it. ValueError where it is not of this exchange.
+        ValueError where it is not the state of such an exchange.
         """
         expected = self.state()
         for name, array in expected.items():
@@ -197,10 +193,7 @@ class Exchange:
         self.steps = int(state[STEPS])
 
     def close(self) -> None:
-        """Take part no more.
-
-        Every rank calls it, between two steps; what the exchange held of MPI is free again.
-        """
+        """Close the exchange and free its MPI communicators. All ranks call it, between steps."""
         self._exchanger.finish()
         if self._owns:
             self.comm.finish()
@@ -251,7 +244,7 @@ def _shape(name: str, size: Any) -> tuple[int, ...]:
 
 
 def _check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
-    """ValueError, on all ranks, that names the first thing in which a rank differs from rank 0."""
+    """ValueError on all ranks, naming the first argument in which a rank differs from rank 0."""
     if words := comm.difference({name: repr(value) for name, value in mine.items()}):
         raise ValueError(words)
 
@@ -263,9 +256,7 @@ def _method(name: str) -> type[methods.Method]:
 
 
 def _comm(given: Any, timeout: float) -> Comm:
-    """What carries the exchange: always duplicates of communicators, so that nothing mixes with the
-    program's own messages.
-    """
+    """The communicator: a duplicate, so that nothing mixes with the program's own messages."""
     if isinstance(given, Comm):
         return given
     if given is None and not launcher.launched(os.environ):

@@ -1,4 +1,4 @@
-"""How a flat gradient is cut into layers, and layers into buckets: arithmetic alone."""
+"""How a flat gradient is divided into layers, and layers into buckets: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LAST_BUCKET = 16
 class Layer:
     """A layer: its name and how many values its gradient has.
 
-    channels: in and out, of a layer to which the theory
-    of gradient variances applies (`--dls-init variance`); None elsewhere.
+    channels: inputs and outputs, if the theory of gradient variances applies to the layer
+    (`--dls-init variance`); otherwise None.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring layers whose gradients travel together; number 0 leaves first, with the last
-    layers.
+    """Neighbouring layers whose gradients are sent as one message; bucket 0 is sent first.
 
-    parts: those of the pieces among which the method chooses; span: where they lie in the flat
-    gradient; cuts (parts + 1): where in the bucket each part begins and ends.
+    Bucket 0 holds the last layers. parts: the parts in which the method selects separately, mostly
+    the layers; span: the bucket's range of the flat gradient; cuts (parts + 1): where in the bucket
+    each part begins and ends.
     """
 
     index: int
@@ -48,16 +48,16 @@ class Bucket:
         return int(self.span.stop - self.span.start)
 
     @property
-    def leaves_last(self) -> bool:
-        """Whether the whole gradient is complete once this bucket is."""
+    def is_last(self) -> bool:
+        """Whether this is the last bucket: with it the whole gradient is complete."""
         return bool(self.span.start == 0)
 
 
 class Layout:
-    """The layers of a gradient (n), in forward order. offsets (L + 1): where each begins and ends;
-    sizes (L).
+    """The layers of a gradient (n), in forward order.
 
-    ValueError where there are none, where one is empty, or where two have one name.
+    offsets (L + 1): where each begins and ends; sizes (L). ValueError where there are none, where
+    one is empty, or where two have the same name.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -82,25 +82,25 @@ class Layout:
 
     @property
     def whole(self) -> slice:
-        """The place of the whole gradient."""
+        """The range of the whole gradient."""
         return slice(0, self.n)
 
     def span(self, layers: range) -> slice:
-        """Where neighbouring layers lie in the flat gradient."""
+        """The range of neighbouring layers in the flat gradient."""
         return slice(int(self.offsets[layers.start]), int(self.offsets[layers.stop]))
 
     def words(self, layers: range) -> str:
-        """Layers, for people."""
+        """The layers' names, for messages."""
         first, last = (self.layers[layer].name for layer in (layers.start, layers.stop - 1))
         return f"layer {first}" if first == last else f"layers {first} to {last}"
 
     def buckets(self, bucket_size: int, whole: bool = False) -> list[Bucket]:
-        """The buckets in the order in which they leave, from the last layer to the first.
+        """The buckets in the order in which they are sent, from the last layer to the first.
 
-        A bucket is full when it holds bucket_size values, or as many as are left for later ones:
-        towards the end of the backward pass less and less can hide behind it, so less and less is
-        sent at once, down to a LAST_BUCKET of the bucket size. bucket_size 0: one bucket; whole:
-        one bucket whose values are one part.
+        A bucket is full when it holds bucket_size values, or as many as the layers before it have
+        together: towards the end of the backward pass ever less time is left to hide a message, so
+        buckets become smaller, down to 1 / LAST_BUCKET of the bucket size. bucket_size 0: one
+        bucket; whole: one bucket whose values are one part.
         """
         if whole:
             cuts = self.offsets[[0, -1]]
@@ -124,7 +124,7 @@ class Layout:
         return Bucket(index, layers, layers, self.span(layers), cuts)
 
     def sizes_of(self, buckets: Sequence[Bucket]) -> list[int]:
-        """The sizes of all parts, in forward order."""
+        """The sizes of all parts of these buckets, in forward order."""
         return [
             int(stop - start)
             for bucket in reversed(buckets)

@@ -1,4 +1,4 @@
-"""What a rank keeps of its gradients from one step to the next, and what a step makes of it."""
+"""Memories: what a rank keeps of its gradients from one step to the next."""
 
 from __future__ import annotations
 
@@ -14,42 +14,45 @@ from reference.collectives import Entries, Exchanged
 from reference.ops import Vector
 
 State = dict[str, NDArray[Any]]
+"""What a resumed run needs of one rank, by name."""
 
 
 class Memory(ABC):
-    """v (n): the values among which a method chooses, from a bucket's selection to the end of the
-    step.
+    """v (n): the accumulated values among which a method selects.
+
+    It is valid for a bucket from its selection to the end of the step.
     """
 
     v: Vector
 
     @abstractmethod
     def pair(self, span: slice, gradient: Vector) -> tuple[Vector, Vector]:
-        """Two vectors whose sum is v there, the first of which is v itself once the second has been
-        added to it.
+        """Two vectors whose sum is v in that span.
+
+        The first one becomes v, in place, when the second is added to it.
         """
 
     @abstractmethod
-    def release(self, place: slice, exchanged: Exchanged) -> None:
-        """The step is over: what was taken of v there leaves it, what is returned comes back."""
+    def release(self, span: slice, exchanged: Exchanged) -> None:
+        """At the end of the step: remove from v what was taken there, and add what is returned."""
 
     def settle(self, span: slice, mean: Vector) -> None:
-        """Make the update, in place, of the mean of what the ranks sent; the same on all ranks."""
+        """Turn the mean of what the ranks sent into the update, in place; equal on all ranks."""
         return
 
     @abstractmethod
     def state(self) -> State:
-        """What a resumed run needs, on the host; between two steps."""
+        """What a resumed run needs, as host arrays; asked for between two steps."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
 
 
 class ErrorFeedback(Memory):
-    """The residual r (n): v = r + g, and what is not sent stays.
+    """The residual r (n): v = r + g, and what is not sent stays in r.
 
-    In memory v is the residual itself.
+    r and v share one array.
     """
 
     def __init__(self, n: int, ops: Ops) -> None:
@@ -60,9 +63,9 @@ class ErrorFeedback(Memory):
         """r and g."""
         return self.v[span], gradient
 
-    def release(self, place: slice, exchanged: Exchanged) -> None:
+    def release(self, span: slice, exchanged: Exchanged) -> None:
         """r = v − taken + returned."""
-        residual = self.v[place]
+        residual = self.v[span]
         for entries in exchanged.taken:
             self._subtract(residual, entries)
         for entries in exchanged.returned:
@@ -79,7 +82,7 @@ class ErrorFeedback(Memory):
         return {"residual": self._ops.to_host(self.v)}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take over the residual."""
+        """Set the residual."""
         self.v[...] = self._ops.from_host(np.asarray(state["residual"]))
 
 

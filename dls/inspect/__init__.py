@@ -28,10 +28,10 @@ what was not recorded, is undefined, or is infinite; times are in seconds. Each 
               way, the share in which the rank did not wait, mean over the ranks and the recorded
               steps that --diagnose-every looked at
 
-`--html` writes a page, `--plot` its pictures alone, both of all runs together; `--figure` makes
-that one picture, for print, and `--csv` writes what they show as a table. `--follow` shows runs as
-they go on, and then the rest when they are over. `--repair` alone rewrites the traces that a killed
-run left behind, so that they open in any viewer of HDF5.
+`--html` writes a page and `--plot` its pictures alone, both of all runs together; with `--figure`
+`--plot` draws one picture, for print; `--csv` writes what the pictures show as a table. `--follow`
+shows runs as they go on, and everything when they are over. `--repair` rewrites the traces that a
+killed run left behind, so that any viewer of HDF5 opens them.
 
 Where no step was recorded, lists, traffic and timing are empty and of the layers only name, kind
 and size are there.

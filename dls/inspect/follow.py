@@ -9,9 +9,12 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
+from dls.inspect import figures
+from dls.inspect.formats import written
 from dls.inspect.groups import by_seed, labels
-from dls.inspect.series import Series, files_of, load
-from dls.inspect.summary import Summary, single_figures, summarise, written
+from dls.inspect.reading import files_of, load
+from dls.inspect.run import Run
+from dls.inspect.summary import Summary, summarise
 from dls.inspect.tables import comparison, over_time, time_of_a_step
 from dls.program import output
 from dls.record import reader
@@ -20,15 +23,15 @@ from dls.record.lock import State
 
 EVERY = 1.0
 """Seconds between two looks; more where a look takes long."""
-TOLD = ("step", "loss", "accuracy", "set_size", "global_share", "total_ms")
+SHOWN = ("step", "loss", "accuracy", "set_size", "global_share", "total_ms")
 """The figures of a plain line."""
 
 
 def follow(paths: Sequence[Path], console: Console) -> None:
-    """Show runs while one of them goes on, or may: tables that change on a terminal, a line for
-    what is new elsewhere.
+    """Show runs as long as one of them goes on, or may go on.
 
-    TraceError where one cannot be read.
+    On a terminal: tables that change; elsewhere: a line for what is new. TraceError where one
+    cannot be read.
     """
     if not console.is_terminal:
         _lines(paths, console)
@@ -38,10 +41,10 @@ def follow(paths: Sequence[Path], console: Console) -> None:
             live.update(Group(*_tables(runs)), refresh=True)
 
 
-def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
-    """The runs as they are, again and again; once more when the last writer is gone.
+def _looks(paths: Sequence[Path]) -> Iterator[list[Run]]:
+    """The runs as they are, again and again, and once more when the last writer is gone.
 
-    No more when nobody reads.
+    It ends when nobody reads the output any more.
     """
     going_on = True
     while going_on and output.heard():
@@ -54,31 +57,36 @@ def _looks(paths: Sequence[Path]) -> Iterator[list[Series]]:
             time.sleep(max(EVERY, 4 * (time.monotonic() - began)))
 
 
-def _tables(runs: Sequence[Series]) -> list[RenderableType]:
+def _tables(runs: Sequence[Run]) -> list[RenderableType]:
     if len(runs) > 1:
         return comparison(by_seed(runs))
     summary = summarise(runs[0])
-    head = f"{summary.run['path']}: {_line(summary)}"
-    return [head, "", *over_time(summary), *time_of_a_step(summary)] if summary.recorded else [head]
+    head = f"{summary.run.path}: {_line(summary)}"
+    if summary.timing is None:
+        return [head]
+    return [head, "", *over_time(summary), *time_of_a_step(summary.timing)]
 
 
 def _lines(paths: Sequence[Path], console: Console) -> None:
-    names, said = labels([str(path) for path in paths]), [""] * len(paths)
+    """Print a line for each run in which something is new."""
+    names = labels([str(path) for path in paths])
+    beginnings = [f"{name}: " for name in names] if len(paths) > 1 else [""]
+    printed = [""] * len(paths)
     for runs in _looks(paths):
         for i, run in enumerate(runs):
-            line = one_line(f"{names[i]}: " * (len(paths) > 1) + _line(summarise(run)))
-            if line != said[i]:
+            line = one_line(beginnings[i] + _line(summarise(run)))
+            if line != printed[i]:
                 console.out(line, highlight=False)
-                said[i] = line
+                printed[i] = line
         console.file.flush()
 
 
 def _line(summary: Summary) -> str:
     if not summary.recorded:
         return "nothing recorded yet"
-    figures = single_figures(summary)
+    known = figures.of_run(summary)
     return ", ".join(
-        f"{name.replace('_', ' ')} {written(name, figures[name])}"
-        for name in TOLD
-        if figures.get(name) is not None
+        f"{name.replace('_', ' ')} {written(name, known[name])}"
+        for name in SHOWN
+        if known.get(name) is not None
     )

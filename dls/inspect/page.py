@@ -12,14 +12,17 @@ from pathlib import Path
 
 import tomli_w
 
-from dls.inspect import pictures
-from dls.inspect.groups import Group, group_figures
+from dls.inspect import figures, pictures, sheets
+from dls.inspect.formats import written, written_pair
+from dls.inspect.groups import Group
 from dls.inspect.pictures import Picture
-from dls.inspect.series import Series
-from dls.inspect.summary import COMPARED, written, written_pair
+from dls.inspect.run import Run
 from dls.record import files
+from dls.tools import plotting
+from dls.tools.numbers import MISSING
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What the browser may do: show the page and the pictures in it, nothing else."""
 STYLE = """
 :root {
   color-scheme: light; font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -59,92 +62,102 @@ dd { margin: 0; }
   .scroll { overflow: visible }
 }
 """
-TOLD = ("path", "seed", "started", "ranks", "steps", "hosts", "version", "commit")
+"""The look of the page."""
+SHOWN = ("path", "seed", "started", "ranks", "steps", "hosts", "version", "commit")
 """What is said of every run."""
 
 
 def write(groups: Sequence[Group], path: Path) -> None:
-    """Write the page of these groups. TraceError without matplotlib, OSError."""
-    pictures.need("--html")
+    """Write the page of these groups. UsageError without matplotlib, OSError."""
+    plotting.need_matplotlib("--html")
     files.write_text(path, page(groups))
 
 
 def page(groups: Sequence[Group]) -> str:
-    """The whole page; `pictures.need` comes first."""
+    """The whole page; `plotting.need_matplotlib` comes first."""
     title = _text("DLS: " + ", ".join(group.label for group in groups))
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
-            _table(groups),
-            *_shown(
-                pictures.together(groups) or [], "Side by side" if len(groups) > 1 else "Over time"
-            ),
-            *(
-                part
-                for group in groups
-                for part in _shown(pictures.alone(group), f"Layers of {group.label}")
-            ),
-            "<h2>The runs</h2>",
-            *(_about(run) for group in groups for run in group.runs),
-            "</body>\n</html>\n",
-        ]
-    )
+    heading = "Side by side" if len(groups) > 1 else "Over time"
+    sections = [*_section(pictures.of_groups(groups), heading)]
+    for group in groups:
+        sections += _section(pictures.of_one_group(group), f"Layers of {group.label}")
+    about = [_about(run) for group in groups for run in group.runs]
+    body = [_table(groups), *sections, "<h2>The runs</h2>", *about]
+    return "\n".join([*_head(title), *body, "</body>\n</html>\n"])
+
+
+def _head(title: str) -> list[str]:
+    """The beginning of the page."""
+    return [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
+    ]
 
 
 def _table(groups: Sequence[Group]) -> str:
-    """A column for each group."""
-    figures = [group_figures(group) for group in groups]
-    seeds = [", ".join(written("seed", run.run["seed"]) for run in group.runs) for group in groups]
+    """A column for each group; rows in which no group has a figure are left out."""
+    of_groups = [figures.of_group(group) for group in groups]
+    if not any(each.get("loss") is not None for each in of_groups):
+        words = "Nothing recorded yet."
+    else:
+        words = "Loss, set size and threshold ratio are those of the end, bytes and ms those of a"
+        words += " mean step" + _deviation(groups)
+    rows = [_seeds(groups)]
+    for name in figures.COMPARED:
+        cells = [written_pair(name, each.get(name)) for each in of_groups]
+        rows.append((name.replace("_", " "), cells))
+    lines = [_line(name, cells) for name, cells in rows if set(cells) != {MISSING}]
     heads = "".join(f'<th scope="col">{_text(group.label)}</th>' for group in groups)
-    rows = [("seed" if all(len(group.runs) == 1 for group in groups) else "seeds", seeds)]
-    rows += [
-        (name.replace("_", " "), [written_pair(name, each.get(name)) for each in figures])
-        for name in COMPARED
-    ]
-    lines = [
-        f'<tr><th scope="row">{_text(name)}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in rows
-        if set(cells) != {"-"}
-    ]
-    several = any(len(group.runs) > 1 for group in groups)
-    words = (
-        "Loss, set size and threshold ratio are those of the end, bytes and ms those of a mean step"
-    )
-    words += "; ± is the standard deviation over the seeds." if several else "."
     head = f"<thead><tr><td></td>{heads}</tr></thead>"
     table = f"<table>\n{head}\n<tbody>\n{''.join(lines)}\n</tbody>\n</table>"
-    if not any(each.get("loss") is not None for each in figures):
-        words = "Nothing recorded yet."
     return f'<div class="scroll">\n{table}\n</div>\n<p>{words}</p>'
 
 
+def _deviation(groups: Sequence[Group]) -> str:
+    """The end of the sentence below the table."""
+    several = any(len(group.runs) > 1 for group in groups)
+    return "; ± is the standard deviation over the seeds." if several else "."
+
+
+def _seeds(groups: Sequence[Group]) -> tuple[str, list[str]]:
+    """The row of the seeds."""
+    head = "seed" if all(len(group.runs) == 1 for group in groups) else "seeds"
+    return head, [
+        ", ".join(written("seed", run.about.seed) for run in group.runs) for group in groups
+    ]
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    """A row of the table."""
+    data = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{_text(name)}</th>{data}</tr>'
+
+
 def _text(value: str) -> str:
-    """What may come from a trace, as one line of text in HTML without control characters."""
+    """Text that may come from a trace, as one line in HTML without control characters."""
     return escaped(files.one_line(value))
 
 
-def _shown(shown: Sequence[Picture], heading: str) -> Iterator[str]:
+def _section(shown: Sequence[Picture], heading: str) -> Iterator[str]:
     """A section of pictures; nothing where there are none."""
     if not shown:
         return
     yield f'<h2>{_text(heading)}</h2>\n<div class="pictures">'
     for picture in shown:
         title, caption = _text(picture.title), _text(picture.caption)
-        drawn = pictures.svg(picture).replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+        drawn = sheets.svg(picture).replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
         yield f"<figure>\n<h3>{title}</h3>\n<figcaption>{caption}</figcaption>\n{drawn}\n</figure>"
     yield "</div>"
 
 
-def _about(run: Series) -> str:
+def _about(run: Run) -> str:
     """What a run was, and its whole configuration."""
-    told = [(name, written(name, run.run[name])) for name in TOLD]
-    terms = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in told)
-    config = escaped(tomli_w.dumps(run.run["config"]))
+    values = {name: written(name, getattr(run.about, name)) for name in SHOWN}
+    terms = "".join(
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in values.items()
+    )
+    config = escaped(tomli_w.dumps(dict(run.about.config)))
     return (
         f"<dl>{terms}</dl>\n<details><summary>configuration</summary><pre>{config}</pre></details>"
     )

@@ -1,90 +1,172 @@
-"""The figures that sum a run up, and how they are written."""
+"""The figures that sum a run up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dls import traffic
-from dls.inspect.series import Columns, Series
+from dls.inspect.run import About, Columns, Run
 from dls.record import files
 from dls.record.schema import SECONDS
+from dls.tools.rows import Row
 
-POINTS, MAX_WINDOW = 8, 50
-"""Rows of the table over time; most recorded steps that a smoothed value looks back."""
+POINTS = 8
+"""Rows of the table over time."""
+MAX_WINDOW = 50
+"""The most recorded steps that a smoothed value looks back."""
 
-COMPARED = (  # rows of the comparison
-    *("method", "density", "ranks", "steps", "accuracy", "test_loss", "train_loss"),
-    *("set_size", "threshold_ratio", "global_share", "bytes_per_step", "share_of_dense"),
-    *("received_bytes_per_step", "ring_bytes_per_step", "share_of_ring"),
-    *("total_ms", "exposed_ms", "hidden_share"),
-)
-SHOWN_ENDS = ("first threshold", "last threshold", "first residual", "last residual")
-FORMATS = (  # how the numbers of that name, or below that head, are written
-    dict.fromkeys(("step", "size", "rank 0", "sent", "received", "dense", "ring Allreduce"), ",.0f")
-    | dict.fromkeys(("bytes_per_step", "received_bytes_per_step", "ring_bytes_per_step"), ",.0f")
-    | dict.fromkeys(("first k", "last k"), ",.1f")
-    | dict.fromkeys(("set_size", "threshold_ratio", "compression", *SHOWN_ENDS), ".4g")
-    | dict.fromkeys(("loss", "train_loss", "test_loss"), ".4f")
-    | dict.fromkeys(
-        (
-            "accuracy",
-            "best_accuracy",
-            "share_of_dense",
-            "share_of_ring",
-            "global_share",
-            "hidden_share",
-        ),
-        ".2%",
-    )
-    | {"k/n": ".3%", "ms": ".3f", "total_ms": ".3f", "exposed_ms": ".3f", "share": ".1%"}
-)
+
+# The figures, each of which dls.inspect describes ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Final(Row):
+    """Where a run ended."""
+
+    train_loss: float | None
+    test_loss: float | None
+    accuracy: float | None
+    best_accuracy: float | None
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class OverTime(Row):
+    """A few points of a run's curves; the lists are empty where nothing was recorded."""
+
+    step: Sequence[int]
+    loss: Sequence[float]
+    accuracy: Sequence[float | None]
+    set_size: Sequence[float]
+    threshold_ratio: Sequence[float]
+    global_share: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Layers(Row):
+    """The layers at the first and the last recorded step; None where nothing was recorded."""
+
+    name: Sequence[str]
+    kind: Sequence[str]
+    size: Sequence[int]
+    k_first: Sequence[float] | None = None
+    k_rank0_first: Sequence[int] | None = None
+    ratio_first: Sequence[float] | None = None
+    threshold_first: Sequence[float] | None = None
+    residual_norm_first: Sequence[float] | None = None
+    k_last: Sequence[float] | None = None
+    k_rank0_last: Sequence[int] | None = None
+    ratio_last: Sequence[float] | None = None
+    threshold_last: Sequence[float] | None = None
+    residual_norm_last: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Traffic(Row):
+    """The bytes of one rank, beside those of dense and of a ring Allreduce."""
+
+    bytes_per_step: float
+    dense_bytes_per_step: float
+    share_of_dense: float
+    total_bytes: float
+    dense_total_bytes: float
+    compression: float
+    received_bytes_per_step: float
+    ring_bytes_per_step: float
+    share_of_ring: float
+    total_received_bytes: float
+    ring_total_bytes: float
+    uploaded_share: float
+
+
+@dataclass(frozen=True)
+class Timing(Row):
+    """The time of a mean step: seconds and shares, by phase and in total."""
+
+    steps: int
+    seconds: Mapping[str, float]
+    share: Mapping[str, float]
+    hidden_share: float | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All there is to say about a run; dls.inspect names the keys."""
+    """All there is to say about a run; traffic and timing are None where nothing was recorded."""
 
-    run: Mapping[str, Any]
+    run: About
     recorded: int
     window: int
-    final: Mapping[str, float | None]
-    curve: Mapping[str, Sequence[Any]]
-    layers: Mapping[str, Sequence[Any]]
-    traffic: Mapping[str, float]
-    timing: Mapping[str, Any]
+    final: Final
+    curve: OverTime
+    layers: Layers
+    traffic: Traffic | None
+    timing: Timing | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `dls.inspect` describes."""
+        return {
+            "run": self.run.to_json(),
+            "recorded": self.recorded,
+            "window": self.window,
+            "final": self.final.to_json(),
+            "curve": self.curve.to_json(),
+            "layers": self.layers.to_json(),
+            "traffic": self.traffic.to_json() if self.traffic else {},
+            "timing": self.timing.to_json() if self.timing else {},
+        }
 
 
-def summarise(series: Series) -> Summary:
+def to_json(summaries: Sequence[Summary]) -> str:
+    """One JSON object of several runs; null for the numbers that JSON does not have."""
+    records = [each.to_json() for each in summaries]
+    return files.json_text({"runs": records}, indent=2, default=str)
+
+
+# Summing up ---------------------------------------------------------------------------------------
+
+
+def summarise(run: Run) -> Summary:
     """The figures of a run."""
-    steps, recorded = series.steps, len(series.steps["step"])
-    at = (
-        np.unique(np.linspace(0, recorded - 1, POINTS).round().astype(int))
-        if recorded
-        else np.zeros(0, int)
-    )
-    curve = {"step": steps["step"][at].tolist(), "loss": smooth(steps["loss"], at).tolist()}
-    curve |= {"accuracy": _latest(series.evals, "accuracy", curve["step"])}
-    curve |= {name: smooth(steps[name], at).tolist() for name in ("set_size", "threshold_ratio")}
-    curve |= {"global_share": _latest(series.diagnostics, "global_share", curve["step"])}
-    final = {"train_loss": curve["loss"][-1] if recorded else None, **_last_and_best(series.evals)}
-    traffic, timing = (_traffic(series), _timing(series)) if recorded else ({}, {})
+    recorded = len(run.steps["step"])
+    curve = _over_time(run)
     return Summary(
-        series.run, recorded, window_of(recorded), final, curve, _layers(series), traffic, timing
+        run=run.about,
+        recorded=recorded,
+        window=window_of(recorded),
+        final=_final(run.evals, curve.loss[-1] if recorded else None),
+        curve=curve,
+        layers=_layers(run),
+        traffic=_traffic(run) if recorded else None,
+        timing=_timing(run) if recorded else None,
+    )
+
+
+def _over_time(run: Run) -> OverTime:
+    steps, recorded = run.steps, len(run.steps["step"])
+    rows = np.zeros(0, int)
+    if recorded:
+        rows = np.unique(np.linspace(0, recorded - 1, POINTS).round().astype(int))
+    shown = steps["step"][rows].tolist()
+    return OverTime(
+        step=shown,
+        loss=smooth(steps["loss"], rows).tolist(),
+        accuracy=_latest(run.evals, "accuracy", shown),
+        set_size=smooth(steps["set_size"], rows).tolist(),
+        threshold_ratio=smooth(steps["threshold_ratio"], rows).tolist(),
+        global_share=_latest(run.diagnostics, "global_share", shown),
     )
 
 
 def _latest(columns: Columns, name: str, steps: Sequence[int]) -> list[float | None]:
-    """The last value so far, at each of these steps."""
-    return [
-        columns[name][i - 1].item() if i else None
-        for i in np.searchsorted(columns["step"], steps, side="right")
-    ]
+    """The last value so far, at each of these steps; None before the first."""
+    counts = np.searchsorted(columns["step"], steps, side="right")
+    return [columns[name][count - 1].item() if count else None for count in counts]
 
 
 def window_of(recorded: int) -> int:
@@ -92,109 +174,71 @@ def window_of(recorded: int) -> int:
     return max(1, min(MAX_WINDOW, recorded // 20))
 
 
-def smooth(values: NDArray[Any], at: NDArray[Any] | None = None) -> NDArray[np.float64]:
-    """For each row number in `at`, or for all, the mean of that row and of those before it in the
-    window, NaN left out.
+def smooth(values: NDArray[Any], rows: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """The mean of a row and of those before it in the window, without NaN.
+
+    rows: the numbers of the rows; None: all.
     """
-    window, rows = window_of(len(values)), range(len(values)) if at is None else at
-    recent = (values[max(0, i + 1 - window) : i + 1] for i in rows)
+    window, numbers = window_of(len(values)), range(len(values)) if rows is None else rows
+    recent = (values[max(0, row + 1 - window) : row + 1] for row in numbers)
     known = (part[~np.isnan(part)] for part in recent)
     return np.array([part.mean() if part.size else np.nan for part in known], dtype=np.float64)
 
 
-def _last_and_best(evals: Columns) -> Mapping[str, float | None]:
+def _final(evals: Columns, train_loss: float | None) -> Final:
     if not len(evals["step"]):
-        return dict.fromkeys(("test_loss", "accuracy", "best_accuracy", "best_step"))
+        return Final(train_loss, None, None, None, None)
     best = int(evals["accuracy"].argmax())
-    last = {"test_loss": float(evals["loss"][-1]), "accuracy": float(evals["accuracy"][-1])}
-    return last | {
-        "best_accuracy": float(evals["accuracy"][best]),
-        "best_step": int(evals["step"][best]),
-    }
-
-
-def _layers(series: Series) -> dict[str, list[Any]]:
-    sizes = np.array(series.layers["size"])
-    layers = {
-        "name": list(series.layers["name"]),
-        "kind": list(series.layers["kind"]),
-        "size": sizes.tolist(),
-    }
-    for end, row in (("first", 0), ("last", -1)) if len(series.steps["k"]) else ():
-        layers |= {f"{name}_{end}": series.steps[name][row].tolist() for name in ("k", "k_rank0")}
-        layers[f"ratio_{end}"] = (series.steps["k"][row] / sizes).tolist()
-        layers |= {
-            f"{name}_{end}": series.steps[name][row].tolist()
-            for name in ("threshold", "residual_norm")
-        }
-    return layers
-
-
-def _traffic(series: Series) -> dict[str, float]:
-    sent, values = series.steps["payload_bytes"], int(sum(series.layers["size"]))
-    received, ring = series.steps["received_bytes"], series.steps["ring_bytes"]
-    mean, dense = float(sent.mean()), traffic.VALUE_BYTES * values
-    return {
-        "bytes_per_step": mean,
-        "dense_bytes_per_step": dense,
-        "share_of_dense": mean / dense,
-        "total_bytes": float(sent.sum()),
-        "dense_total_bytes": dense * len(sent),
-        "compression": dense / mean if mean else math.inf,
-        "received_bytes_per_step": float(received.mean()),
-        "ring_bytes_per_step": float(ring.mean()),
-        "share_of_ring": float(received.sum() / ring.sum()) if ring.any() else math.nan,
-        "total_received_bytes": float(received.sum()),
-        "ring_total_bytes": float(ring.sum()),
-        "uploaded_share": float(series.steps["k"].sum(axis=1).mean()) / values,
-    }
-
-
-def _timing(series: Series) -> dict[str, Any]:
-    steps, warm = series.steps, series.steps["warm"]
-    hidden = series.diagnostics["hidden_share"]
-    hidden = hidden[~np.isnan(hidden)]
-    seconds = {name: float(steps[f"seconds/{name}"][warm].mean()) for name in SECONDS}
-    total = seconds.pop("total")
-    seconds |= {"other": total - sum(seconds.values()), "total": total}
-    share = {name: value / total if total else math.nan for name, value in seconds.items()}
-    known = {"hidden_share": float(hidden.mean()) if len(hidden) else None}
-    return {"steps": int(warm.sum()), "seconds": seconds, "share": share, **known}
-
-
-def to_json(summaries: Sequence[Summary]) -> str:
-    """One JSON object, as dls.inspect describes it; null for the numbers that JSON does not
-    have.
-    """
-    return files.json_text({"runs": [asdict(each) for each in summaries]}, indent=2, default=str)
-
-
-def single_figures(summary: Summary) -> dict[str, Any]:
-    """By name, what has one value; of the lists over time their last."""
-    last = {name: values[-1] for name, values in summary.curve.items() if values}
-    ms = {
-        f"{name}_ms": 1e3 * seconds for name, seconds in summary.timing.get("seconds", {}).items()
-    }
-    hidden = {"hidden_share": summary.timing.get("hidden_share")}
-    return {**last, **summary.run, **summary.final, **summary.traffic, **ms, **hidden}
-
-
-def written(name: str, value: Any) -> str:
-    """A figure of that name, or below that head, as people read it; - where there is none."""
-    if isinstance(value, list | dict):
-        return ", ".join(map(str, value))
-    if value is None or value == "" or value != value:
-        return "-"
-    return (
-        "inf"
-        if value == math.inf
-        else format(value, "" if isinstance(value, str) else FORMATS.get(name, ""))
+    return Final(
+        train_loss=train_loss,
+        test_loss=float(evals["loss"][-1]),
+        accuracy=float(evals["accuracy"][-1]),
+        best_accuracy=float(evals["accuracy"][best]),
+        best_step=int(evals["step"][best]),
     )
 
 
-def written_pair(name: str, value: Any) -> str:
-    """A figure, or a mean and its standard deviation, as people read it."""
-    if not isinstance(value, tuple):
-        return written(name, value)
-    mean, sd = (written(name, number) for number in value)
-    return f"{mean} ± {sd}"
+def _layers(run: Run) -> Layers:
+    steps, sizes = run.steps, np.array(run.layers["size"])
+    about = {"name": list(run.layers["name"]), "kind": list(run.layers["kind"])}
+    ends: dict[str, Any] = {}
+    for end, row in (("first", 0), ("last", -1)) if len(steps["k"]) else ():
+        for name in ("k", "k_rank0", "threshold", "residual_norm"):
+            ends[f"{name}_{end}"] = steps[name][row].tolist()
+        ends[f"ratio_{end}"] = (steps["k"][row] / sizes).tolist()
+    return Layers(**about, size=sizes.tolist(), **ends)
+
+
+def _traffic(run: Run) -> Traffic:
+    sent, values = run.steps["payload_bytes"], int(sum(run.layers["size"]))
+    received, ring = run.steps["received_bytes"], run.steps["ring_bytes"]
+    mean, dense = float(sent.mean()), traffic.VALUE_BYTES * values
+    return Traffic(
+        bytes_per_step=mean,
+        dense_bytes_per_step=dense,
+        share_of_dense=mean / dense,
+        total_bytes=float(sent.sum()),
+        dense_total_bytes=dense * len(sent),
+        compression=dense / mean if mean else math.inf,
+        received_bytes_per_step=float(received.mean()),
+        ring_bytes_per_step=float(ring.mean()),
+        share_of_ring=float(received.sum() / ring.sum()) if ring.any() else math.nan,
+        total_received_bytes=float(received.sum()),
+        ring_total_bytes=float(ring.sum()),
+        uploaded_share=float(run.steps["k"].sum(axis=1).mean()) / values,
+    )
+
+
+def _timing(run: Run) -> Timing:
+    steps, warm = run.steps, run.steps["warm"]
+    seconds = {name: float(steps[f"seconds/{name}"][warm].mean()) for name in SECONDS}
+    total = seconds.pop("total")
+    seconds |= {"other": total - sum(seconds.values()), "total": total}
+    hidden = run.diagnostics["hidden_share"]
+    hidden = hidden[~np.isnan(hidden)]
+    return Timing(
+        steps=int(warm.sum()),
+        seconds=seconds,
+        share={name: value / total if total else math.nan for name, value in seconds.items()},
+        hidden_share=float(hidden.mean()) if len(hidden) else None,
+    )

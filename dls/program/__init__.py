@@ -1,3 +1,1 @@
-"""What makes a training a program: settings, start, signals, the folder's lock, progress, and which
-code it is.
-"""
+"""What makes training a program: settings, start-up, signals, progress, failures, provenance."""

@@ -1,12 +1,11 @@
-"""What the ranks agree on beside the gradient: to stop, all after the same step, and that their
-weights are still the same.
+"""What the ranks agree on besides the gradient: when to stop, and that their weights are the same.
 
-At the beginning of every step each rank gives its word to a non-blocking allgather, which travels
-while the step computes: whether a signal has asked it to stop and, every `check_every` steps, a
-hash of its weights. At the end of the step it reads the words of all. All ranks read the same words
-after the same step, and so decide alike. Nobody waits for it: to end a step a rank needs the other
-ranks' gradients, and their words left before those. The run ends with the step in which the signal
-came or, if that had begun already, with the one after it.
+At the beginning of every step each rank starts a non-blocking allgather of a short message, which
+travels while the step computes. The message says whether a signal has asked the rank to stop and,
+every `check_every` steps, it holds a hash of the rank's weights. At the end of the step each rank
+reads all messages. All ranks read the same messages after the same step, so they decide alike.
+Nobody waits for them: to end a step a rank needs the other ranks' gradients, which were sent after
+the messages. The run ends with the step in which the signal came, or with the next one.
 """
 
 from __future__ import annotations
@@ -25,12 +24,10 @@ class DivergenceError(RuntimeError):
 
 
 class Consensus:
-    """One rank's voice, and its ears.
+    """One rank's part in it. Every rank calls `speak` before each step and `hear` after it.
 
-    Every rank calls `speak` before each step and `hear` after it.
-
-    weights_hash: SHA-256 of what must be the same on all ranks; check_every: steps between
-    comparisons, 0: never.
+    weights_hash: SHA-256 of what must be the same on all ranks. check_every: steps between
+    comparisons; 0: never.
     """
 
     def __init__(
@@ -42,7 +39,7 @@ class Consensus:
         self._words: Waiting
 
     def speak(self, finished: int) -> None:
-        """Give this rank's word, after so many finished steps."""
+        """Start to send this rank's message, after so many finished steps."""
         due = self._check_every and finished % self._check_every == 0
         word = np.array([self._request.made, self._hash() if due else 0], dtype=np.uint64)
         self._finished = finished
@@ -51,16 +48,16 @@ class Consensus:
     def hear(self) -> bool:
         """Whether all ranks stop now, because one of them was asked to.
 
-        DivergenceError, on all ranks.
+        DivergenceError, on all ranks, where their weights differ.
         """
         stops, hashes = self._words.wait().T
         self._compare(hashes.tolist(), self._finished)
         return bool(stops.any())
 
     def confirm(self, finished: int) -> None:
-        """Compare now, before the checkpoint of so many finished steps, and wait for it.
+        """Compare the weights now, before the checkpoint of so many finished steps.
 
-        DivergenceError, on all ranks.
+        DivergenceError, on all ranks, where they differ.
         """
         if self._check_every:
             self._compare(
@@ -72,14 +69,15 @@ class Consensus:
         return int.from_bytes(self._weights_hash()[:8], "little")
 
     def _compare(self, hashes: Sequence[int], finished: int) -> None:
-        """Name the ranks that differ from most or, where no weights are those of most ranks, from
-        rank 0.
+        """DivergenceError that names the ranks which differ from the majority.
+
+        Where there is no majority, those that differ from rank 0.
         """
         common, count = Counter(hashes).most_common(1)[0]
         right, whose = (common, "most ranks") if 2 * count > len(hashes) else (hashes[0], "rank 0")
         odd = [str(rank) for rank, value in enumerate(hashes) if value != right]
         if odd:
-            ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}"
+            ranks = f"{'rank' if len(odd) == 1 else 'ranks'} {', '.join(odd)}"
             raise DivergenceError(
                 f"after step {finished} the weights of {ranks} are not those of {whose}"
             )

@@ -68,12 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _hints() -> dict[str, str]:
     """What to say of flags that other programs have."""
-    meant = {flag(name): flag(ours) for name, ours in aliases.ALIASES.items()}
-    elsewhere = {flag(name): words for name, words in aliases.ELSEWHERE.items()}
-    return {
-        name.removeprefix("--"): words.removeprefix("--")
-        for name, words in (meant | elsewhere).items()
-    }
+    meant = {name: ours.replace("_", "-") for name, ours in aliases.ALIASES.items()}
+    return {name.replace("_", "-"): words for name, words in (meant | aliases.ELSEWHERE).items()}
 
 
 def _add_flags_of_the_program(group: argparse._ArgumentGroup) -> None:

@@ -1,10 +1,10 @@
-"""Signs of life: when a run breaks off without a word, the next one tells which rank was the first
-to die.
+"""Heartbeats: after a run was killed, the next one can say which rank died first.
 
-OUT/heartbeats/rank-00000.json, … say of each rank who it is and, about once a second, how far. That
-does not tell the dead from the survivors, whom MPICH kills within 2 ms. So each rank has a
-guardian, a shell that waits for its end: the first guardian whose rank ends without a farewell
-writes the rank's number to OUT/heartbeats/died, which only one of them can create.
+About once a second each rank writes to OUT/heartbeats/rank-00000.json, … which process it is and
+how many steps it has finished. When one rank dies, MPICH kills the others within 2 ms, so these
+files alone do not show who was first. So each rank has a guardian, a shell that waits for the
+rank's end. The first guardian whose rank ends without a farewell writes the rank's number to
+OUT/heartbeats/died, which only one of them can create.
 """
 
 from __future__ import annotations
@@ -23,76 +23,71 @@ from dls.comm.base import Comm
 from dls.record import files
 
 INTERVAL = 1.0
-"""Seconds between two heartbeats, at least."""
+"""Minimum number of seconds between two heartbeats."""
 GUARDIAN = 'trap "" HUP INT TERM USR1; read -r farewell || { set -C; echo "$1" > "$2"; }'
-"""Reads what the rank says to it: nothing until a farewell, or the end of the rank. -C: `>`
-creates, and replaces nothing.
+"""Shell code that reads from the rank: nothing until a farewell, or until the rank ends.
+
+With -C, `>` creates a file and never replaces one.
 """
 
 
 class Heartbeat:
-    """One rank's signs of life, from `step` finished steps on.
+    """One rank's heartbeats. `previous_failure` has made their folder."""
 
-    The folder is there, made by `last_words`.
-    """
-
-    def __init__(self, out: Path, comm: Comm, step: int) -> None:
+    def __init__(self, out: Path, comm: Comm, finished: int) -> None:
         folder = out / "heartbeats"
         self._path = folder / f"rank-{comm.rank:05d}.json"
         self._about = {"rank": comm.rank, "host": comm.host, "pid": os.getpid()}
         self._written = time.monotonic()
-        self._write(step, "running")
+        self._write(finished, "running")
         self._guardian = _guardian(comm.rank, folder)
 
-    def beat(self, step: int) -> None:
+    def beat(self, finished: int) -> None:
         """So many steps are finished."""
         if time.monotonic() - self._written >= INTERVAL:
             self._written = time.monotonic()
-            self._write(step, "running")
+            self._write(finished, "running")
 
-    def end(self, step: int) -> None:
-        """The run ends here as it should."""
-        self._write(step, "ended")
+    def end(self, finished: int) -> None:
+        """The run ends normally, after so many finished steps."""
+        self._write(finished, "ended")
         self.leave()
 
     def leave(self) -> None:
-        """No longer part of this run, dead or alive."""
+        """Say farewell to the guardian: this rank leaves the run."""
         if self._guardian is not None and self._guardian.poll() is None:
             self._guardian.communicate(b"farewell\n")
 
-    def _write(self, step: int, state: str) -> None:
-        """Replace the file at once. A disk that is full for a moment must not end the run."""
+    def _write(self, finished: int, state: str) -> None:
+        """Replace the file atomically. A full disk must not end the run."""
         aside = self._path.with_suffix(".new")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with suppress(OSError):
             aside.write_text(
-                json.dumps(self._about | {"step": step, "time": now, "state": state}),
+                json.dumps(self._about | {"step": finished, "time": now, "state": state}),
                 encoding="utf-8",
             )
             os.replace(aside, self._path)
 
 
 def _guardian(rank: int, folder: Path) -> subprocess.Popen[bytes] | None:
-    """The shell beside a rank; None where the system has no room for it, which must not end the
-    run.
-    """
+    """The shell beside a rank; None where it cannot be started, which must not end the run."""
     try:
         return subprocess.Popen(
             ["sh", "-c", GUARDIAN, "guardian", str(rank), folder / "died"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # the launcher waits until nobody holds its pipes
+            stdout=subprocess.DEVNULL,  # the launcher waits until its pipes are closed
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # out of reach of what kills the rank
+            start_new_session=True,  # so that signals to the rank's group do not reach it
         )
     except OSError:
         return None
 
 
-def last_words(out: Path) -> list[str]:
-    """How the run before came to a bad end, in one line, where it did; and a line for what it left
-    behind that stays.
+def previous_failure(out: Path) -> list[str]:
+    """A line on how the previous run failed, if it did, and one for each file that cannot go.
 
-    Makes the folder anew, for this run.
+    Empties the folder of heartbeats for this run.
     """
     report, folder = out / "failure.txt", out / "heartbeats"
     words = [*_failure(report), *_death(folder)][:1]
@@ -124,8 +119,9 @@ def _failure(report: Path) -> list[str]:
 
 
 def _death(folder: Path) -> list[str]:
-    """What guardians and heartbeats tell; where a whole machine went down no guardian speaks, and
-    the last rank is named.
+    """A line on the rank that died first, if one did.
+
+    When a whole machine loses power, no guardian can tell; then the rank furthest behind is named.
     """
     running = [
         beat
@@ -155,7 +151,7 @@ def _progress(beat: dict[str, Any]) -> tuple[int, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A heartbeat; nothing where it is damaged."""
+    """A heartbeat; empty where the file is damaged."""
     try:
         with files.open_plain(path) as file:
             beat: dict[str, Any] = json.load(file)

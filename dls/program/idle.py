@@ -1,8 +1,7 @@
-"""Settings that were given and have no effect: they are named, so that nobody takes the run for one
-with them.
+"""Settings that were given and have no effect: the first lines of a run name them.
 
-They are named rather than refused, as one command line or one file serves several methods, models
-and data sets.
+They are not refused, because one command line or file may serve several methods, models and data
+sets.
 """
 
 from __future__ import annotations
@@ -17,22 +16,20 @@ from dls.tasks import data, models
 
 
 def remark(given: Mapping[str, Any], config: Config) -> str | None:
-    """One line that names them, of the settings given, each with the setting that leaves it idle.
+    """One line with the given settings that have no effect, and why; None where there are none.
 
-    None where there are none.
-
-    A value that is the default is not named: without it the run would be the same.
+    A setting with its default value is not named: the run is the same without it.
     """
     reasons: dict[str, list[str]] = {}
     for name, value in given.items():
-        if value != FIELDS[name].default and (found := reason(name, config)):
-            reasons.setdefault(found, []).append(_typed(name, value))
-    words = [f"{', '.join(idle)} with {found}" for found, idle in reasons.items()]
+        if value != FIELDS[name].default and (why := reason(name, config)):
+            reasons.setdefault(why, []).append(_typed(name, value))
+    words = [f"{', '.join(idle)} with {why}" for why, idle in reasons.items()]
     return f"without effect: {'; '.join(words)}" if words else None
 
 
 def reason(name: str, config: Config) -> str:
-    """The setting with which this one has no effect; "" where it has one."""
+    """The setting because of which this one has no effect; "" where it has one."""
     owner: str = FIELDS[name].metadata["of"] or ("method" if name in methods.settings() else "")
     if owner and not _reads(owner, getattr(config, owner), name):
         return _typed(owner, getattr(config, owner))
@@ -43,14 +40,14 @@ def reason(name: str, config: Config) -> str:
 
 
 def _reads(owner: str, chosen: str, name: str) -> bool:
-    """Whether the chosen method, model or data set reads a setting of that name."""
+    """Whether the chosen method, model or data set uses a setting of that name."""
     if owner == "method":
         return name in methods.reads(chosen)
     return {"model": models.reads, "dataset": data.reads}[owner](chosen, name)
 
 
 def _typed(name: str, value: Any) -> str:
-    """A setting as a flag."""
+    """A setting as the user types it."""
     if isinstance(value, bool):
         return flag(name) if value else flag(f"no_{name}")
     return f"{flag(name)} {show(value)}"

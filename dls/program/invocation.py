@@ -1,4 +1,4 @@
-"""Commands that the user can type next, made from how this program was started."""
+"""Commands that the user can type next, in the way in which this program was started."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from dls import called
 
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun")
-"""Programs that start ranks, whose command line ends with that of a rank."""
+"""Programs that start ranks. Their command line ends with that of a rank."""
 GENERATIONS = 3
-"""How far above a rank its launcher may be: MPICH has a proxy in between."""
+"""How many processes up from a rank its launcher may be: MPICH has a proxy in between."""
 
 
 def _interpreter() -> str:
@@ -50,12 +50,12 @@ def go_on(out: Path, ranks: int) -> str:
 
 
 def _kept(arguments: Sequence[str]) -> list[str]:
-    """The flags that no checkpoint keeps, and without which the run cannot go on."""
+    """The flags that a checkpoint does not hold, and that the run needs to go on."""
     kept: list[str] = []
     for text, after in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = text.partition("=")
         typed = value if equals else after
-        if flag == "--import" or (flag == "--workers" and typed.strip("0")):  # 0 workers are ranks
+        if flag == "--import" or (flag == "--workers" and typed.strip("0")):  # 0 means ranks
             kept += [flag, typed]
     return kept
 

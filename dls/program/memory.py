@@ -1,29 +1,27 @@
-"""Memory that a step gives back stays with the process: the next one does not have to fetch fresh
-pages.
+"""Keeps freed memory in the process, so that the next step does not have to fetch new pages.
 
-glibc returns a freed block to the kernel at once where it is large, until it has seen how large the
-program's blocks are. A selection's arrays, a few megabytes, lie at that border, and two thousand
-page faults take as long as a third of a pass over 25 million values.
+glibc returns large freed blocks to the kernel at once until it has learnt how large the program's
+blocks are. The arrays of a selection, a few megabytes, are about as large as that limit. Two
+thousand page faults take as long as a third of a pass over 25 million values.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Numbers of <malloc.h>: how much free memory may be kept, and the size from which a block is the
-kernel's own.
-"""
+TRIM_THRESHOLD = -1
+"""Parameter of mallopt (<malloc.h>): how much free memory the process keeps."""
+MMAP_THRESHOLD = -3
+"""Parameter of mallopt (<malloc.h>): blocks of this size or more are mapped separately."""
 LARGEST = 32 << 20
-"""Bytes: the most that glibc sets MMAP_THRESHOLD to by itself, with twice as many for
-TRIM_THRESHOLD.
+"""Bytes: the largest MMAP_THRESHOLD that glibc sets itself, with twice as much for TRIM_THRESHOLD.
 """
 
 
 def keep_freed() -> bool:
-    """Set at once what glibc would come to after freeing a block of 32 MiB.
+    """Set both limits as glibc would after a freed block of 32 MiB.
 
-    Returns whether the C library knows how.
+    Returns whether the C library can do so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,7 +1,6 @@
-"""What a program says to people, and that nobody may be there to read it any more (`| head`, a
-terminal that is closed).
+"""Output that nobody may read any more (`| head`, a closed terminal).
 
-What a program writes to its files is its result, and is not lost with its words: so it goes on.
+The result of a program is in its files. So it goes on when its output cannot be written.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from typing import Any, TextIO
 
 
 class _Unheard:
-    """A text stream that swallows what it is given from the first time on that it cannot pass it
-    on, for one of these errors.
-    """
+    """A text stream that discards all further output once writing has failed with such an error."""
 
     def __init__(self, stream: TextIO, errors: type[OSError]) -> None:
         self._stream, self._errors, self.heard = stream, errors, True
@@ -38,15 +35,13 @@ class _Unheard:
             self._meet(error)
 
     def _meet(self, error: OSError) -> None:
-        """Swallow the error, or raise it, and with it nothing a second time when Python ends."""
+        """Ignore the error or raise it, once: it is not raised again when Python ends."""
         self._leave()
         if not isinstance(error, self._errors):
             raise error
 
     def _leave(self) -> None:
-        """What is still buffered, and whatever else writes to this descriptor, goes nowhere from
-        now on.
-        """
+        """Discard what is buffered, and what anything else writes to this descriptor."""
         self.heard = False
         with suppress(OSError):  # also where the stream is no file
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -56,13 +51,12 @@ class _Unheard:
 
 @contextmanager
 def unheard(errors: type[OSError] = BrokenPipeError) -> Iterator[None]:
-    """Let this block go on in silence when its words cannot be passed on: their reader has left, or
-    another of these errors.
+    """Let this block go on without output when writing fails with one of these errors.
+
+    By default that is only when the reader has gone.
     """
     streams = sys.stdout, sys.stderr
-    with open(
-        os.devnull, "w", encoding="utf-8"
-    ) as nowhere:  # for a stream that was closed before the program began
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for streams closed from the start
         sys.stdout, sys.stderr = (_Unheard(each or nowhere, errors) for each in streams)
         try:
             yield
@@ -72,5 +66,5 @@ def unheard(errors: type[OSError] = BrokenPipeError) -> Iterator[None]:
 
 
 def heard() -> bool:
-    """Whether stdout still goes to somebody, as far as is known."""
+    """Whether output still reaches a reader, as far as is known."""
     return getattr(sys.stdout, "heard", True)

@@ -1,6 +1,6 @@
-"""How fast the last steps went.
+"""The speed of the latest steps.
 
-A step unlike the others, as the first one, which may compile, is soon forgotten.
+An unusual step, such as the first one, which may include compilation, soon stops counting.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections import deque
 from datetime import timedelta
 
 RECENT = 50
-"""Steps that count."""
+"""The number of steps that count."""
 
 
 class Pace:
-    """The speed of the last steps of `total`, and the time that the others need at this speed."""
+    """The speed of the latest steps, and the time until `total` steps at this speed."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -21,19 +21,17 @@ class Pace:
         self._step = 0
 
     def step(self, step: int, now: float) -> None:
-        """This step has ended, at so many seconds of any clock."""
+        """Step number `step` ended at `now`, in seconds of any clock."""
         self._step = step
         self._ends.append(now)
 
     def speed(self) -> float:
-        """Steps a second, with what came between them; 0 where it is not known, before two steps
-        have ended.
-        """
+        """Steps per second, evaluations and the like included; 0 before two steps have ended."""
         seconds = self._ends[-1] - self._ends[0] if self._ends else 0.0
         return (len(self._ends) - 1) / seconds if seconds > 0 else 0.0
 
     def left(self) -> str:
-        """The time until the end, as 0:01:30; empty where it is not known or nothing is left."""
+        """The time until the end, as 0:01:30; "" where it is unknown or over."""
         speed, steps = self.speed(), self._total - self._step
         return str(timedelta(seconds=round(steps / speed))) if speed and steps else ""
 

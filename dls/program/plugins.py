@@ -1,6 +1,4 @@
-"""`--import FILE`: Python files of the user's that are run first, and register methods of their
-own.
-"""
+"""`--import FILE`: the user's Python files, which are run first and may register methods."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from dls.cli import UsageError
 from dls.record.files import one_line
 
 PREFIX = "dls_import_"
-"""Before the name of a file, as a module."""
+"""The first part of the module name of such a file."""
 
 
 def add_flag(parser: argparse._ActionsContainer) -> None:
@@ -31,10 +29,10 @@ def add_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def load(argv: Sequence[str]) -> UsageError | None:
-    """Run the files that a command line imports, before the rest of it is read: what they register
-    has flags of its own.
+    """Run the files that a command line imports, before the rest of it is parsed.
 
-    Returns why one cannot be run, which all ranks must hear of.
+    The methods that they register have flags of their own. Returns the error of a file that cannot
+    be run, of which all ranks must know.
     """
     try:
         for name in _named(argv):
@@ -45,7 +43,7 @@ def load(argv: Sequence[str]) -> UsageError | None:
 
 
 def _named(argv: Sequence[str]) -> Iterator[str]:
-    for flag, value in zip(argv, [*argv[1:], ""], strict=False):  # none where there are none
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):  # no pair without arguments
         if flag == "--import":
             yield value
         elif flag.startswith("--import="):

@@ -1,6 +1,4 @@
-"""What rank 0 tells the user while a run goes on: a live bar on a terminal, plain lines at sensible
-intervals otherwise.
-"""
+"""What rank 0 shows during a run: a live bar on a terminal, otherwise lines at intervals."""
 
 from __future__ import annotations
 
@@ -23,26 +21,27 @@ LINE_INTERVAL = 10.0
 
 
 class Reporter:
-    """Rank 0's voice; `quiet` on all others. `at`: the step that the run is in, for what goes wrong
-    there.
+    """Prints the progress of a run after `finished` steps; quiet: nothing, on ranks other than 0.
+
+    `at`: the step that is being taken, for messages about failures.
     """
 
-    def __init__(self, style: str, first: int, total: int, quiet: bool) -> None:
+    def __init__(self, style: str, finished: int, total: int, quiet: bool) -> None:
         self._quiet, self._total = quiet, total
-        self.at = first
+        self.at = finished
         self._started = self._spoke = time.monotonic()
-        self._first, self._sent, self._received = first, 0, 0
+        self._resumed_after, self._sent, self._received = finished, 0, 0
         self._pace = Pace(total)
         self._last, self._warning, self._skipped = "", "", 0
         self._said: set[str] = set()
-        launched = launcher.launched(os.environ)  # whose output goes through it, and is no terminal
+        launched = launcher.launched(os.environ)  # then output goes through it, to no terminal
         forced = {"auto": False if launched else None, "bar": True, "plain": False}[style]
         self._console = Console(force_terminal=forced, highlight=False, soft_wrap=True, quiet=quiet)
         texts = TextColumn("{task.description}"), TextColumn("{task.fields[pace]}")
         self._bar = Progress(
             texts[0], BarColumn(), MofNCompleteColumn(), texts[1], console=self._console
         )
-        self._task = self._bar.add_task("training", total=total, completed=first, pace="")
+        self._task = self._bar.add_task("training", total=total, completed=finished, pace="")
         if self._console.is_terminal and not quiet:
             self._bar.start()
 
@@ -53,13 +52,13 @@ class Reporter:
         self._console.file.flush()
 
     def say_once(self, line: str) -> None:
-        """Print a line that may come again and again."""
+        """Print a line, unless it was printed before."""
         if line not in self._said:
             self._said.add(line)
             self.say(line)
 
     def step(self, step: int, loss: float, sent: int, received: int) -> None:
-        """A step is done, and so many bytes are sent and received."""
+        """Step number `step` is finished, with so many bytes sent and received."""
         self._pace.step(step, time.monotonic())
         self._sent += sent
         self._received += received
@@ -70,31 +69,29 @@ class Reporter:
             self.say(f"step {step}/{self._total}  loss {loss:.4f}  {self._pace}".rstrip())
 
     def skipped(self, step: int, ranks: Sequence[int]) -> None:
-        """All ranks left this step out, for what these met."""
+        """All ranks left this step out, as these ranks found NaN or infinity."""
         self._skipped += 1
-        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+        who = f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
         self.say(f"step {step}/{self._total}  skipped: NaN or infinity on {who}")
 
     def evaluation(self, step: int, epoch: int, loss: float, accuracy: float, warning: str) -> None:
-        """An evaluation is done.
+        """Print the result of an evaluation.
 
-        A warning is said when it is the first in a row, and at the end.
+        A warning is printed when the previous evaluation had none, and at the end of the run.
         """
         self._last = f"; test accuracy {accuracy:.2%}, loss {loss:.4f}"
-        found = f"test loss {loss:.4f}  accuracy {accuracy:.2%}"
-        self.say(f"step {step}/{self._total}  epoch {epoch}  {found}  {self._pace}".rstrip())
+        result = f"test loss {loss:.4f}  accuracy {accuracy:.2%}"
+        self.say(f"step {step}/{self._total}  epoch {epoch}  {result}  {self._pace}".rstrip())
         if warning and not self._warning and step < self._total:
             self.say(f"so far, {warning}")
         self._warning = warning
 
     def done(self, out: Path, ring: int) -> None:
-        """The run is over; a ring Allreduce of the whole gradient sends and receives so many bytes
-        a step.
-        """
+        """The run is complete. ring: bytes a step of a ring Allreduce of the whole gradient."""
         self.close()
-        steps, seconds = self._total - self._first, time.monotonic() - self._started
+        steps, seconds = self._total - self._resumed_after, time.monotonic() - self._started
         sent, received, dense = map(traffic.readable, (self._sent, self._received, steps * ring))
-        skipped = f", {self._skipped} of them skipped" * bool(self._skipped)
+        skipped = f", {self._skipped} of them skipped" if self._skipped else ""
         self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
         self.say(
             f"rank 0 gave MPI {sent} to send and received {received}; a dense ring Allreduce would"
@@ -104,7 +101,7 @@ class Reporter:
         self.say(f"look into it with {shlex.join([*invocation.command('inspect'), str(out)])}")
 
     def stopped(self, step: int, out: Path, ranks: int) -> None:
-        """So many ranks were asked to stop, after this step."""
+        """The run was asked to stop, and ended after this step."""
         self.close()
         self.say(f"stopped after step {step} of {self._total}{self._last}")
         self._warn()

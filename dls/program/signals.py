@@ -1,6 +1,4 @@
-"""Signals that ask a run to stop: an ordinary kill, Slurm's warning before the end of a job,
-Ctrl-C.
-"""
+"""Signals that ask a run to stop: kill, Slurm's warning before the end of a job, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,15 +10,15 @@ from types import FrameType
 from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The signals that ask a run to stop."""
 
 
 class StopRequest:
-    """Whether a signal has asked this rank to stop, since this object exists. `made` is all that
-    the first one changes.
+    """Whether a signal has asked this rank to stop, since this object was made: `made`.
 
-    A second Ctrl-C raises KeyboardInterrupt, as Python does by default. As a context it leaves the
-    signals to whoever had them before. Python hears signals in its main thread alone: elsewhere
-    nothing asks.
+    A second Ctrl-C raises KeyboardInterrupt, as Python does by default. As a context manager it
+    restores the signal handlers that it found. Python handles signals in its main thread only: in
+    other threads `made` stays false.
     """
 
     def __init__(self) -> None:
@@ -37,8 +35,9 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal, also an earlier one, end this block with KeyboardInterrupt: it may wait for
-        something without a limit.
+        """Let a signal, also an earlier one, raise KeyboardInterrupt in this block.
+
+        The block may wait for something without a time limit.
         """
         self._interrupts = True
         try:

@@ -1,8 +1,7 @@
-"""Which code this is: the files that are here, and the commit that they are of.
+"""Which code a run used: a hash of its source files, and the commit that they come from.
 
-Two runs are of one state where their trainings read the same: `dls.train` and the method with all
-that they import, and what is loaded by name. Another method, a tool or a page beside them makes no
-other state.
+Two runs used the same state of the code if `dls.train`, their method, everything these import and
+everything they load by name are the same. Other methods, tools or pages do not matter.
 """
 
 from __future__ import annotations
@@ -27,22 +26,23 @@ from dls.version import files_below, hash_files, name_of
 ROOT = origins.ROOT
 """The folder that holds the packages of this program."""
 BY_NAME = ("reference", "gpu", "dls/tasks/assets", "dls/assets")
-"""What training loads by name, or reads: all of it counts.
+"""Folders from which training loads modules by name, or reads files: all of them count.
 
-The last is where older commits have the digits.
+The last one holds the digits in older commits.
 """
 METHODS = ("exchange.methods", "sparsifiers")
-"""The packages of the methods; the last is where older commits have them."""
+"""The packages of the methods; the last one is that of older commits."""
 OF_NO_COMMIT = "files that were of no commit"
+"""Stands for the names of differing files where they are not known."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a training read of the program: a hash of all of it; of each file, where that is known;
-    the commit as `commit` has it.
+    """The state of the code that a run used.
 
-    The hash is empty where a trace names a commit alone. States are equal by hash and commit;
-    `same` asks for more.
+    digest: a hash of all files; "" where a trace names only a commit. commit: as `commit` returns
+    it. files: a hash of each file, where they are known. States are equal if digest and commit are;
+    `same` compares more thoroughly.
     """
 
     digest: str
@@ -50,7 +50,7 @@ class State:
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_text(self) -> str:
-        """For a trace: the hash of all, then a line for each file with its own."""
+        """For a trace: the digest, then a line for each file with its hash."""
         return "\n".join(
             [self.digest, *(f"{digest} {name}" for name, digest in self.files.items())]
         )
@@ -72,7 +72,7 @@ def version() -> str:
 
 
 def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
-    """What a run of this method would read now, and what else is its own."""
+    """The state that a run of this method would use now. own: further files of the run."""
     files = [*files_below(root, training_files(method, root)), *own, *imported()]
     named = _named(sorted(files), root)
     return State(
@@ -81,14 +81,12 @@ def state(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> State:
 
 
 def state_of_run(method: str, root: Path = ROOT) -> State:
-    """That of the run that this process is."""
+    """The state of the run in this process."""
     return state(method, root, _own_program(root))
 
 
 def states(attributes: Mapping[str, Any]) -> list[State]:
-    """Those that a trace's attributes tell of: one, or those of the programs that went on with the
-    run, in order.
-    """
+    """The states in a trace's attributes: one for each program that took part in the run."""
     commits = str(attributes.get("commit", "")).split() or [""]
     texts = attributes.get("sources") or []
     if texts:
@@ -107,8 +105,9 @@ def _from_text(text: str, commit: str) -> State:
 
 @lru_cache(maxsize=256)
 def resolved(found: State, method: str, root: Path) -> State | None:
-    """The state with its hash, which a commit alone has in this checkout's history; None where that
-    does not know it.
+    """The state with its digest, which may have to be computed from the commit.
+
+    None where this checkout's history does not hold the commit.
     """
     if found.digest:
         return found
@@ -128,9 +127,7 @@ def resolved(found: State, method: str, root: Path) -> State | None:
 
 
 def same(ones: Iterable[State], others: Iterable[State], method: str, root: Path) -> bool:
-    """Whether two runs of a method are of one state: their hashes, or else their commits, are the
-    same.
-    """
+    """Whether two runs of a method used the same code: the same digests, or else commits."""
     ones, others = list(ones), list(others)
     if ones == others:
         return True
@@ -141,7 +138,7 @@ def same(ones: Iterable[State], others: Iterable[State], method: str, root: Path
 
 
 def training_hash(method: str, root: Path = ROOT, own: Iterable[Path] = ()) -> str:
-    """A hash of what a run of this method reads of the program, and of what else is its own."""
+    """The digest of `state`."""
     return state(method, root, own).digest
 
 
@@ -160,42 +157,33 @@ def commit(method: str = "", root: Path = ROOT) -> str:
 
 
 def training_files(method: str, root: Path = ROOT) -> list[str]:
-    """The modules of dls that `dls.train` and the method import, directly or by others, and the
-    folders of what has no import.
-    """
+    """The modules that `dls.train` and the method import, directly or indirectly, and BY_NAME."""
     found: set[str] = set()
     waiting = {"", "train", *(f"{package}.{method.replace('-', '_')}" for package in METHODS)}
     waiting |= {name for path in imported() for name in _imported(path.read_bytes())}
     while waiting:
         name = waiting.pop()
-        place = "/".join(["dls", *filter(None, name.split("."))])
-        for path in (f"{place}.py", f"{place}/__init__.py"):
+        stem = "/".join(["dls", *filter(None, name.split("."))])
+        for path in (f"{stem}.py", f"{stem}/__init__.py"):
             if path not in found and (root / path).exists():
                 found.add(path)
-                waiting.add(
-                    name.rpartition(".")[0]
-                )  # the package that it is in is imported with it
+                waiting.add(name.rpartition(".")[0])  # its package is imported, too
                 waiting.update(_imported((root / path).read_bytes()))
     return sorted(found.union(BY_NAME))
 
 
 def imported() -> list[Path]:
-    """The files that `--import` has run.
-
-    They count for every run, as each may bring a method, a model or a data set.
-    """
+    """The files that `--import` has run. They count for every run, whatever they register."""
     modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     return [Path(module.__file__) for module in modules if module.__file__]
 
 
 @lru_cache(maxsize=1024)
 def _imported(source: bytes) -> tuple[str, ...]:
-    """The modules of dls that a source may import, as what comes after `dls.`; imports inside
-    functions count.
-    """
+    """The modules of dls that a source file imports, also in functions, without `dls.`."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # no run can read it either, and says so
+    except (SyntaxError, ValueError):  # a run reports such a file itself
         return ()
     names: list[str] = []
     for node in _statements(tree):
@@ -207,9 +195,7 @@ def _imported(source: bytes) -> tuple[str, ...]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All statements below a node, and what holds some; expressions, of which there are many times
-    more, hold none.
-    """
+    """All statements below a node. Expressions, of which there are many more, are passed over."""
     for part in ("body", "orelse", "finalbody", "handlers", "cases"):
         for statement in getattr(node, part, ()):
             yield statement
@@ -225,7 +211,7 @@ def _own_program(root: Path) -> Iterator[Path]:
 
 
 def _named(files: Iterable[Path], root: Path) -> dict[str, Path]:
-    """Files by name; one from elsewhere whose name is taken has folders before it, as it needs."""
+    """Files by name. Where names would collide, folders are put before them."""
     named: dict[str, Path] = {}
     for path in dict.fromkeys(files):
         name, above = name_of(path, root), iter(path.parents)

@@ -1,5 +1,6 @@
-"""What a run must keep to go on with the same bits: every part registers its own, and one loop
-saves, loads and hashes it all.
+"""What a run must keep to go on with the same bits.
+
+Every part registers what it keeps, and one loop saves, loads and hashes it all.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Part:
-    """What one part keeps: how to read it, on the host, and how to take it over.
+    """What one part of a run keeps.
 
-    shared: the same on all ranks, saved once; hashed: and compared between them. load None: it
-    follows from the rest, and is saved for others to read.
+    save: returns it, in the host's memory. load: takes it over; None: it follows from the rest, and
+    is saved for other programs only. shared: it is the same on all ranks, and saved once. hashed:
+    the ranks compare it.
     """
 
     save: Callable[[], Arrays]
@@ -38,22 +40,22 @@ class States:
         self._parts: list[Part] = []
 
     def register(self, part: Part) -> None:
-        """Keep this, too."""
+        """Add a part."""
         self._parts.append(part)
 
     def save(self, shared: bool) -> dict[str, NDArray[Any]]:
-        """What is the same on all ranks, or what is this rank's own.
+        """The arrays that are the same on all ranks, or those of this rank alone.
 
-        Every rank calls it: a part may have to ask the others.
+        Every rank calls it: parts may communicate.
         """
         return _together(part for part in self._parts if part.shared is shared)
 
     def expected(self, shared: bool) -> dict[str, NDArray[Any]]:
-        """What `load` wants to be given, as it is now."""
+        """The arrays that `load` takes, with their present values."""
         return _together(self._loadable(shared))
 
     def load(self, arrays: Arrays, shared: bool) -> None:
-        """Take over what `expected` has named. ValueError where a part cannot."""
+        """Take over the arrays that `expected` names. ValueError where a part cannot."""
         for part in self._loadable(shared):
             assert part.load is not None
             part.load({name: arrays[name] for name in part.save()})
@@ -72,7 +74,7 @@ class States:
 
 
 def _together(parts: Iterable[Part]) -> dict[str, NDArray[Any]]:
-    """What these parts keep. ValueError where two of them use one name."""
+    """The arrays of these parts. ValueError where two of them use the same name."""
     arrays: dict[str, NDArray[Any]] = {}
     for part in parts:
         own = part.save()
@@ -84,7 +86,7 @@ def _together(parts: Iterable[Part]) -> dict[str, NDArray[Any]]:
 
 
 def vector(name: str, values: Any, ops: Ops, *, shared: bool) -> Part:
-    """A part that is one vector, updated in place; a shared one is hashed."""
+    """A part that is one vector, updated in place. A shared one is also hashed."""
 
     def load(arrays: Arrays) -> None:
         values[...] = ops.from_host(np.asarray(arrays[name]))

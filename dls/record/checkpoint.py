@@ -1,10 +1,11 @@
 """Checkpoints: everything that a run needs to go on with the same bits.
 
 OUT/checkpoints/step-00000100/ holds shared.h5 (rank 0: weights, momentum, batch norm's mean
-statistics), rank-00000.h5, … (each rank's own state) and manifest.json, written last: the
-configuration, the place in the data, the SHA-256 of every file and, as its seal, of itself. There
-is no random state: all randomness is a function of seed and step. A checkpoint is written aside,
-synced to disk and renamed, so that a folder with its final name is complete.
+statistics), rank-00000.h5, … (each rank's own state) and manifest.json, written last, with the
+configuration, the position in the data, the SHA-256 of every file, and a seal: the SHA-256 of the
+manifest itself. No random state is stored, since all random numbers follow from seed and step. A
+checkpoint is written under a temporary name, synced to disk and renamed, so that a folder with its
+final name is complete.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
     from dls.comm.base import Comm
 
 FORMAT = "dls-checkpoint/2"
-MANIFEST, SHARED = "manifest.json", "shared.h5"
+"""The format of a checkpoint, in its manifest."""
+MANIFEST = "manifest.json"
+"""The file that describes a checkpoint; written last."""
+SHARED = "shared.h5"
+"""The file of what is the same on all ranks."""
 MANIFEST_BYTES = 2**24
-"""A manifest is not read beyond this; one of 10,000 ranks and layers each has a tenth of it."""
+"""A longer manifest is not read; one of 10,000 ranks and as many layers has a tenth of it."""
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -39,7 +44,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the data, between two steps: `step` are finished, and `seen` images of `epoch`."""
+    """A position in the data: `step` finished steps, `seen` images of `epoch` used."""
 
     step: int = 0
     epoch: int = 0
@@ -48,10 +53,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, or one about to be written, which has no hashes yet.
+    """A complete checkpoint, or one to be written, which has no hashes yet.
 
-    data: the checksum of its run's data; environment: on what it was made
-    (`dls.record.environment`); older checkpoints lack them.
+    data: the checksum of its run's data; environment: what its bits depend on
+    (`dls.record.environment`). Older checkpoints lack both.
     """
 
     folder: Path
@@ -75,8 +80,9 @@ def place(out: Path, step: int) -> Path:
 
 
 def complete(out: Path) -> dict[Path, int]:
-    """The folders of a run's complete checkpoints, whole or damaged, and their steps: the last step
-    first, whatever the date.
+    """The folders of a run's complete checkpoints and their steps, the last step first.
+
+    They may have been damaged since.
     """
     numbers = {
         p: p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*") if p.is_dir()
@@ -93,11 +99,11 @@ def complete(out: Path) -> dict[Path, int]:
 
 
 def save(about: Checkpoint, shared: Arrays, own: Arrays, keep: int, comm: Comm) -> list[str]:
-    """Write a checkpoint, then remove all but the newest `keep` (0: none). Every rank calls it.
+    """Write a checkpoint, then remove all but the newest `keep` (0: keep all). Every rank calls it.
 
-    Returns a line for each thing that is not needed any more and cannot be removed.
-    CheckpointError, on all ranks, where any of them cannot write; then nothing is left of it, and
-    the one before it is as it was.
+    Returns a line for each file or folder that should be removed and cannot. CheckpointError, on
+    all ranks, where any of them cannot write: then no part of it stays, and earlier ones are
+    unchanged.
     """
 
     def write(aside: Path) -> dict[str, str]:
@@ -126,9 +132,9 @@ def rank_file(rank: int) -> str:
 
 
 def _prepare(final: Path) -> tuple[Path, list[str]]:
-    """An empty folder to write in, and a line for each that killed runs left behind and that stays.
+    """An empty folder to write in, and a line for each old one that cannot be removed.
 
-    The run's own folder must still be there.
+    Killed runs leave such folders behind. The run's own folder must still exist.
     """
     final.parent.mkdir(exist_ok=True)
     left = [line for folder in final.parent.glob("step-*.partial*") for line in _remove(folder)]
@@ -171,9 +177,8 @@ def _publish(about: Checkpoint, aside: Path, hashes: Mapping[str, str]) -> list[
     manifest |= {"data": about.data, "environment": dict(about.environment)}
     manifest |= {"layers": about.layers, "sha256": dict(hashes)}
     files.write_text(aside / MANIFEST, json.dumps(manifest | {"seal": _seal(manifest)}, indent=1))
-    left = (
-        _take_down(about.folder) if about.folder.exists() else []
-    )  # a damaged one, which this run did not start from
+    # an existing one is damaged: the run started from an earlier one
+    left = _take_down(about.folder) if about.folder.exists() else []
     files.publish(aside, about.folder)
     return left
 
@@ -186,8 +191,9 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _prune(about: Checkpoint, keep: int) -> list[str]:
-    """Remove what is older than the newest `keep` up to this one; later steps are damaged ones,
-    which were passed over.
+    """Keep the newest `keep` checkpoints up to this one, and remove those before.
+
+    Checkpoints of later steps are damaged ones, which were passed over.
     """
     ours = [
         folder
@@ -196,9 +202,7 @@ def _prune(about: Checkpoint, keep: int) -> list[str]:
     ]
     left: list[str] = []
     for folder in ours[keep:] if keep else []:
-        if not os.access(
-            folder, os.W_OK | os.X_OK
-        ):  # before its name goes: somebody wants to keep it
+        if not os.access(folder, os.W_OK | os.X_OK):  # somebody wants to keep it
             left.append(f"{folder} is write-protected; it stays")
             continue
         try:
@@ -211,7 +215,8 @@ def _prune(about: Checkpoint, keep: int) -> list[str]:
 def _take_down(folder: Path) -> list[str]:
     """Remove a checkpoint.
 
-    Its name goes first, so that it never stands for half a one. OSError where even that stays.
+    It is renamed first, so that its name never stands for an incomplete one. OSError where it
+    cannot be renamed.
     """
     aside = files.aside(folder.with_name(folder.name + ".removed"))
     os.replace(folder, aside)
@@ -219,7 +224,7 @@ def _take_down(folder: Path) -> list[str]:
 
 
 def _remove(folder: Path) -> list[str]:
-    """Remove what is not needed; a line where it stays."""
+    """Remove a folder. Returns a line where that is not possible."""
     try:
         shutil.rmtree(folder)
     except OSError as error:
@@ -240,11 +245,10 @@ def _sha256(path: Path) -> str:
 
 
 def find(out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run in which every checksum is right, and a line for each newer
-    one that was passed over.
+    """The newest intact checkpoint of a run, and a line for each damaged one that is newer.
 
-    The ranks share the work and must see the same folder. CheckpointError, on all ranks, where
-    there are some and none is whole.
+    Every checksum of it is right. The ranks share the work and must see the same folder.
+    CheckpointError, on all ranks, where there are checkpoints and none is intact.
     """
     passed: list[str] = []
     for folder in complete(out):
@@ -262,9 +266,7 @@ def find(out: Path, comm: Comm) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _examine(folder: Path, rank: int, ranks: int) -> Checkpoint | str:
-    """The checkpoint in a folder, or what is wrong with it, of the files that are this rank's to
-    look at.
-    """
+    """The checkpoint in a folder, or what is wrong with it; this rank checks its share of files."""
     try:
         found = describe(folder)
         for name in sorted(found.hashes)[rank::ranks]:
@@ -278,9 +280,7 @@ def _examine(folder: Path, rank: int, ranks: int) -> Checkpoint | str:
 
 
 def listing(out: Path) -> list[str]:
-    """The checkpoints that this rank sees, each with its manifest's checksum, for ranks to
-    compare.
-    """
+    """The checkpoints that this rank sees, with their manifests' checksums, to be compared."""
     manifests = {folder.name: folder / MANIFEST for folder in complete(out)}
     return [
         f"{name} ({_sha256(path)[:8] if path.is_file() else 'no manifest'})"
@@ -289,7 +289,7 @@ def listing(out: Path) -> list[str]:
 
 
 def latest(out: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a run by its manifest alone, None where there is none.
+    """The newest complete checkpoint of a run, None where there is none; checksums are not checked.
 
     CheckpointError.
     """
@@ -297,10 +297,7 @@ def latest(out: Path) -> Checkpoint | None:
 
 
 def describe(folder: Path) -> Checkpoint:
-    """What a checkpoint's manifest says.
-
-    CheckpointError where it is missing, damaged or senseless.
-    """
+    """What a checkpoint's manifest says. CheckpointError where it is missing or damaged."""
     try:
         with files.open_plain(folder / MANIFEST) as file:
             text = file.read(MANIFEST_BYTES + 1)
@@ -320,7 +317,7 @@ def describe(folder: Path) -> Checkpoint:
 
 
 def _parse(folder: Path, manifest: Any) -> Checkpoint:
-    """Every type and range is checked: the seal keeps out accidents, not malice."""
+    """Every type and range is checked: the seal shows accidental damage, not malice."""
     if manifest["format"] != FORMAT:
         raise ValueError(
             f"its format is {str(manifest['format'])[:40]!r}; this program reads {FORMAT}"

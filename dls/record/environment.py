@@ -1,8 +1,8 @@
-"""On what a run computes: what its bits depend on, beside its settings and its data.
+"""What a run's bits depend on, besides its settings and its data.
 
-Another processor, BLAS or thread count adds up in another order, and a library of another version
-may. A checkpoint and a trace say on what they were made; where a run goes on elsewhere, a line
-names what differs.
+Another processor, BLAS or thread count may sum in another order, and so may another version of a
+library. Checkpoints and traces record all of these; where a run goes on elsewhere, a line names
+what differs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 Environment = dict[str, str]
 NAMES = ("processor", "blas", "numpy", "mpi", "backend_version", "threads")
+"""What is recorded: attributes of a trace, and entries of a manifest."""
 
 
 def describe(backend: Backend, threads: int, comm: Comm) -> Environment:
-    """The environment of all ranks, by NAMES; where ranks differ, all that there is, in the order
-    of the ranks. Collective.
+    """The environment of all ranks, by NAMES. Every rank calls it.
+
+    Where ranks differ, all their values are listed, in the order of the ranks.
     """
     own = {
         "processor": backends.processor(),

@@ -1,6 +1,4 @@
-"""Files that are whole or not there, why one cannot be written, in a few words, and what may stand
-in one.
-"""
+"""Writing files completely or not at all, and saying briefly why one cannot be written."""
 
 from __future__ import annotations
 
@@ -17,54 +15,57 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_LINE = 1000
-"""Characters."""
+"""The most characters of a message."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside, sync to disk, rename. OSError leaves no half file behind."""
-    place = aside(path)
+    """Write under a temporary name, sync to disk, rename. OSError leaves no partial file behind."""
+    temporary = aside(path)
     try:
-        place.write_text(text, encoding="utf-8")
-        sync(place)
-        publish(place, path)
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        publish(temporary, path)
     except OSError:
-        place.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def aside(path: Path) -> Path:
-    """A free name beside the path, to write at; a file that an earlier process left there goes, or
-    keeps its name if it stays.
+    """A temporary name beside the path.
+
+    A file of that name, which an earlier process left, is removed; where it cannot be, the next
+    name is taken.
     """
     for number in itertools.count(1):
-        place = path.with_name(f"{path.name}.partial{'' if number == 1 else f'-{number}'}")
+        temporary = path.with_name(f"{path.name}.partial{'' if number == 1 else f'-{number}'}")
         with suppress(OSError):
-            place.unlink(missing_ok=True)
-        if not os.path.lexists(place):  # where nothing can be written, the writing will say so
+            temporary.unlink(missing_ok=True)
+        if not os.path.lexists(temporary):  # where nothing can be written, the writing will say so
             break
-    return place
+    return temporary
 
 
 def check_folder(path: Path) -> None:
-    """The OSError of writing to a folder, which need not be there yet, before any work; nothing is
-    touched.
+    """Raise the OSError that writing to a folder would meet; the folder need not exist.
+
+    Nothing is written.
     """
-    place = path
-    while not (found := _look(place)):
-        place = place.parent
-    for name in path.parts[len(place.parts) :]:
-        _look(place / name)  # whether it is too long
+    existing = path
+    while not (found := _look(existing)):
+        existing = existing.parent
+    for name in path.parts[len(existing.parts) :]:
+        _look(existing / name)  # whether it is too long
     if not stat.S_ISDIR(found.st_mode):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
-    if not os.access(place, os.W_OK | os.X_OK):
-        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
         raise OSError(number, os.strerror(number), str(path))
 
 
 def _look(path: Path) -> os.stat_result | None:
-    """What is there, None where nothing is; a link to nothing is a file that is in the way.
+    """The status of what has that name, None where nothing does. OSError.
 
-    OSError.
+    A dangling link counts as a file that is in the way.
     """
     try:
         return path.stat()
@@ -77,9 +78,7 @@ def _look(path: Path) -> os.stat_result | None:
 
 
 def obstacle(path: Path) -> str:
-    """Why a file cannot be written there, in a few words, before any work; empty where nothing
-    speaks against it.
-    """
+    """Why a file cannot be written there, in a few words; empty where it probably can."""
     try:
         if path.is_dir():
             return "that is a folder"
@@ -94,8 +93,9 @@ def obstacle(path: Path) -> str:
 
 
 def json_text(value: Any, indent: int, default: Callable[[Any], Any] | None = None) -> str:
-    """The value as JSON, with null for the numbers that JSON does not have. default: what is made
-    of what is no JSON at all.
+    """The value as JSON, with null for NaN and infinity.
+
+    default: makes something of a value of a type that JSON does not have.
     """
     text = json.dumps(value, default=default)
     return json.dumps(
@@ -104,16 +104,13 @@ def json_text(value: Any, indent: int, default: Callable[[Any], Any] | None = No
 
 
 def publish(written: Path, final: Path) -> None:
-    """Give what is complete its final name, for good."""
+    """Give a complete file or folder its final name, and sync that to disk."""
     os.replace(written, final)
     sync(final.parent)
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a plain file to read.
-
-    OSError for anything else: a pipe in its place would be waited for.
-    """
+    """Open a plain file to read. OSError for anything else: a pipe would be waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
@@ -128,7 +125,7 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def sync(path: Path) -> None:
-    """Return when the file or folder is on the disk."""
+    """Sync a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,8 +134,9 @@ def sync(path: Path) -> None:
 
 
 def one_line(text: str) -> str:
-    """A message that may quote what came from elsewhere, as one line without control characters,
-    cut where it grows too long.
+    """A message as one line without control characters, of limited length.
+
+    It may quote what came from elsewhere.
     """
     words = " ".join(text.split())
     plain = "".join(
@@ -149,9 +147,7 @@ def one_line(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why the system refused, in its own words; HDF5 hides its errno in the middle of a long
-    text.
-    """
+    """Why the system refused, in its own words; HDF5 puts the errno into a long text."""
     if isinstance(error, OSError) and error.strerror and not error.strerror.count("="):
         return error.strerror
     if isinstance(error, KeyError) and error.args:
@@ -165,6 +161,6 @@ def reason(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error in words: of a file its name and why, else what it says itself."""
+    """An error in words: for a file its name and the reason, else the error's own text."""
     named = isinstance(error, OSError) and error.filename is not None
     return f"{error.filename}: {reason(error)}" if named else str(error)  # type: ignore[attr-defined]

@@ -1,10 +1,9 @@
-"""What both kinds of HDF5 file share, h5py's objects being handed in: reading with suspicion, and
-giving a file up.
+"""What traces and checkpoints share: reading HDF5 files safely, and closing one that failed.
 
-A file may come from anywhere. A name in it may lead to another file (external and soft links), a
-dataset may lie in another file (external storage, virtual datasets), or pass through a filter,
-which HDF5 loads as a plugin; and a shape costs nothing to claim. None of this is needed here, so
-none of it is followed.
+A file may come from anywhere. A name in it may lead to another file (external and soft links); a
+dataset may be stored in another file (external storage, virtual datasets), or pass through a
+filter, which HDF5 loads as a plugin; and a file can claim any shape. None of this is needed here,
+so all of it is refused.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from typing import IO, Any
 
 VIRTUAL = 3
 """HDF5's H5D_VIRTUAL."""
-HEAP, BLOCK = b"GCOL\1\0\0\0", 2**20
-"""What every collection of texts begins with, and how many bytes are searched for it at once."""
+HEAP = b"GCOL\1\0\0\0"
+"""How every collection of texts begins."""
+BLOCK = 2**20
+"""How many bytes are searched for these at once."""
 ERRORS = (
     OSError,
     RuntimeError,
@@ -28,11 +29,11 @@ ERRORS = (
     OverflowError,
     MemoryError,
 )
-"""What h5py raises over a file that is damaged."""
+"""What h5py raises for a damaged file."""
 
 
 def dataset(file: Any, name: str, size: int) -> Any:
-    """The dataset of that path, which lies plainly in this very file of `size` bytes.
+    """The dataset of that path, stored plainly in this file of `size` bytes.
 
     KeyError says what is wrong with it.
     """
@@ -56,8 +57,7 @@ def dataset(file: Any, name: str, size: int) -> Any:
 
 
 def check_heaps(file: IO[bytes]) -> None:
-    """KeyError where a collection of texts is damaged: HDF5 would walk on the spot in it for ever,
-    over a piece of no length.
+    """KeyError where a collection of texts is damaged: a piece of size 0 makes HDF5 loop for ever.
 
     A global heap collection is "GCOL", version 1, its size, and pieces of index (2 bytes), 6 bytes,
     size (8) and content, padded to 8; a piece of index 0 is free space up to the end, and its size
@@ -90,7 +90,7 @@ def _check_heap(file: IO[bytes], place: int) -> None:
 def give_up(file: Any) -> None:
     """Close a file that could not be written.
 
-    HDF5 would try again, at close and exit, and crash: what is left goes nowhere.
+    HDF5 would try again to write, at close and at exit, and crash: it writes to memory instead.
     """
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         nowhere = os.memfd_create("given up")

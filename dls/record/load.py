@@ -121,7 +121,7 @@ def load(run: str | os.PathLike[str]) -> Recording:
     It may still go on; then this is what was written until now.
     """
     path = Path(run)
-    files = reader.series(path) if path.is_dir() else [path]
+    files = reader.trace_files(path) if path.is_dir() else [path]
     if not files:
         raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
     return Recording([reader.read(file) for file in files])

@@ -1,10 +1,9 @@
-"""Who has a run's folder: one lock, on OUT/lock, which rank 0 takes before anything is touched and
-holds to the end.
+"""The lock of a run's folder: rank 0 locks OUT/lock before it touches anything, until the run ends.
 
-It is the kernel's (flock), so it ends with its process, however that ends; no program that the
-process starts inherits it. NFS grants an exclusive lock only to a descriptor that may write, and a
-shared one to a descriptor that may read: so the holder's is exclusive, and whoever asks tries a
-shared one, for which the right to read the file is enough.
+It is a lock of the kernel (flock), so it ends with its process, however that ends; no program that
+the process starts inherits it. NFS grants an exclusive lock only to a descriptor that may write,
+and a shared one to a descriptor that may read. So the holder's lock is exclusive, and whoever wants
+to know tries a shared one, for which the right to read the file is enough.
 """
 
 from __future__ import annotations
@@ -20,30 +19,31 @@ from pathlib import Path
 from dls.record import files
 
 NAME = "lock"
-PATIENCE, PAUSE = 2.0, 0.05
-"""Seconds that a lock is waited for, as a killed process may still be dying, or somebody asking;
-and those between two looks.
-"""
+"""The locked file, in a run's folder."""
+PATIENCE = 2.0
+"""Seconds to wait for a lock: a killed process may still be ending, or another one be asking."""
+PAUSE = 0.05
+"""Seconds between two attempts."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What a file system answers that has no locks."""
+"""What a file system without locks answers."""
 WORDS = 200
-"""Bytes of a lock's file, at most: who holds it."""
+"""The most bytes of a lock's file that are read; it says who holds the lock."""
 
 
 class InUse(ValueError):
-    """Another run, which goes on, has the folder: one clear line that says what to do."""
+    """Another run that is still going on has the folder: one line that says what to do."""
 
 
 class State(Enum):
-    """Whether anybody has a folder."""
+    """Whether a process holds a folder's lock."""
 
-    HELD = "a run that lives has it"
-    FREE = "nobody has it"
+    HELD = "a running process has it"
+    FREE = "no process has it"
     UNKNOWN = "its file system has no locks, or its lock may not be read"
 
 
 def state(out: Path) -> State:
-    """Whether a run that lives has the folder."""
+    """Whether a running process has the folder."""
     try:
         descriptor = os.open(out / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -62,8 +62,9 @@ def state(out: Path) -> State:
 
 
 class Lock:
-    """This process's lock on a run's folder, not taken yet. `missing`: why the file system gave
-    none; empty where it did.
+    """This process's lock on a run's folder, not taken yet.
+
+    `missing`: why the file system gave none; empty where it did.
     """
 
     def __init__(self) -> None:
@@ -76,9 +77,9 @@ class Lock:
         return self._descriptor >= 0
 
     def take(self, out: Path, patience: float = PATIENCE) -> None:
-        """Take it, unless it is taken already; `patience`: seconds to wait for one who has it.
+        """Take the lock, unless it is taken already.
 
-        InUse, OSError.
+        patience: seconds to wait where another process holds it. InUse, OSError.
         """
         if self.taken:
             return
@@ -89,12 +90,12 @@ class Lock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        with suppress(OSError):  # it is a lock without these words, too
+        with suppress(OSError):  # the lock holds without this text as well
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self.taken:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -120,8 +121,9 @@ class Lock:
 
 
 def _open(path: Path) -> int:
-    """A descriptor to lock: one that may write, as NFS wants it, unless the file is another user's,
-    in a shared folder.
+    """A descriptor to lock.
+
+    It may write, as NFS demands, unless the file is another user's, in a shared folder.
     """
     how = os.O_NOFOLLOW | os.O_NONBLOCK
     try:

@@ -1,6 +1,4 @@
-"""Reading traces, also those that are being written, whose writer was killed, or that are
-damaged.
-"""
+"""Reading traces: also while they are written, after their writer was killed, and damaged ones."""
 
 from __future__ import annotations
 
@@ -40,29 +38,27 @@ PAUSE = 0.05
 MAGIC = b"\x89HDF\r\n\x1a\n"
 """How a file of HDF5 begins."""
 MOST = 65_536
-"""Ranks, or layers, of a trace that is read."""
+"""The most ranks, or layers, of a trace that is read."""
 
 
-def series(out: Path) -> list[Path]:
+def trace_files(out: Path) -> list[Path]:
     """The trace files of a run's folder, in the order of their steps."""
-    return sorted(
-        (p for p in out.glob("trace*.h5") if p.name == "trace.h5" or begins(p)), key=begins
-    )
+    found = [path for path in out.glob("trace*.h5") if path.name == "trace.h5" or after_step(path)]
+    return sorted(found, key=after_step)
 
 
-def begins(path: Path) -> int:
-    """The step after which a trace file goes on; 0 for trace.h5, and for what is none."""
+def after_step(path: Path) -> int:
+    """The step after which a trace file continues; 0 for trace.h5, and for any other name."""
     number = path.stem.removeprefix("trace-")
     return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
 
 
 def read(path: Path, own: bool = False) -> Trace:
-    """Read a trace, also one that is being written or whose writer was killed.
+    """Read a trace, also one that is being written or whose writer was killed. TraceError.
 
-    TraceError. own: nobody writes but this process.
-
-    What a living writer is in the middle of looks damaged, and is read again. HDF5's own SWMR mode
-    for readers would do that too, but takes any damage for a writer's work, and waits for ever.
+    own: no other process writes to it. A file in the middle of being written looks damaged, and is
+    read again. HDF5's SWMR mode for readers would do that as well, but it takes any damage for a
+    writer's work in progress, and waits for ever.
     """
     for _ in range(0 if own else ATTEMPTS - 1):
         written = state(path)
@@ -88,9 +84,8 @@ def _read_file(path: Path) -> Trace:
             )
         if _cut_short(path):
             raise TraceError(f"{path} is cut short; copy it again from where it was written")
-        with (
-            path.open("rb") as raw
-        ):  # through Python's own file HDF5 does not mind that a writer left it marked as open
+        # through Python's own file HDF5 accepts one that a writer left marked as open
+        with path.open("rb") as raw:
             hdf5.check_heaps(raw)
             with h5py.File(raw, "r") as file:
                 return _parse(path, file)
@@ -105,21 +100,20 @@ def _read_file(path: Path) -> Trace:
 
 
 def state(path: Path) -> State:
-    """Whether a run that lives has the trace's folder; what its writer has closed is free in any
-    case.
-    """
+    """Whether a running process has the trace's folder; a trace that was closed is free."""
     found = lock.state(path.parent)
     return State.FREE if found is State.UNKNOWN and not left_open(path) else found
 
 
 def left_open(path: Path) -> bool:
-    """Whether its writer has not closed it; HDF5 then refuses to open it: bits 0 and 2 of a
-    superblock's byte 11.
+    """Whether its writer has not closed it: bits 0 and 2 of a superblock's byte 11.
+
+    HDF5 refuses to open such a file.
     """
     try:
         with files.open_plain(path) as file:
             head = file.read(12)
-    except OSError:  # what it is like shows when it is read
+    except OSError:  # reading it will say why
         return False
     return head[:8] == MAGIC and head[8:9] == b"\3" and bool(head[11] & 5)
 

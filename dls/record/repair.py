@@ -1,6 +1,4 @@
-"""Going on with the trace of a run that is resumed, and repairing what a killed writer left
-behind.
-"""
+"""Continuing the trace of a resumed run, and repairing what a killed writer left behind."""
 
 from __future__ import annotations
 
@@ -12,25 +10,23 @@ from numpy.typing import NDArray
 
 from dls.record import environment, files, lock
 from dls.record.lock import Lock
-from dls.record.reader import begins, left_open, read, series
+from dls.record.reader import after_step, left_open, read, trace_files
 from dls.record.schema import GROUPS, Header, Trace, TraceError
 from dls.record.writer import Writer
 
 THEN = " → "
-"""What stands between the environments of a run that went on elsewhere."""
+"""What separates the environments of a run that went on elsewhere."""
 
 
 def go_on(out: Path, step: int, header: Header) -> Writer:
-    """Go on with a run's trace after `step`; what was recorded after it is dropped.
+    """Continue a run's trace after `step`; rows of later steps are dropped. TraceError, OSError.
 
-    TraceError, OSError.
-
-    The last file is written anew, up to there. It takes the new rows too where the ranks are as
-    many as before; otherwise a file of their own does.
+    The last file is rewritten up to that step. With as many ranks as before it takes the new rows
+    as well; otherwise they get a file of their own.
     """
     kept: list[Path] = []
-    for path in series(out):
-        if begins(path) >= step > 0:
+    for path in trace_files(out):
+        if after_step(path) >= step > 0:
             _drop(path)
         else:
             kept.append(path)
@@ -48,10 +44,7 @@ def go_on(out: Path, step: int, header: Header) -> Writer:
 
 
 def _drop(path: Path) -> None:
-    """Remove a trace of later steps.
-
-    OSError: with it there, nobody could tell which of the two is true.
-    """
+    """Remove a trace of later steps. OSError: otherwise two files would claim the same steps."""
     try:
         path.unlink()
     except OSError as error:
@@ -61,10 +54,9 @@ def _drop(path: Path) -> None:
 
 
 def _inherited(old: Header, new: Header) -> dict[str, Any]:
-    """What a trace that goes on keeps of its beginning: when it started, and all that wrote to it,
-    in order.
+    """What a continued trace keeps of its beginning: its start, and what wrote to it, in order.
 
-    Where the beginning tells of its commit alone, and not of the sources, so does the whole.
+    If the beginning names its commit alone, and no sources, then so does the whole.
     """
     kept = {name: old.attributes[name] for name in ("started",) if name in old.attributes}
     for name in environment.NAMES:

@@ -33,8 +33,8 @@ class Writer:
     """Appends recorded steps and evaluations; what was flushed survives a killed process.
 
     OSError where the file cannot be written; then it is closed, and holds what was flushed before.
-    Whoever writes has the folder's lock (`dls.record.lock`): HDF5's own, which some file systems do
-    not have, is not asked for.
+    The writing process holds the folder's lock (`dls.record.lock`); HDF5's own lock, which some
+    file systems lack, is not used.
     """
 
     def __init__(self, path: Path, header: Header) -> None:

@@ -2,7 +2,8 @@
 which are complete.
 
 A file names a workload, ranks, seeds, densities, the settings that all its runs share, and those of
-each method. A method that sets its own density is run once a seed, the others at every density.
+each method. A method that sets its own density is run once for each seed, the others at every
+density.
 """
 
 from __future__ import annotations
@@ -21,32 +22,26 @@ from dls.exchange.settings import flag, show
 from dls.program import config, sources
 from dls.program.config import Config
 from dls.record import checkpoint, files
+from dls.study import checks
 from dls.tools.programs import mpirun, python
 
-KEYS = {
-    "workload": str,
-    "ranks": int,
-    "seeds": list,
-    "densities": list,
-    "settings": dict,
-    "methods": dict,
-}
-"""What an experiment file holds."""
 BASELINES = ("layerwise-topk", "global-topk")
 """The methods that others are compared with, unless a file names its own: what DLS wants to beat,
 and what it wants to reach.
 """
-WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 Cell = tuple[str, float | None, str]
 """Workload, density and method."""
 ELSEWHERE = "move it away, or choose another --out"
-NUMBERS = {"seeds": (int,), "densities": (float, int)}
-"""What the lists hold."""
+"""What to do about a folder that holds another run."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run of a study. `density` is None for a method that sets its own."""
+    """One run of a study.
+
+    density: None for a method that sets its own. in_one_process: its ranks are workers of one
+    process, without MPI.
+    """
 
     workload: str
     method: str
@@ -66,7 +61,7 @@ class Experiment:
 
     @property
     def cell(self) -> Cell:
-        """What the run's seeds are of."""
+        """The cell of the report that the run belongs to."""
         return self.workload, self.density, self.method
 
     def config(self, out: Path) -> Config:
@@ -103,12 +98,10 @@ def load(paths: Sequence[Path]) -> list[Experiment]:
     UsageError where one cannot be used, or two runs have one name.
     """
     experiments = [each for file in paths for each in _load(file)]
-    if twice := [
-        name for name, count in Counter(each.name for each in experiments).items() if count > 1
-    ]:
-        raise UsageError(
-            f"{' and '.join(map(str, dict.fromkeys(paths)))}: {twice[0]} is named more than once"
-        )
+    counts = Counter(each.name for each in experiments)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        named_in = " and ".join(map(str, dict.fromkeys(paths)))
+        raise UsageError(f"{named_in}: {twice[0]} is named more than once")
     return experiments
 
 
@@ -118,10 +111,7 @@ def _load(file: Path) -> list[Experiment]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the experiments in {file}: {files.reason(error)}") from None
     try:
-        _check_keys(table)
-        _check_names([table["workload"], *table["methods"]])
-        _check_baselines(table.get("baselines", []), table["methods"], "baselines" in table)
-        _check_settings(table["settings"], table["methods"])
+        checks.check(table)
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
     experiments = list(_expand(table, file))
@@ -129,70 +119,6 @@ def _load(file: Path) -> list[Experiment]:
         if not experiment.config(file.parent).steps:
             raise UsageError(f"{file}: settings need steps, the length of each run")
     return experiments
-
-
-def _check_keys(table: Mapping[str, Any]) -> None:
-    """ValueError where something is missing, of no use, or not of its kind."""
-    for key, kind in KEYS.items():
-        if not isinstance(table.get(key), kind) or isinstance(table[key], bool):
-            raise ValueError(f"it needs {key}, {WORDS[kind]}")
-    if odd := table.keys() - KEYS.keys() - {"baselines"}:
-        raise ValueError(
-            f"it has no use for {', '.join(sorted(odd))}; it holds {', '.join(KEYS)}, and may hold"
-            " baselines"
-        )
-    if table["ranks"] < 1:
-        raise ValueError("ranks must be 1 or more")
-    _check_lists(table)
-
-
-def _check_lists(table: Mapping[str, Any]) -> None:
-    """ValueError where one is empty, or holds something else than numbers."""
-    for key, kinds in NUMBERS.items():
-        if not all(type(item) in kinds for item in table[key]):
-            raise ValueError(f"{key} must be {' or '.join(WORDS[kind] for kind in kinds)} each")
-    for key in ("seeds", "methods"):
-        if not table[key]:
-            raise ValueError(f"it needs {key}, one at least")
-
-
-def _check_names(names: Sequence[str]) -> None:
-    """ValueError for one that is no name for a folder, or for a table's cell."""
-    for name in names:
-        if not name.strip(".") or set(name) & set("/\\\0\n`|"):
-            raise ValueError(f"{name!r} cannot be a folder's name")
-
-
-def _check_baselines(baselines: Any, methods: Mapping[str, Any], given: bool) -> None:
-    """ValueError where those that are given are no methods of the file, each once."""
-    if (
-        not isinstance(baselines, list)
-        or not all(isinstance(name, str) for name in baselines)
-        or (given and not baselines)
-    ):
-        raise ValueError("baselines must be a list of its methods' names, one at least")
-    for name in baselines:
-        if name not in methods:
-            raise ValueError(
-                f"baselines names {name!r}, which is none of its methods, {', '.join(methods)}"
-            )
-        if baselines.count(name) > 1:
-            raise ValueError(f"baselines names {name!r} more than once")
-
-
-def _check_settings(settings: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
-    """ValueError for settings that each run has for itself."""
-    for method, own in methods.items():
-        if not isinstance(own, dict):
-            raise ValueError(f"the method {method} needs a table of settings")
-    for place, found in {"settings": settings, **methods}.items():
-        taken = found.keys() & (
-            {"density", "seed", "out"} if found is settings else {"seed", "out"}
-        )
-        if taken:
-            raise ValueError(
-                f"{', '.join(sorted(taken))} cannot stand in {place}: each run has its own"
-            )
 
 
 def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
@@ -203,16 +129,15 @@ def _expand(table: Mapping[str, Any], file: Path) -> Iterator[Experiment]:
             for method, own in table["methods"].items():
                 if ("density" in own) == (density is None):
                     settings = {"density": density, **table["settings"], **own, "seed": seed}
-                    settings = config.from_toml(tomli_w.dumps(settings), str(file))
                     yield Experiment(
-                        table["workload"],
-                        method,
-                        density,
-                        seed,
-                        table["ranks"],
-                        settings,
-                        file,
-                        baselines,
+                        workload=table["workload"],
+                        method=method,
+                        density=density,
+                        seed=seed,
+                        ranks=table["ranks"],
+                        settings=config.from_toml(tomli_w.dumps(settings), str(file)),
+                        file=file,
+                        baselines=baselines,
                     )
 
 
@@ -226,11 +151,10 @@ def is_complete(experiment: Experiment, out: Path) -> bool:
         return False
     theirs, ours = config.build(config.read_toml(folder / "config.toml")), experiment.config(out)
     for name in config.FIELDS.keys() - {"out"}:
-        found, wanted = (show(getattr(each, name)) for each in (theirs, ours))
-        if found != wanted:
-            raise UsageError(
-                f"{folder} was run with {flag(name)} {found}, not {wanted}; {ELSEWHERE}"
-            )
+        used, wanted = show(getattr(theirs, name)), show(getattr(ours, name))
+        if used != wanted:
+            words = f"{folder} was run with {flag(name)} {used}, not {wanted}"
+            raise UsageError(f"{words}; {ELSEWHERE}")
     try:
         newest = checkpoint.latest(folder)
     except checkpoint.CheckpointError:

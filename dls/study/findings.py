@@ -1,4 +1,4 @@
-"""What a study says: differences between methods, seed by seed, with their intervals, and a plain
+"""What a study finds: differences between methods, seed by seed, with their intervals, and a
 verdict on each.
 
 A difference is that of two runs with the same seed, and so the same weights to begin with and the
@@ -6,7 +6,7 @@ same mini-batches; its interval is Student's over the seeds. All densities of a 
 compared together too, each seed by its mean over them.
 
 A workload's baselines are compared with those named before them, and all other methods with each
-baseline. The last one is the goal: it is also told how far behind it the others may be.
+baseline. The last one is the goal: for it the report also says how far behind others may be.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from dls.study.experiments import BASELINES
-from dls.study.results import Row, baselines
+from dls.study.rows import ComparisonRow, StudyRow
 
 CONFIDENCE = 0.95
-BETTER, WORSE, NEITHER, FEW = (
-    "better",
-    "worse",
-    "no difference to be told from chance",
-    "too few seeds to tell",
-)
+"""The share of intervals that hold the true difference."""
+BETTER = "better"
+"""The verdict where the whole interval is above zero."""
+WORSE = "worse"
+"""The verdict where the whole interval is below zero."""
+NEITHER = "no difference to be told from chance"
+"""The verdict where the interval includes zero."""
+FEW = "too few seeds to tell"
+"""The verdict where there is no interval."""
 LEAST = 2
-"""Seeds without which there is no interval."""
+"""The fewest seeds that have an interval."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the confidence interval of a sample: infinite of a single value; of
-    none the mean is NaN, too.
+    """The mean of a sample, and half the width of its confidence interval.
+
+    The width of a single value's is infinite; of no value the mean is NaN, too.
     """
     if len(values) < LEAST:
         return (fmean(values) if values else math.nan), math.inf
-    return fmean(values), float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(
-        values
-    ) / math.sqrt(len(values))
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside a baseline, in percentage points of accuracy, seed by seed. density is None
-    for all of them together.
+    """A method beside a baseline, in percentage points of accuracy, seed by seed.
 
-    planned: the seeds that there will be; failed: those of which a run of either failed; goal:
-    whether the baseline is one.
+    density: None for all of them together. planned: how many seeds there will be. failed: for how
+    many of them a run of either failed. goal: whether the baseline is the goal.
     """
 
     workload: str
@@ -81,6 +82,20 @@ class Comparison:
         """What the interval says."""
         return verdict(self.values)
 
+    def row(self) -> ComparisonRow:
+        """The comparison as the report's JSON has it."""
+        return ComparisonRow(
+            workload=self.workload,
+            density=self.density,
+            method=self.method,
+            against=self.against,
+            values=self.values,
+            failed=self.failed,
+            mean=self.mean,
+            half=self.half,
+            verdict=self.verdict,
+        )
+
 
 def verdict(values: Sequence[float]) -> str:
     """What the interval of the differences says."""
@@ -90,204 +105,102 @@ def verdict(values: Sequence[float]) -> str:
     return BETTER if mean - half > 0 else WORSE if mean + half < 0 else NEITHER
 
 
-def differences(row: Row, other: Row) -> dict[int, float]:
-    """Accuracy of a row less that of another, in percentage points, for each seed that both
-    have.
+def differences(row: StudyRow, other: StudyRow) -> dict[int, float]:
+    """A row's accuracy less that of another, in percentage points, for each seed that both have."""
+    theirs = dict(zip(other.seeds, other.accuracy, strict=True))
+    own = zip(row.seeds, row.accuracy, strict=True)
+    return {seed: 100 * (value - theirs[seed]) for seed, value in own if seed in theirs}
+
+
+def split(row: StudyRow, other: StudyRow) -> list[float]:
+    """How far two rows split the budget between the layers alike, for each seed that both have.
+
+    It is the share of K that both give to the same layers, from means over the run: it asks about
+    the split between the layers, not about which values were sent.
     """
-    theirs = dict(zip(other["seeds"], other["accuracy"], strict=True))
-    return {
-        seed: 100 * (own - theirs[seed])
-        for seed, own in zip(row["seeds"], row["accuracy"], strict=True)
-        if seed in theirs
-    }
+    theirs = dict(zip(other.seeds, other.k, strict=True))
+    own = zip(row.seeds, row.k, strict=True)
+    pairs = [(k, theirs[seed]) for seed, k in own if seed in theirs]
+    return [sum(map(min, k, of_other)) / sum(of_other) for k, of_other in pairs]
 
 
-def split(row: Row, other: Row) -> list[float]:
-    """How far a row gives the layers the k that another does: the share of K that lies alike, for
-    each seed that both have.
-
-    Of means over the run: it asks about the split between the layers, not about which values were
-    sent.
-    """
-    theirs = dict(zip(other["seeds"], other["k"], strict=True))
-    both = [
-        (own, theirs[seed])
-        for seed, own in zip(row["seeds"], row["k"], strict=True)
-        if seed in theirs
-    ]
-    return [sum(map(min, own, their)) / sum(their) for own, their in both]
+def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
+    """Every method beside each baseline of its workload: at each density, then all together."""
+    compared: list[Comparison] = []
+    for workload in dict.fromkeys(row.workload for row in rows):
+        compared += _of_workload([row for row in rows if row.workload == workload])
+    return compared
 
 
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Of each workload: every method beside each baseline, density by density, then all densities
-    together.
-    """
-    found = []
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        every = [row for row in rows if row["workload"] == workload]
-        own, named = [row for row in every if row["density"] is not None], baselines(every)
-        densities, methods = (
-            list(dict.fromkeys(row[name] for row in own)) for name in ("density", "method")
-        )
-        cells = {(row["density"], row["method"]): row for row in own}
-        fixed = {
-            row["method"]: row for row in every if row["density"] is None and row["method"] in named
+def _of_workload(rows: Sequence[StudyRow]) -> Iterator[Comparison]:
+    """The comparisons of one workload."""
+    with_density = [row for row in rows if row.density is not None]
+    densities = list(dict.fromkeys(row.density for row in with_density))
+    methods = list(dict.fromkeys(row.method for row in with_density))
+    baselines = list(rows[0].baselines)
+    cells = {(row.density, row.method): row for row in with_density}
+    fixed = {row.method: row for row in rows if row.density is None and row.method in baselines}
+    for name, row in fixed.items():  # a baseline without a density is the same at all of them
+        cells |= {(density, name): row for density in densities}
+    for method, against in _pairs([*fixed, *methods], baselines):
+        pairs = {
+            density: (cells[density, method], cells[density, against])
+            for density in densities
+            if (density, method) in cells and (density, against) in cells
         }
-        cells |= {
-            (density, name): row for name, row in fixed.items() for density in densities
-        }  # the same at all densities
-        for method, against in _pairs([*fixed, *methods], named):
-            apart = {
-                density: differences(cells[density, method], cells[density, against])
-                for density in densities
-                if (density, method) in cells and (density, against) in cells
-            }
-            planned = max((row["planned"] for row in every if row["method"] == method), default=0)
-            failed = {
-                density: _failed(cells[density, method], cells[density, against])
-                for density in apart
-            }
-            failed[None] = max(failed.values(), default=0)
-            for density, by_seed in (*apart.items(), *_together(apart)):
-                if by_seed or failed[density]:
-                    values = tuple(by_seed.values())
-                    goal = against == named[-1]
-                    found.append(
-                        Comparison(
-                            workload,
-                            density,
-                            method,
-                            against,
-                            values,
-                            planned,
-                            failed[density],
-                            goal,
-                        )
-                    )
-    return found
+        planned = max((row.planned for row in rows if row.method == method), default=0)
+        yield from _of_pair(pairs, method, against, planned)
 
 
-def _failed(row: Row, other: Row) -> int:
-    return len(row["failed"].keys() | other["failed"].keys())
+def _of_pair(
+    pairs: Mapping[float | None, tuple[StudyRow, StudyRow]],
+    method: str,
+    against: str,
+    planned: int,
+) -> Iterator[Comparison]:
+    """The comparisons of a method with a baseline, from their rows at each density."""
+    by_density = {density: differences(*rows) for density, rows in pairs.items()}
+    failed = {density: _failed(*rows) for density, rows in pairs.items()}
+    together = _together([*by_density.values()])
+    if together is not None:
+        by_density[None], failed[None] = together, max(failed.values())
+    for density, by_seed in by_density.items():
+        if by_seed or failed[density]:
+            row, _ = next(iter(pairs.values()))
+            yield Comparison(
+                workload=row.workload,
+                density=density,
+                method=method,
+                against=against,
+                values=tuple(by_seed.values()),
+                planned=planned,
+                failed=failed[density],
+                goal=against == row.goal,
+            )
 
 
-def _pairs(methods: Sequence[str], named: Sequence[str]) -> list[tuple[str, str]]:
-    """Each baseline beside those before it, that is what there is to win, and the other methods
-    beside all.
+def _failed(row: StudyRow, other: StudyRow) -> int:
+    """For how many seeds a run of either failed."""
+    return len(row.failed.keys() | other.failed.keys())
+
+
+def _pairs(methods: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+    """Which methods are compared with which.
+
+    Each baseline with those before it, which shows what there is to win; the others with all.
     """
-    others = [method for method in methods if method not in named]
-    wanted = [(method, against) for i, method in enumerate(named) for against in named[:i]]
-    wanted += [(method, against) for method in others for against in named]
-    return [
-        (method, against) for method, against in wanted if method in methods and against in methods
-    ]
+    others = [method for method in methods if method not in baselines]
+    wanted = [(method, before) for i, method in enumerate(baselines) for before in baselines[:i]]
+    wanted += [(method, against) for method in others for against in baselines]
+    return [pair for pair in wanted if pair[0] in methods and pair[1] in methods]
 
 
-def _together(
-    apart: Mapping[float, Mapping[int, float]],
-) -> Iterator[tuple[None, dict[int, float]]]:
-    """The mean over the densities, for each seed that is complete at all of them; nothing where
-    there is one density alone.
+def _together(by_density: Sequence[Mapping[int, float]]) -> dict[int, float] | None:
+    """The mean over the densities, for each seed that is complete at all of them.
+
+    None where there is one density alone.
     """
-    if len(apart) > 1:
-        seeds = set.intersection(*(set(by_seed) for by_seed in apart.values()))
-        yield (
-            None,
-            {seed: fmean(by_seed[seed] for by_seed in apart.values()) for seed in sorted(seeds)},
-        )
-
-
-# --- in words -------------------------------------------------------------------------------------
-
-
-def sentences(found: Sequence[Comparison], named: Sequence[str] = BASELINES) -> Iterator[str]:
-    """Whether each method beats the baselines, and how close it comes to the goal.
-
-    A cell that lacks a seed is not judged.
-
-    Where it lacks one because a run failed, that is said: a method that fails must not look better
-    for it. named: the baselines.
-    """
-    whole = [each for each in found if each.is_whole]
-    failed = [each for each in found if each.failed and each.density is not None]
-    for method, against in dict.fromkeys((each.method, each.against) for each in (*whole, *failed)):
-        own, lost = (
-            [each for each in some if (each.method, each.against) == (method, against)]
-            for some in (whole, failed)
-        )
-        cells, together = (
-            [each for each in own if (each.density is None) is pooled] for pooled in (False, True)
-        )
-        words = [*_tally(cells), *_together_words(together), *_closeness(cells), *_lost(lost)]
-        yield f"- **{method} against {against}**: " + " ".join(words)
-    intervals = sum(each.verdict != FEW for each in whole)
-    if intervals:
-        yield (
-            f"- Of these {intervals} intervals chance alone makes about"
-            f" {(1 - CONFIDENCE) * intervals:.1f} miss the truth."
-        )
-    elif whole:
-        yield "One seed of each tells nothing of what chance does."
-    else:
-        nothing = f"Nothing stands beside {' or '.join(named)} at a density that both have."
-        yield "No comparison has all its seeds." if found else nothing
-
-
-def _lost(failed: Sequence[Comparison]) -> Iterator[str]:
-    if failed:
-        cells = "; ".join(
-            f"{each.workload}, {each.density:g}: {each.failed} of {each.planned} seeds"
-            for each in failed
-        )
-        yield f"Not counted, as runs failed: {cells}."
-
-
-def _tally(cells: Sequence[Comparison]) -> Iterator[str]:
-    """How often it is better or worse, and where; the mean difference, and its ends."""
-    if not cells:
-        return
-    better, worse = ([each for each in cells if each.verdict == word] for word in (BETTER, WORSE))
-    named = [
-        f"{word} in {len(some)}{_names(some)}" for word, some in ((BETTER, better), (WORSE, worse))
-    ]
-    least, most = min(cells, key=_mean), max(cells, key=_mean)
-    yield (
-        f"{', '.join(named)} of {len(cells)} cells (workload and density) with all seeds, in the"
-        " others not to be told apart."
-    )
-    ends = " to ".join(f"{each.mean:+.2f}{_names([each])}" for each in (least, most))
-    yield f"{fmean(map(_mean, cells)):+.2f} points on average, from {ends}."
-
-
-def _mean(each: Comparison) -> float:
-    return each.mean
-
-
-def _names(cells: Sequence[Comparison]) -> str:
-    return (
-        f" ({'; '.join(f'{each.workload}, {each.density:g}' for each in cells)})" if cells else ""
-    )
-
-
-def _together_words(together: Sequence[Comparison]) -> Iterator[str]:
-    words = [
-        f"{each.workload} {each.mean:+.2f} ± {each.half:.2f}, {each.verdict}"
-        for each in together
-        if each.half < math.inf
-    ]
-    if words:
-        yield f"All densities together: {'; '.join(words)}."
-
-
-def _closeness(cells: Sequence[Comparison]) -> Iterator[str]:
-    """The largest shortfall behind the goal that the intervals leave room for; what cannot be told
-    apart need not be equal.
-    """
-    bounded = [each for each in cells if each.half < math.inf]
-    if bounded and cells[0].goal:
-        worst = min(bounded, key=lambda each: each.mean - each.half)
-        short = max(0.0, worst.half - worst.mean)
-        yield (
-            f"The intervals leave room for a shortfall behind {worst.against} of up to {short:.2f}"
-            f" points{_names([worst])}."
-        )
+    if len(by_density) < 2:
+        return None
+    seeds = set.intersection(*(set(by_seed) for by_seed in by_density))
+    return {seed: fmean(by_seed[seed] for by_seed in by_density) for seed in sorted(seeds)}

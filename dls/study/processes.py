@@ -1,5 +1,5 @@
-"""The processes of a study: so many runs at a time, until all are done or somebody asks for an
-end.
+"""The processes of a study: a number of runs at a time, until all are done or the study is asked
+to stop.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from dls.record.lock import State
 from dls.study.experiments import Experiment
 
 STOPPED = os.EX_TEMPFAIL
-"""The status of a run, and of a study, that was asked to stop and can go on."""
+"""The exit status of a run, and of a study, that was asked to stop and can go on."""
 ELSEWHERE = 1000
-"""That of a run which was not started, as another process has its folder; no process ends so."""
+"""Stands for the exit status of a run that was not started, as another process has its folder; no
+process ends with it.
+"""
 
 
 class Stop:
-    """Whether the study is to end, and the launchers that must hear of it. Threads share it."""
+    """Whether the study is to stop, and the launchers to tell. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal may come while the main thread holds it
@@ -38,24 +40,20 @@ class Stop:
         self.made = False
 
     def make(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Start no further run, and ask those that are there for a checkpoint.
+        """Start no further run, and ask those under way to stop with a checkpoint.
 
-        As a signal's handler too.
+        It is also a signal's handler.
         """
         with self._lock:
             self.made = True
             for launcher in self._launchers:
-                launcher.send_signal(
-                    signal.SIGUSR1
-                )  # MPICH's and Open MPI's mpirun both hand it on
+                launcher.send_signal(signal.SIGUSR1)  # every mpirun passes it to its ranks
 
     def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command to its end, its words added to a file.
+        """Run a command to its end; its output is added to a file.
 
-        Returns its exit status, STOPPED where it did not start any more.
-
-        In a session of its own: a terminal's Ctrl-C reaches the study alone, which passes it on
-        once.
+        Returns its exit status, STOPPED where it was not started any more. It runs in a session of
+        its own, so that a terminal's Ctrl-C reaches the study alone, which passes it on once.
         """
         with log.open("ab") as file:
             with self._lock:
@@ -73,7 +71,7 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGUSR1 make the request, as long as this lasts."""
+        """Within the with block Ctrl-C, SIGTERM and SIGUSR1 stop the study."""
         before = {number: signal.signal(number, self.make) for number in signals.ASKING}
         try:
             yield
@@ -84,15 +82,20 @@ class Stop:
 
 def _launch(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    nothing, same = subprocess.DEVNULL, subprocess.STDOUT
     return subprocess.Popen(
-        command, stdin=nothing, stdout=log, stderr=same, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
 
 
 def last_words(log: Path) -> str:
-    """The last line that the run itself said since it was last started; a killed one may have said
-    none, and mpirun many.
+    """The last line in the log that the run itself wrote since it was last started.
+
+    A killed run may have written none, and mpirun many.
     """
     since = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
     own = [line for line in since.splitlines() if line.startswith("dls.train: ")]
@@ -100,11 +103,10 @@ def last_words(log: Path) -> str:
 
 
 def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
-    """Run it, or go on with it, to its end, what it says going to a file beside its folder.
+    """Run it, or go on with it, to its end; its output goes to a file beside its folder.
 
-    Returns its exit status.
-
-    ELSEWHERE where another study, or whoever, is at it. UsageError where it cannot be started.
+    Returns its exit status, ELSEWHERE where another process has its folder. UsageError where it
+    cannot be started.
     """
     log = out / f"{experiment.name}.log"
     if lock.state(out / experiment.name) is State.HELD:
@@ -121,12 +123,10 @@ def perform(experiment: Experiment, out: Path, stop: Stop) -> int:
 def run_all(
     runs: Sequence[Experiment], out: Path, jobs: int, stop: Stop
 ) -> Iterator[tuple[Experiment, int]]:
-    """Each run with its exit status, as they end.
+    """Yield each run with its exit status, as they end.
 
-    Those that a stop kept from ending, or from starting, are left out.
-
-    A run that was asked to stop by others stops the study. An error, of a run's start or of the
-    caller, does too.
+    Runs that a stop kept from ending, or from starting, are left out. A run that somebody else
+    asked to stop stops the study, as does an error in starting a run or in the caller.
     """
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(_unless_stopped, each, out, stop): each for each in runs}
@@ -140,8 +140,9 @@ def run_all(
 
 
 def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
-    """In a thread of the pool, which takes the next run at once: whatever ends the study is said
-    here.
+    """Perform a run in a thread of the pool.
+
+    The thread takes the next run at once, so whatever stops the study must be noted here.
     """
     if stop.made:
         return STOPPED
@@ -152,6 +153,5 @@ def _unless_stopped(experiment: Experiment, out: Path, stop: Stop) -> int:
         raise
     if status == STOPPED and not stop.made:
         stop.make()
-    return (
-        STOPPED if status and stop.made else status
-    )  # one that was only starting dies of the request, and can go on as well
+    # A run that was only starting dies of the request to stop; it can go on as well.
+    return STOPPED if status and stop.made else status

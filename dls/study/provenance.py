@@ -7,7 +7,7 @@ another method makes no other run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dls.cli import UsageError
@@ -22,54 +22,55 @@ SHOWN = 3
 
 
 def changed(state: State, method: str, root: Path = sources.ROOT) -> list[str] | None:
-    """The files, of those that a run of the method reads, that differ between a state and now;
-    None: nobody knows.
+    """The files that a run of the method reads and that differ between a state and now.
+
+    None where that cannot be told.
     """
     then = sources.resolved(state, method, root)
     return None if then is None else then.differing(sources.state(method, root))
 
 
 def states(runs: Sequence[Experiment], out: Path) -> dict[tuple[State, str], list[str]]:
-    """Those of the runs that have begun, with their methods, and the names of the runs.
+    """The states of code that runs were made by, each with a method; the names of its runs.
 
-    UsageError for a damaged trace.
-
-    A run without a checkpoint starts afresh, whatever else is there.
+    A run without a checkpoint does not count: it starts afresh, whatever else is there. UsageError
+    for a damaged trace.
     """
-    found: dict[tuple[State, str], dict[str, None]] = {}
+    names: dict[tuple[State, str], dict[str, None]] = {}
     for run in runs:
-        for path in (
-            reader.series(out / run.name) if (out / run.name / "checkpoints").exists() else ()
-        ):
-            try:
-                attributes = reader.read(path).header.attributes
-            except TraceError as error:
-                raise UsageError(str(error)) from None
-            for state in sources.states(attributes):
-                found.setdefault((state, str(run.settings["method"])), {})[run.name] = None
-    return {key: [*names] for key, names in found.items()}
+        for state in _states(out / run.name):
+            names.setdefault((state, str(run.settings["method"])), {})[run.name] = None
+    return {key: [*of_runs] for key, of_runs in names.items()}
+
+
+def _states(folder: Path) -> Iterator[State]:
+    """The states of code that the run in a folder was made by."""
+    if not (folder / "checkpoints").exists():
+        return
+    for path in reader.trace_files(folder):
+        try:
+            attributes = reader.read(path).header.attributes
+        except TraceError as error:
+            raise UsageError(str(error)) from None
+        yield from sources.states(attributes)
 
 
 def short(commit: str) -> str:
-    """A commit as people read it: twelve digits, and what tells the files apart where they differed
-    from it.
-    """
+    """A commit in short: twelve digits and, where files differed from it, what identifies them."""
     head, dirty, digest = commit.partition("+")
     return f"{head[:12] or 'no checkout'}{dirty}{digest[:6]}"
 
 
 def head(commit: str) -> str:
-    """The same without what tells the files of one method from those of another."""
-    digits, dirty, _ = short(commit).partition("+")
-    return digits + " with changes" * bool(dirty)
+    """A commit in short, and whether files differed from it."""
+    digits, changed, _ = short(commit).partition("+")
+    return f"{digits} with changes" if changed else digits
 
 
 def notes(
     runs: Sequence[Experiment], out: Path, root: Path = sources.ROOT
 ) -> tuple[list[str], list[str]]:
-    """Two lists of sentences: runs whose code has changed since, and runs of which that cannot be
-    told.
-    """
+    """Two lists of sentences: runs whose code has changed since, and runs where nobody knows."""
     differ, unknown = [], []
     for (state, method), names in states(runs, out).items():
         files = changed(state, method, root)
@@ -85,15 +86,15 @@ def notes(
 
 
 def check(runs: Sequence[Experiment], out: Path, any_code: bool) -> list[str]:
-    """Sentences on what cannot be told, or was let pass.
+    """Sentences about runs that are kept though their code has changed, or may have.
 
-    UsageError where code has changed since a run, unless any will do.
+    UsageError where code has changed since a run, unless any_code.
     """
     differ, unknown = notes(runs, out)
     if differ and not any_code:
-        found = "; ".join(differ)
+        which = "; ".join(differ)
         raise UsageError(
-            f"code has changed since runs were made ({found}); move those runs away, or keep them"
+            f"code has changed since runs were made ({which}); move those runs away, or keep them"
             " with --any-code"
         )
     kept = [f"kept, though code has changed: {each}" for each in differ]

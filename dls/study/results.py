@@ -7,7 +7,7 @@ from __future__ import annotations
 import glob
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,38 @@ from dls.program import sources
 from dls.record import files, reader
 from dls.record.files import one_line
 from dls.record.schema import Trace, TraceError
-from dls.study.experiments import BASELINES, Cell, Experiment, is_complete
+from dls.study.experiments import Cell, Experiment, is_complete
+from dls.study.rows import RunResult, StudyRow
 
-Row = dict[str, Any]
-FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "spread", "k")
-"""What a row lists, seed by seed."""
-ORIGINS = ("commits", "sources", "places")
-"""What a row says of all its runs together: where and with which code they were made."""
-Known = Mapping[str, Row]
+Known = Mapping[str, RunResult]
 """Results by the names of their runs."""
 STATED = (
-    *(
-        "method",
-        "density",
-        "batch_size",
-        "lr",
-        "lr_schedule",
-        "momentum",
-        "clip_norm",
-        "weight_decay",
-    ),
-    *("model", "dataset", "steps"),
+    "method",
+    "density",
+    "batch_size",
+    "lr",
+    "lr_schedule",
+    "momentum",
+    "clip_norm",
+    "weight_decay",
+    "model",
+    "dataset",
+    "steps",
 )
-"""Settings that a report states."""
+"""The settings that a report states."""
 
 
-def collect(experiments: Sequence[Experiment], out: Path, known: Known | None = None) -> list[Row]:
-    """A row for each workload, density and method: what its complete runs reached, those planned,
-    and those that failed.
+def collect(
+    experiments: Sequence[Experiment], out: Path, known: Known | None = None
+) -> list[StudyRow]:
+    """A row for each workload, density and method: its complete runs, planned ones, failed ones.
 
-    `known`: results of runs that another machine may have made.
+    known: results of runs that another machine may have made.
     """
-    groups: dict[Cell, list[Experiment]] = {}
+    cells: dict[Cell, list[Experiment]] = {}
     for each in experiments:
-        groups.setdefault(each.cell, []).append(each)
-    return [_row(runs, out, known or {}) for runs in groups.values()]
+        cells.setdefault(each.cell, []).append(each)
+    return [_row(runs, out, known or {}) for runs in cells.values()]
 
 
 def known(report: Path, experiments: Sequence[Experiment], out: Path) -> Known:
@@ -65,118 +62,112 @@ def known(report: Path, experiments: Sequence[Experiment], out: Path) -> Known:
     if not file.exists():
         return {}
     try:
-        rows = {cell(row): row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
-        return {
-            each.name: found
-            for each in experiments
-            for found in _known(each, rows.get(each.cell), out)
-        }
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        rows = {row.cell: row for row in read(file)}
+        return dict(_known(experiments, rows, out))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UsageError(f"{file} is no report to add to: {files.reason(error)}") from None
 
 
-def _known(experiment: Experiment, row: Row | None, out: Path) -> Iterator[Row]:
-    """The run's result, where its row has it."""
-    if row is None or experiment.seed not in row["seeds"]:
-        return
-    if (row["settings"], row["ranks"]) != (_stated(experiment, out), experiment.ranks):
-        raise ValueError(f"its {experiment.name} was run with other settings")
-    place = row["seeds"].index(experiment.seed)
-    yield {name: row[name][place] if name in row else None for name in FIGURES} | {
-        name: row[name] for name in ORIGINS
-    }
+def read(file: Path) -> list[StudyRow]:
+    """The rows of a report's study.json. OSError, ValueError, KeyError, TypeError."""
+    records = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return [StudyRow.from_json(record) for record in records]
 
 
-def baselines(rows: Sequence[Row]) -> list[str]:
-    """The methods that the others of a workload are compared with, in order; rows of before there
-    was a choice name none.
-    """
-    return list(rows[0].get("baselines", BASELINES))
+def _known(
+    experiments: Sequence[Experiment], rows: Mapping[Cell, StudyRow], out: Path
+) -> Iterator[tuple[str, RunResult]]:
+    """The names and results of those runs that the rows have. ValueError for other settings."""
+    for each in experiments:
+        row = rows.get(each.cell)
+        if row is None or each.seed not in row.seeds:
+            continue
+        if (row.settings, row.ranks) != (_stated(each, out), each.ranks):
+            raise ValueError(f"its {each.name} was run with other settings")
+        yield each.name, row.result(each.seed)
 
 
-def cell(row: Row) -> Cell:
-    """Which runs the row is of."""
-    return row["workload"], row["density"], row["method"]
-
-
-def _row(runs: Sequence[Experiment], out: Path, known: Known) -> Row:
+def _row(runs: Sequence[Experiment], out: Path, known: Known) -> StudyRow:
+    """The row of a cell's runs."""
     first = runs[0]
     results = {each.seed: known[each.name] for each in runs if each.name in known}
     results |= {each.seed: result(each, out) for each in runs if is_complete(each, out)}
     failures = {each.seed: failure(each, out) for each in runs if each.seed not in results}
-    row: Row = {
-        "workload": first.workload,
-        "density": first.density,
-        "method": first.method,
-        "planned": len(runs),
-    }
-    row |= {
-        "seeds": sorted(results),
-        "failed": {seed: why for seed, why in failures.items() if why},
-    }
-    row |= {name: [results[seed][name] for seed in row["seeds"]] for name in FIGURES}
-    row |= {
-        name: sorted({each for found in results.values() for each in found[name]})
-        for name in ORIGINS
-    }
-    row["ranks"], row["settings"], row["baselines"] = (
-        first.ranks,
-        _stated(first, out),
-        list(first.baselines),
+    reached = [results[seed] for seed in sorted(results)]
+    return StudyRow(
+        workload=first.workload,
+        density=first.density,
+        method=first.method,
+        planned=len(runs),
+        seeds=sorted(results),
+        failed={seed: why for seed, why in failures.items() if why},
+        accuracy=[each.accuracy for each in reached],
+        loss=[each.loss for each in reached],
+        step_ms=[each.step_ms for each in reached],
+        sent_kb=[each.sent_kb for each in reached],
+        overlap=[each.overlap for each in reached],
+        spread=[each.spread for each in reached],
+        k=[each.k for each in reached],
+        commits=_sorted(each.commits for each in reached),
+        sources=_sorted(each.sources for each in reached),
+        machines=_sorted(each.machines for each in reached),
+        ranks=first.ranks,
+        settings=_stated(first, out),
+        baselines=list(first.baselines),
+        repeat=_repeat(first),
     )
-    pattern = f"{glob.escape(first.name.rpartition('seed')[0])}seed[0-9]*"
-    row["repeat"] = shlex.join(["python", "-m", "dls.study", str(first.file), f"--only={pattern}"])
-    return row
 
 
-def _stated(experiment: Experiment, out: Path) -> Row:
+def _sorted(lists: Iterable[Sequence[str]]) -> list[str]:
+    """All that the lists hold, each once."""
+    return sorted({each for some in lists for each in some})
+
+
+def _repeat(run: Experiment) -> str:
+    """The command that repeats a run, and those that differ from it in their seed."""
+    pattern = f"{glob.escape(run.name.rpartition('seed')[0])}seed[0-9]*"
+    return shlex.join(["python", "-m", "dls.study", str(run.file), f"--only={pattern}"])
+
+
+def _stated(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """The values of the STATED settings."""
     config = experiment.config(out)
     return {name: getattr(config, name) for name in STATED}
 
 
-def result(experiment: Experiment, out: Path) -> Row:
-    """What a complete run reached. UsageError where its trace lacks that.
-
-    accuracy, loss: of the test set, at the end; ms: the median step of the slowest rank; kB: what a
-    rank sent in a step, on average; overlap: the share of Global Top-k's choice that was sent,
-    averaged over ranks and the steps that were looked at, None where none was; spread: the standard
-    deviation over the layers of the threshold's logarithm, averaged over ranks and steps, None
-    where a threshold is 0; k: what each layer sent in a step, averaged over ranks and steps.
-    """
-    found = _whole_trace(experiment, out / experiment.name)
-    share, about = found.diagnostics["global_share"], found.header.attributes
-    return {
-        "accuracy": float(found.evals["accuracy"][-1]),
-        "loss": float(found.evals["loss"][-1]),
-        "ms": 1000 * float(np.median(found.steps["seconds/total"].max(axis=1))),
-        "kB": float(found.steps["payload_bytes"].mean()) / 1000,
-        "overlap": float(share.mean()) if len(share) else None,
-        "spread": spread(found.steps["threshold"]),
-        "k": found.steps["k"].mean(axis=(0, 1)).tolist(),
-        "commits": str(about.get("commit", "")).split() or [""],
-        "sources": [state.digest or state.commit for state in sources.states(about)],
-        "places": [
-            f"{about.get('backend', 'unknown')} on {host}"
-            for host in about.get("hosts", ["unknown"])
-        ],
-    }
-
-
-def spread(thresholds: NDArray[np.float64]) -> float | None:
-    """How uneven thresholds (steps, ranks, L) are: see `result`."""
-    return (
-        float(np.log(thresholds).std(axis=2).mean())
-        if thresholds.size and (thresholds > 0).all()
-        else None
+def result(experiment: Experiment, out: Path) -> RunResult:
+    """What a complete run reached. UsageError where its trace lacks that."""
+    trace = _whole_trace(experiment, out / experiment.name)
+    share, about = trace.diagnostics["global_share"], trace.header.attributes
+    backend, hosts = about.get("backend", "unknown"), about.get("hosts", ["unknown"])
+    return RunResult(
+        accuracy=float(trace.evals["accuracy"][-1]),
+        loss=float(trace.evals["loss"][-1]),
+        step_ms=1000 * float(np.median(trace.steps["seconds/total"].max(axis=1))),
+        sent_kb=float(trace.steps["payload_bytes"].mean()) / 1000,
+        overlap=float(share.mean()) if len(share) else None,
+        spread=spread(trace.steps["threshold"]),
+        k=trace.steps["k"].mean(axis=(0, 1)).tolist(),
+        commits=str(about.get("commit", "")).split() or [""],
+        sources=[state.digest or state.commit for state in sources.states(about)],
+        machines=[f"{backend} on {host}" for host in hosts],
     )
 
 
+def spread(thresholds: NDArray[np.float64]) -> float | None:
+    """How uneven thresholds (steps, ranks, L) are, see `RunResult`."""
+    if not thresholds.size or (thresholds <= 0).any():
+        return None
+    return float(np.log(thresholds).std(axis=2).mean())
+
+
 def _whole_trace(experiment: Experiment, folder: Path) -> Trace:
-    """UsageError where it cannot be read, is of several numbers of ranks, or does not reach the
-    end.
+    """The run's trace.
+
+    UsageError where it cannot be read, is of several numbers of ranks, or lacks the end.
     """
     try:
-        parts = [reader.read(path) for path in reader.series(folder)]
+        parts = [reader.read(path) for path in reader.trace_files(folder)]
     except TraceError as error:
         raise UsageError(str(error)) from None
     if len(parts) > 1:
@@ -188,11 +179,9 @@ def _whole_trace(experiment: Experiment, folder: Path) -> Trace:
 
 
 def failure(experiment: Experiment, out: Path) -> str:
-    """Why a run that is not complete failed, in its own first line; empty where it did not."""
+    """Why a run that is not complete failed, in one line of its own; "" where it did not."""
     report = out / experiment.name / "failure.txt"
     if not report.exists():
         return ""
-    return (
-        one_line(report.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
-        or "it left no words"
-    )
+    words = report.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    return one_line(words) or "it did not say why"

@@ -1,1 +1,1 @@
-"""What is learned: the networks, the data sets, and the batches that are drawn from them."""
+"""The networks, the data sets, and the batches drawn from them."""

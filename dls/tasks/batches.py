@@ -1,7 +1,7 @@
-"""Which images every rank trains and tests on.
+"""The images that each rank trains and tests on.
 
-A step's global mini-batch has ranks * batch_size images and depends on the seed and that product
-alone, never on how many ranks share it.
+A step's global mini-batch has ranks * batch_size images. It depends only on the seed and on that
+product, not on the number of ranks that share it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels
 
 
 def steps_per_epoch(n_train: int, global_batch: int) -> int:
-    """How many whole global batches the training set has; the incomplete last one is dropped."""
+    """The number of complete global batches in the training set; an incomplete one is dropped."""
     if not 1 <= global_batch <= n_train:
         raise DataError(
             f"a global batch of {global_batch} (batch size times ranks) does not lie between 1 "
@@ -46,11 +46,11 @@ def global_indices(
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches of one rank, by step number; it keeps no position.
+    """The training batches of one rank, by step number; it has no state.
 
-    batch_size: images per rank and step. augment: see `augment_images`. start: where batches of
-    this size begin; what is left of its epoch before the next whole batch is dropped. Raises
-    DataError where a global batch is larger than the training set.
+    batch_size: images per rank and step. augment: see `augment_images`. start: from where on
+    batches have this size; the images from there to the next multiple of it are skipped. Raises
+    DataError if a global batch is larger than the training set.
     """
 
     dataset: Dataset
@@ -78,31 +78,31 @@ class Batches:
 
     @property
     def _first(self) -> int:
-        """The first whole batch of the epoch in which `start` lies."""
+        """The number of the first batch, within the epoch of `start`."""
         return min(-(-self.start.seen // self.global_batch), self.steps_per_epoch)
 
-    def place(self, step: int) -> tuple[int, int]:
-        """Epoch, and batch in that epoch, of the step that follows `step` finished ones."""
+    def epoch_and_batch(self, step: int) -> tuple[int, int]:
+        """The epoch, and the batch in that epoch, of the step after `step` finished ones."""
         epochs, batch = divmod(self._first + step - self.start.step, self.steps_per_epoch)
         return self.start.epoch + epochs, batch
 
     def position(self, step: int) -> Position:
-        """The place in the data after `step` finished steps."""
-        epoch, batch = self.place(step)
+        """The position in the data after `step` finished steps."""
+        epoch, batch = self.epoch_and_batch(step)
         return Position(step, epoch, batch * self.global_batch)
 
     def steps_until(self, epoch: int) -> int:
-        """How many steps are finished when so many epochs are."""
+        """The number of finished steps when `epoch` epochs are complete."""
         return self.start.step + (epoch - self.start.epoch) * self.steps_per_epoch - self._first
 
     def batch(self, step: int) -> tuple[ImagesF32, Labels]:
-        """Return this rank's part of the global batch of `step`, counted from 0 over all epochs.
+        """Return this rank's part of the global batch that follows `step` finished steps.
 
         Normalised images float32 [batch_size, C, H, W] and labels int64 [batch_size].
         """
         data = self.dataset
         count = len(data.train_labels)
-        epoch, index = self.place(step)
+        epoch, index = self.epoch_and_batch(step)
         part = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         chosen = global_indices(count, self.seed, epoch, index, self.global_batch)[part]
         images = data.train_images[chosen]
@@ -134,10 +134,10 @@ def _draw_augmentation(
 def augment_images(
     images: ImagesU8, shifts: NDArray[np.int64], flips: NDArray[np.bool_]
 ) -> ImagesU8:
-    """Crop each image at a shifted place, then mirror it left to right where flips is set.
+    """Crop each image, shifted, then mirror it left to right where flips is set.
 
     images uint8 [B, C, H, W]; shifts int64 [2, B], down and right, in pixels; flips bool [B].
-    What lies outside the image is raw 0 (not the mean), the order of torchvision's
+    Pixels outside the image are raw 0 (not the mean), as in the order of torchvision's
     RandomCrop(32, padding=4), RandomHorizontalFlip(), Normalize(...).
     """
     batch, channels, height, width = images.shape

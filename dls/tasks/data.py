@@ -1,10 +1,10 @@
 """Data sets: images in memory, by name.
 
 Images stay uint8, [N, C, H, W]; a batch becomes float32 when it is drawn (`dls.tasks.batches`). All
-randomness is a pure function of (seed, purpose, epoch, index), so a checkpoint has no random state
-to keep.
+random numbers are a pure function of (seed, purpose, epoch, index), so a checkpoint needs no random
+state.
 
-A new data set is one function, marked with `@register("its-name")`, here or in a program of one's
+A new data set is one function, marked with `@register("its-name")`, here or in a program of your
 own.
 """
 
@@ -24,13 +24,20 @@ from dls.tasks.image_files import IDX_FILES, cifar_folder, join, read_cifar, rea
 from dls.tasks.images import DataError, ImagesF32, ImagesU8, Labels, Split
 
 ASSETS_DIR = Path(__file__).parent / "assets"
+"""The folder of the data that comes with the program."""
 DIGITS_SHA256 = "dcc8ca6619875703dbbfe9df02a9bcb04c8ea81247b27c64d917ab7421b1e6c6"
+"""The checksum of digits.npz."""
 
-SYNTHETIC, ORDER, AUGMENT = range(3)  # purposes of randomness
+SYNTHETIC = 0
+"""A purpose of random numbers: the synthetic data."""
+ORDER = 1
+"""A purpose of random numbers: the order of the training images."""
+AUGMENT = 2
+"""A purpose of random numbers: shifts and flips of images."""
 
 
 def generator(seed: int, purpose: int, epoch: int, index: int) -> np.random.Generator:
-    """Return a fresh generator, a pure function of its arguments; 0 <= seed, the rest < 2**32."""
+    """Return a new generator, a pure function of its arguments; 0 <= seed, the others < 2**32."""
     sequence = np.random.SeedSequence(seed, spawn_key=(purpose, epoch, index))
     return np.random.Generator(np.random.Philox(sequence))
 
@@ -64,7 +71,7 @@ class Dataset:
         return channels, height, width
 
     def checksum(self) -> str:
-        """A CRC-32 of all images and labels, to tell whether two ranks loaded the same."""
+        """A CRC-32 of all images and labels, which shows whether two ranks loaded the same data."""
         crc = 0
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
@@ -80,7 +87,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Request:
-    """What a loader may use of the arguments of `load`."""
+    """The arguments of `load` that a loader can use."""
 
     data_dir: Path | None
     synthetic_shape: tuple[int, int, int]
@@ -90,16 +97,20 @@ class Request:
 
 
 Loader = Callable[[Request], Dataset]
+"""A function that `register` takes."""
 _LOADERS: dict[str, Loader] = {}
 _READS: dict[str, Collection[str]] = {}
 FILES = ("data_dir",)
+"""The settings that data sets in files read."""
 NOISE = ("synthetic_shape", "synthetic_classes", "synthetic_size")
+"""The settings that the synthetic data set reads."""
 
 
 def register(name: str, reads: Collection[str] = (*FILES, *NOISE)) -> Callable[[Loader], Loader]:
-    """Offer a function under a name; `assemble` makes what it returns.
+    """Register a function as a data set of this name; it returns what `assemble` makes.
 
-    reads: the settings of data sets that it reads; the others are named where they are given.
+    reads: the settings of data sets that it reads; a run names others that are given as having no
+    effect.
     """
 
     def add(loader: Loader) -> Loader:
@@ -111,12 +122,12 @@ def register(name: str, reads: Collection[str] = (*FILES, *NOISE)) -> Callable[[
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows."""
+    """The names of all data sets."""
     return tuple(_LOADERS)
 
 
 def reads(name: str, setting: str) -> bool:
-    """Whether the data set reads a setting of data sets."""
+    """Whether the data set reads this setting."""
     return setting in _READS[name]
 
 
@@ -131,7 +142,7 @@ def load(
 ) -> Dataset:
     """Load a data set by name.
 
-    data_dir: where its files are; `digits` and `synthetic` have none.
+    data_dir: the folder of its files; `digits` and `synthetic` need none.
     synthetic_*, seed: (C, H, W), classes, training images and seed of `synthetic`; else unused.
     Raises DataError for an unknown name and for missing or broken files.
     """
@@ -144,7 +155,7 @@ def load(
 
 @register("digits", reads=())
 def _digits(_: Request) -> Dataset:
-    """UCI handwritten digits, shipped with the program; its split is described in assets/."""
+    """UCI handwritten digits, which come with the program; assets/ describes the split."""
     path = ASSETS_DIR / "digits.npz"
     try:
         packed = path.read_bytes()
@@ -199,12 +210,9 @@ def _cifar100(request: Request) -> Dataset:
 
 @register("synthetic", reads=NOISE)
 def _synthetic(request: Request) -> Dataset:
-    """Noise around one random image for each class, for measuring; a quarter more for testing."""
-    shape, classes, train_size = (
-        request.synthetic_shape,
-        request.synthetic_classes,
-        request.synthetic_size,
-    )
+    """Noise around a random image for each class, for measurements; a quarter more for testing."""
+    shape, classes = request.synthetic_shape, request.synthetic_classes
+    train_size = request.synthetic_size
     if len(shape) != 3 or min(*shape, classes, train_size) < 1:
         raise DataError(
             f"synthetic: shape {shape}, {classes} classes and {train_size} "
@@ -222,10 +230,9 @@ def _synthetic(request: Request) -> Dataset:
 
 
 def assemble(name: str, train: Split, test: Split, classes: int, *, mirror: bool = True) -> Dataset:
-    """Make the Dataset of (images, labels), as it has them: measure mean and std, and write-protect
-    the arrays.
+    """Make a Dataset from (images, labels): compute mean and std, and write-protect the arrays.
 
-    DataError where they are not what a Dataset holds.
+    DataError unless shapes, types and labels are as described there.
     """
     for images, labels in (train, test):
         _check(name, images, labels, classes)

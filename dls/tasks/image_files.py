@@ -1,5 +1,6 @@
-"""Files of images, as MNIST, Fashion-MNIST (IDX) and CIFAR (binary) come: checked before anything
-of their size is allocated.
+"""Reads image files: IDX (MNIST, Fashion-MNIST) and the binary format of CIFAR.
+
+They are checked before any memory of the size that they state is allocated.
 """
 
 import gzip
@@ -16,17 +17,23 @@ from numpy.typing import NDArray
 from dls.record import files
 from dls.tasks.images import DataError, Split
 
-SYSTEM_DIR = Path("/usr/share/datasets")  # where Debian's dataset-* packages put their files
-MAX_BYTES = 2**32  # no IDX file is unpacked beyond this
-DEFLATE_RATIO = 1032  # zlib's technical notes: deflate never packs tighter than 1032:1
-CIFAR_IMAGES = 50_000  # no file of CIFAR's has more
+SYSTEM_DIR = Path("/usr/share/datasets")
+"""Where Debian's dataset-* packages install their files."""
+MAX_BYTES = 2**32
+"""The largest size to which an IDX file is unpacked."""
+DEFLATE_RATIO = 1032
+"""The largest compression ratio of deflate, according to zlib's technical notes."""
+CIFAR_IMAGES = 50_000
+"""The most images in a file of CIFAR."""
 CIFAR_SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+"""Where users can download CIFAR."""
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+"""The files of MNIST and Fashion-MNIST: training images and labels, test images and labels."""
 
 
 # --- files in IDX format (MNIST, Fashion-MNIST) ---------------------------------------------------
@@ -56,7 +63,7 @@ def read_idx_folder(
 
 
 def _idx_folders(name: str, data_dir: Path | None, usual: str) -> list[Path]:
-    """Where the files may lie: a folder of their own comes first."""
+    """The folders in which to look for the files; a folder of their own comes first."""
     if data_dir is None:
         return [SYSTEM_DIR / name]
     _check_folder(name, data_dir)
@@ -64,9 +71,9 @@ def _idx_folders(name: str, data_dir: Path | None, usual: str) -> list[Path]:
 
 
 def _idx_names(file: str) -> list[str]:
-    """The names under which an IDX file comes: as Y. LeCun gave it, or with a dot.
+    """The possible names of an IDX file: as Y. LeCun named it, or with a dot.
 
-    Some archives unpack to folders that have the file's name.
+    Some archives unpack to a folder with the name of the file.
     """
     names = [name + suffix for name in (file, _dotted(file)) for suffix in ("", ".gz")]
     return [*names, *(f"{name.removesuffix('.gz')}/{name}" for name in names)]
@@ -98,7 +105,7 @@ def _read_idx_split(images_path: Path, labels_path: Path, classes: int) -> Split
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes; gzipped where the name ends in .gz.
+    """Read an IDX file of bytes, gzipped if its name ends in .gz.
 
     The header is checked against what the file can hold before anything of its size is
     allocated, and no more than its data and one byte is unpacked.
@@ -192,11 +199,11 @@ def read_cifar(path: Path, label_classes: Sequence[int]) -> Split:
     return images, records[:, labels - 1].astype(np.int64)
 
 
-# --- what the readers share -----------------------------------------------------------------------
+# --- shared by the readers ------------------------------------------------------------------------
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    """Raise DataError unless the folder can be looked into."""
+    """Raise DataError unless the folder can be read."""
     try:
         os.listdir(folder)
     except OSError as error:
@@ -206,7 +213,7 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _first_folder_with(folders: Sequence[Path], wanted: Sequence[str]) -> Path | None:
-    """Return the first folder with any of the files wanted: a data set never mixes two folders."""
+    """Return the first folder with any wanted file, since a data set never mixes two folders."""
     for folder in folders:
         if any(os.path.isfile(folder / file) for file in wanted):
             return folder
@@ -224,7 +231,7 @@ def _check_labels(path: Path, labels: NDArray[np.uint8], classes: int) -> None:
 
 
 def join(splits: Sequence[Split]) -> Split:
-    """Append splits to one another."""
+    """Concatenate splits."""
     images, labels = zip(*splits, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 

@@ -1,12 +1,16 @@
-"""Images and labels as arrays, and the error of what is neither."""
+"""The types of images and labels, and the error about missing or wrong data."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-ImagesU8 = NDArray[np.uint8]  # [N, C, H, W]
-ImagesF32 = NDArray[np.float32]  # [N, C, H, W]
-Labels = NDArray[np.int64]  # [N]
+ImagesU8 = NDArray[np.uint8]
+"""Raw images [N, C, H, W]."""
+ImagesF32 = NDArray[np.float32]
+"""Normalised images [N, C, H, W]."""
+Labels = NDArray[np.int64]
+"""Class numbers [N]."""
 Split = tuple[ImagesU8, Labels]
+"""The training or the test part of a data set."""
 
 
 class DataError(ValueError):

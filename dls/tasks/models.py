@@ -1,9 +1,9 @@
 """Models: small networks over one flat buffer of parameters and one of gradients.
 
-A model is a tuple of modules (`dls.tasks.modules`), which see its buffers as reshaped views, so
-that whoever writes the flat buffer changes the model.
+A model is a tuple of modules (`dls.tasks.modules`), which see its buffers as reshaped views:
+writing to the flat buffer changes the model.
 
-To add a model, write one function below that appends modules to a `Builder`, under `@register`.
+To add a model, write a function below that appends modules to a `Builder`, with `@register`.
 """
 
 from __future__ import annotations
@@ -39,38 +39,45 @@ class LayerInfo:
     """One layer: the parameters of one module, weight and bias (or gamma and beta) together."""
 
     name: str
-    kind: str  # "linear", "conv2d" or "batch_norm"
-    size: int  # number of parameters
-    inputs: int  # c: input channels; for a linear layer its inputs, flattened ones too
-    outputs: int  # d: output channels, or a linear layer's outputs
-    kernel: int  # k: side of the kernel; 1 for a linear layer, 0 for batch norm
-    positions: int  # S: positions of the output map; 1 for a linear layer, 0 for batch norm
-    channels_in: int  # channels before the flatten in front of a linear layer, else `inputs`
+    kind: str
+    """linear, conv2d or batch_norm."""
+    size: int
+    """Number of parameters."""
+    inputs: int
+    """c: input channels; for a linear layer its inputs, also after a flatten."""
+    outputs: int
+    """d: output channels, or a linear layer's outputs."""
+    kernel: int
+    """k: side of the kernel; 1 for a linear layer, 0 for batch norm."""
+    positions: int
+    """S: positions of the output map; 1 for a linear layer, 0 for batch norm."""
+    channels_in: int
+    """Channels before the flatten in front of a linear layer; otherwise `inputs`."""
 
 
 # Building -----------------------------------------------------------------------------------------
 
 
 class Builder:
-    """Appends modules one after another and keeps track of the shape, the layers and their start.
+    """Appends modules one after another, and keeps track of the shape and of the layers.
 
     Weights are He-normal, biases 0, gamma 1, beta 0, running means 0 and variances 1.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], rng: np.random.Generator, nn: Nn) -> None:
         self.shape: tuple[int, ...] = input_shape  # (C, H, W), or (features,) after a flatten
-        self.channels = input_shape[0]  # a flatten leaves it, which `channels_in` relies on
+        self.channels = input_shape[0]  # a flatten does not change it, for `channels_in`
         self.modules: list[Module] = []
         self.layers: list[LayerInfo] = []
         self.parameters: list[list[Array]] = []
         self.statistics: list[list[Array]] = []
         self.chain = True
-        self._at_images = True  # nobody in front needs a gradient
+        self._at_images = True  # no module before the next one needs a gradient
         self._rng = rng
         self._nn = nn
 
     def linear(self, outputs: int) -> Builder:
-        """Append a linear layer with bias; a flatten goes before it where there are maps left."""
+        """Append a linear layer with bias, after a flatten if its input is a map."""
         if len(self.shape) > 1:
             self.modules.append(Flatten())
             self.shape = (int(np.prod(self.shape)),)
@@ -127,7 +134,7 @@ class Builder:
         return self
 
     def residual(self, body: Callable[[Builder], Any], stride: int) -> Builder:
-        """Append what `body` appends, with a shortcut around it; `stride` is the body's."""
+        """Append what `body` appends, with a shortcut around it; `stride` is that of the body."""
         outer, self.modules = self.modules, []
         self._at_images = False
         before = self.shape
@@ -139,13 +146,19 @@ class Builder:
         return self
 
     def _layer(
-        self, kind: str, initial: list[Array], inputs: int, outputs: int, kernel: int, places: int
+        self,
+        kind: str,
+        initial: list[Array],
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        positions: int,
     ) -> int:
-        """Note a layer and the start of its parameters; return its number."""
+        """Record a layer with the initial values of its parameters; return its number."""
         number = 1 + sum(layer.kind == kind for layer in self.layers)
         name = {"linear": "linear", "conv2d": "conv", "batch_norm": "norm"}[kind] + str(number)
         size = sum(array.size for array in initial)
-        info = LayerInfo(name, kind, size, inputs, outputs, kernel, places, self.channels)
+        info = LayerInfo(name, kind, size, inputs, outputs, kernel, positions, self.channels)
         self.layers.append(info)
         self.parameters.append(initial)
         self.statistics.append([])
@@ -158,22 +171,22 @@ class Builder:
 
 
 class Model:
-    """A network whose numbers lie in three flat buffers.
+    """A network whose numbers are in three flat buffers.
 
     name            as in `names()`
     layers          L layers in forward order; backward completes them in descending order
     offsets         int64 [L + 1]: layer l is parameters[offsets[l]:offsets[l + 1]]
     parameters      float32 [n]: per layer weight, bias (gamma, beta), each in C order
-    gradients       float32 [n]: the same places
+    gradients       float32 [n]: in the same order
     statistics      float32 [m]: per batch norm its running mean, then its running variance;
                     m may be 0
-    chain           whether every layer feeds the next one alone (False with shortcuts)
+    chain           whether every layer feeds only the next one (False with shortcuts)
     input_size      (C, H, W) of the images that `forward` takes
-    smallest_side   smaller images are enlarged to so many pixels a side
+    smallest_side   pixels a side to which smaller images are enlarged
     modules         the modules in forward order
-    views           the arrays of each layer, as they lie in the flat buffers
+    views           each layer's views into the flat buffers
 
-    `dtype` (float32 unless a gradient check asks for float64) holds for all three.
+    All three have the same dtype: float32, or float64 for gradient checks.
     """
 
     def __init__(
@@ -207,9 +220,9 @@ class Model:
     def forward(self, images: Array, training: bool) -> Array:
         """Return logits [N, classes] for images [N, C, H, W] of this model's dtype.
 
-        In training, batch norm uses the batch and moves `statistics`, and the pass is kept for one
-        `backward`; otherwise batch norm uses `statistics`, and nothing is kept. Numbers that
-        overflow go on as infinities, without a warning, for the caller to find in the loss.
+        In training, batch norm uses the batch and updates `statistics`, and the pass is kept for
+        one `backward`; otherwise batch norm uses `statistics`, and nothing is kept. Numbers that
+        overflow become infinities, without a warning; the caller finds them in the loss.
 
         Raises ValueError for images of another shape or dtype.
         """
@@ -282,6 +295,7 @@ def enlarge(images: Array, wanted: int) -> Array:
 # The models ---------------------------------------------------------------------------------------
 
 Architecture = Callable[[Builder, int, Sequence[int]], Any]
+"""A function that `register` takes."""
 _ARCHITECTURES: dict[str, tuple[Architecture, int]] = {}
 _READS: dict[str, Collection[str]] = {}
 
@@ -289,9 +303,10 @@ _READS: dict[str, Collection[str]] = {}
 def register(
     wanted: int, reads: Collection[str] = ("mlp_widths",)
 ) -> Callable[[Architecture], Architecture]:
-    """Offer a function under its own name; images below `wanted` pixels a side are enlarged.
+    """Register a function as the model of its name; smaller images than `wanted` are enlarged.
 
-    reads: the settings of models that it reads; the others are named where they are given.
+    wanted: pixels a side. reads: the settings of models that it reads; a run names others that are
+    given as having no effect.
     """
 
     def add(architecture: Architecture) -> Architecture:
@@ -308,7 +323,7 @@ def names() -> tuple[str, ...]:
 
 
 def reads(name: str, setting: str) -> bool:
-    """Whether the model reads a setting of models."""
+    """Whether the model reads this setting."""
     return setting in _READS[name]
 
 
@@ -323,8 +338,8 @@ def build(
 ) -> Model:
     """Build a model for images of `input_shape` (C, H, W).
 
-    The same arguments give the same bits. `nn` is the backend's namespace of `reference.nn`'s
-    functions; `widths` are the hidden widths of mlp, other models ignore them.
+    The same arguments give the same bits. nn: the backend's layers, as in `reference.nn`. widths:
+    the hidden widths of mlp; other models ignore them.
 
     Raises ValueError for an unknown name and for images that no model could take.
     """
@@ -342,7 +357,7 @@ def build(
 
 @register(wanted=1)
 def mlp(net: Builder, classes: int, widths: Sequence[int]) -> None:
-    """Linear layers with ReLU between them; `widths` are the hidden ones."""
+    """Linear layers with ReLU between them; `widths` are those of the hidden layers."""
     for width in widths:
         net.linear(width).relu()
     net.linear(classes)
@@ -358,7 +373,7 @@ def lenet(net: Builder, classes: int, _: Sequence[int]) -> None:
 
 @register(wanted=32, reads=())
 def cnn(net: Builder, classes: int, _: Sequence[int]) -> None:
-    """Plain convolutions in the manner of VGG, without batch norm, as Eq. 8 and Eq. 9 assume."""
+    """Plain convolutions in the style of VGG, without batch norm, as Eq. 8 and Eq. 9 assume."""
     for channels in (32, 64, 128):
         net.conv(channels, kernel=3, padding=1).relu()
         net.conv(channels, kernel=3, padding=1).relu().max_pool(2)

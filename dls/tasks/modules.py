@@ -1,8 +1,8 @@
 """The modules that models are made of, forward and backward.
 
-They hold no numbers. Those lie in a model's flat buffers, and modules see them as reshaped views,
-so that whoever writes the flat buffer changes the model. The functions come from the backend: `nn`
-is a namespace with the names of `reference.nn`.
+They hold no numbers. These are in the model's flat buffers, which modules see as reshaped views:
+writing to a flat buffer changes the model. The functions come from the backend: `nn` has the names
+of `reference.nn`.
 """
 
 from __future__ import annotations
@@ -17,32 +17,39 @@ from numpy.typing import NDArray
 from dls.backends import Nn
 
 Array = NDArray[np.floating[Any]]
+"""An array of any float dtype."""
 OnGradient = Callable[[int], None]
+"""Is called with the number of a layer when its gradient is complete."""
 
-MOMENTUM = 0.1  # weight of the newest batch in batch norm's running statistics
-EPSILON = 1e-5  # added to batch norm's variance
+MOMENTUM = 0.1
+"""Weight of the newest batch in batch norm's running statistics."""
+EPSILON = 1e-5
+"""Is added to batch norm's variance."""
 
 
 class Views(NamedTuple):
-    """The backend's functions and, per layer, the arrays that lie in a model's flat buffers."""
+    """The backend's functions and, for each layer, its views into the model's flat buffers."""
 
     nn: Nn
-    parameters: list[list[Array]]  # weight and bias; gamma and beta
+    parameters: list[list[Array]]
+    """Weight and bias, or gamma and beta."""
     gradients: list[list[Array]]
-    statistics: list[list[Array]]  # running mean and variance; empty unless batch norm
+    """Those of the parameters."""
+    statistics: list[list[Array]]
+    """Running mean and variance of batch norm; otherwise empty."""
 
 
 class Module(Protocol):
-    """One step of a network. It holds its settings alone; numbers come in as arguments."""
+    """A stage of a network. It holds only its settings; numbers are passed as arguments."""
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
-        """Return the output and whatever `backward` will need."""
+        """Return the output and what `backward` needs."""
         ...
 
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
         """Write the gradients, call `done` with each layer's number, return the input's gradient.
 
-        None comes back where nobody in front needs it.
+        None if no module before this one needs it.
         """
         ...
 
@@ -52,14 +59,15 @@ class Linear:
     """y = x wᵀ + b."""
 
     layer: int
-    need_dx: bool  # False for the first layer of a network
+    need_dx: bool
+    """False for the first layer of a network."""
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
         return views.nn.linear_forward(x, *views.parameters[self.layer]), x
 
     def backward(self, views: Views, dy: Array, cache: Any, done: OnGradient) -> Array | None:
         views.nn.linear_weight_gradients(dy, cache, *views.gradients[self.layer])
-        done(self.layer)  # the gradient may leave while dx is computed
+        done(self.layer)  # the gradient can be sent while dx is computed
         dx: Array | None = None
         if self.need_dx:
             dx = views.nn.linear_input_gradient(dy, views.parameters[self.layer][0])
@@ -73,7 +81,8 @@ class Conv2d:
     layer: int
     stride: int
     padding: int
-    need_dx: bool  # False for the first layer of a network
+    need_dx: bool
+    """False for the first layer of a network."""
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
         w, *bias = views.parameters[self.layer]
@@ -92,7 +101,7 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation; a forward pass in training moves the running statistics."""
+    """Batch normalisation; a forward pass in training updates the running statistics."""
 
     layer: int
 
@@ -174,9 +183,12 @@ class Residual:
     """body(x) + shortcut(x); the shortcut has no parameters, see `shortcut_forward`."""
 
     body: tuple[Module, ...]
-    channels: int  # of the body's output
+    channels: int
+    """Channels of the body's output."""
     stride: int
-    identity: bool  # the body keeps the shape, and the shortcut is x itself
+    """Stride of the body."""
+    identity: bool
+    """Whether the body keeps the shape, so that the shortcut is x itself."""
 
     def forward(self, views: Views, x: Array, training: bool) -> tuple[Array, Any]:
         y, caches = forward(self.body, views, x, training)
@@ -190,9 +202,8 @@ class Residual:
         dbody, dshortcut = views.nn.add_backward(dy)
         if not self.identity:
             dshortcut = views.nn.shortcut_backward(dshortcut, shape, self.stride)
-        dx: Any = backward(
-            self.body, views, dbody, caches, done
-        )  # something is in front of a block
+        # not None, since some module comes before a block
+        dx: Any = backward(self.body, views, dbody, caches, done)
         return views.nn.add_forward(dx, dshortcut)
 
 

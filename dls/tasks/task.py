@@ -17,12 +17,14 @@ from dls.tasks.models import Model
 from reference.ops import NonFiniteError
 
 EVALUATION_BATCH = 256
-"""Images of one forward pass in an evaluation."""
+"""Images in one forward pass of an evaluation."""
 
 
 class Task:
-    """One rank's model. clip_norm: largest L2 norm of its own gradient, 0: any; skips: a loss that
-    is not finite ends nothing.
+    """One rank's model.
+
+    clip_norm: largest L2 norm of the rank's own gradient; 0: no limit. skips: steps whose loss is
+    not finite are skipped instead of raising NonFiniteError.
     """
 
     def __init__(
@@ -32,10 +34,10 @@ class Task:
         self._statistics = model.statistics.copy()
 
     def differentiate(self, batches: Batches, finished: int, exchanger: Exchanger) -> float:
-        """The loss of the mini-batch that follows so many finished steps; its gradient goes to the
-        exchange, layer by layer.
+        """The loss of the mini-batch after `finished` steps; its gradient goes to the exchanger.
 
-        NonFiniteError where the loss is not finite, unless such steps are skipped.
+        Each layer's gradient is handed over as soon as it is complete. NonFiniteError if the loss
+        is not finite, unless such steps are skipped.
         """
         clock = exchanger.clock
         images, labels = batches.batch(finished)
@@ -53,9 +55,7 @@ class Task:
         return float(loss)
 
     def _backward(self, dlogits: NDArray[np.float32], exchanger: Exchanger) -> None:
-        """From the last layer to the first; each gradient is handed over as soon as it may
-        leave.
-        """
+        """From the last layer to the first; hand each gradient over as soon as it can be sent."""
         if not self.clip_norm:
             self.model.backward(dlogits, exchanger.ready)
             return
@@ -65,12 +65,13 @@ class Task:
             exchanger.ready(layer)
 
     def undo(self) -> None:
-        """The step is left out: batch norm's statistics are as before it."""
+        """Skip the step: restore batch norm's statistics from before it."""
         self.model.statistics[...] = self._statistics
 
     def mean_statistics(self, comm: Comm) -> NDArray[np.float32]:
-        """Batch norm's running statistics (m), averaged over the ranks, summed from +0.0 in rank
-        order.
+        """Batch norm's running statistics (m), averaged over the ranks.
+
+        They are summed from +0.0 in rank order.
         """
         own = self.backend.ops.to_host(self.model.statistics)
         gathered: NDArray[Any] = comm.allgather(own, "the other ranks' statistics").wait()
@@ -80,8 +81,9 @@ class Task:
         return total * np.float32(1 / comm.size)
 
     def evaluate(self, dataset: Dataset, comm: Comm) -> tuple[float, float]:
-        """Mean loss and accuracy over the test set; each rank takes its share, batch norm uses the
-        mean statistics.
+        """Mean loss and accuracy over the test set, of which each rank evaluates its share.
+
+        Batch norm uses the statistics averaged over the ranks.
         """
         own = self.model.statistics.copy()
         self.model.statistics[...] = self.backend.ops.from_host(self.mean_statistics(comm))

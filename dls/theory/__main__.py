@@ -16,7 +16,7 @@ from dls.program import output
 from dls.record.files import described, one_line
 from dls.tasks import data
 from dls.tasks.batches import Batches
-from dls.theory import errors, networks, picture, properties, tables, variance
+from dls.theory import errors, networks, picture, recording, tables, variance
 from dls.theory.rows import RatioRow, SettingsRow
 from dls.theory.variance import Plan
 from dls.tools import options, plotting, reports
@@ -112,7 +112,7 @@ def measure(given: argparse.Namespace) -> Iterator[Row]:
     for name in given.property_models:
         for density in given.densities:
             _show_progress(f"adjustments of {name}, density {density:g}")
-            yield from properties.measure(name, plan, density, given.record, given.adjustments)
+            yield from recording.measure(name, plan, density, given.record, given.adjustments)
 
 
 def _settings(given: argparse.Namespace, plan: Plan) -> SettingsRow:

@@ -1,5 +1,5 @@
-"""What the pictures of all tools share: one look a method, which the colour-blind, and a grey
-print, tell from the others.
+"""The look of each method in the pictures of all tools. The colour-blind can tell methods apart,
+and so can readers of a grey print.
 
 A method has one colour and one marker wherever it is drawn. Its variants (other densities,
 settings, buckets) keep both, and differ in dashes, in shade, and in whether the marker is filled.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's."""
+"""The colours of Okabe and Ito, which the colour-blind can tell apart."""
 DASHES = (
     "-",
     (0, (5, 1.5)),
@@ -24,20 +24,20 @@ DASHES = (
     (0, (3, 1, 1, 1, 1, 1)),
     (0, (2, 2)),
 )
+"""Line styles of variants."""
 OF_METHODS = {
     "dense": ("#000000", "o"),
     "global-topk": ("#D55E00", "s"),
     "layerwise-topk": ("#009E73", "^"),
     "dls": ("#0072B2", "D"),
 }
-"""Colour and marker of the methods that the project begins with."""
+"""The colour and the marker of the project's first methods."""
 OF_OTHERS = (("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
-"""One of these, by its name alone, is any other method's: it stays the same whatever is drawn
-beside it.
+"""Another method has one of these, chosen by its name alone, so that it stays the same whatever is
+drawn beside it.
 """
 SHADES = (0.0, 0.35, 0.2, 0.5)
-"""How far the colours of variants are mixed with white."""
-MISSING = "needs matplotlib: pip install 'dls[plot]'"
+"""The share of white in the colours of variants."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """For a curve of matplotlib's."""
+        """The look as arguments of matplotlib's plot."""
         face = self.colour if self.filled else "white"
         return {
             "color": self.colour,
@@ -62,8 +62,9 @@ class Look:
 
 
 def looks(methods: Sequence[str]) -> list[Look]:
-    """One for each of what is drawn together, in order, by the names of their methods: the second
-    of one name is a variant.
+    """The looks of curves that are drawn together, by the names of their methods.
+
+    The second curve of a method is a variant.
     """
     return [_look(name, list(methods[:i]).count(name)) for i, name in enumerate(methods)]
 
@@ -71,16 +72,17 @@ def looks(methods: Sequence[str]) -> list[Look]:
 def _look(method: str, variant: int) -> Look:
     other = OF_OTHERS[zlib.crc32(method.encode(errors="replace")) % len(OF_OTHERS)]
     colour, marker = OF_METHODS.get(method, other)
-    shade, dash = SHADES[variant % len(SHADES)], DASHES[variant % len(DASHES)]
-    return Look(lighter(colour, shade), marker, dash, variant % 2 == 0)
+    shade = SHADES[variant % len(SHADES)]
+    dash = DASHES[variant % len(DASHES)]
+    return Look(lighter(colour, shade), marker, dash, filled=variant % 2 == 0)
 
 
 def lighter(colour: str, share: float) -> str:
-    """A colour, mixed with so much white."""
-    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    """A colour of the form #RRGGBB, mixed with a share of white."""
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * share):02X}" for part in parts)
 
 
 def family(name: str) -> str:
-    """The method that a label speaks of: dls of dls(1), dls/at-end and dls."""
+    """The method that a label names: dls for dls(1), dls/at-end and dls."""
     return re.split(r"[(/ ]", name, maxsplit=1)[0]

@@ -42,6 +42,8 @@ ENVIRONMENT = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
 """Makes ranks of different hosts speak over the network: without it they would use the memory that
 the hosts share, being one machine.
 """
+UNLIMITED = "unlimited"
+"""The rate of links without a limit."""
 
 
 class HostsError(UsageError):

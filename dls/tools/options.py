@@ -76,6 +76,8 @@ density = number(float, lambda share: 0 < share <= 1, "a number in (0, 1]")
 """A share of the gradient."""
 rate = number(float, lambda x: 0 < x < math.inf, "a number above 0")
 """A learning rate."""
+seconds = number(float, lambda x: 0 <= x < math.inf, "a number from 0 up")
+"""A time; 0 for none."""
 
 
 def size(text: str) -> int:

@@ -36,11 +36,11 @@ def check_picture(option: str, path: Path) -> None:
     need_matplotlib(option)
     from matplotlib.figure import Figure
 
+    if obstacle := files.obstacle(path):
+        raise UsageError(f"{option} {path}: {obstacle}")
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise UsageError(f"{option} {path}: choose one of {', '.join(sorted(kinds))}")
-    if obstacle := files.obstacle(path):
-        raise UsageError(f"{option} {path}: {obstacle}")
 
 
 def tidy(axes: Axes) -> None:

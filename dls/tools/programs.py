@@ -17,7 +17,7 @@ def python() -> list[str]:
 def mpirun() -> str:
     """The mpirun beside this Python, or else that of the path. UsageError where there is none."""
     beside = Path(sys.executable).parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
-    if found is None:
+    program = str(beside) if beside.exists() else shutil.which("mpirun")
+    if program is None:
         raise UsageError("there is no mpirun: pip install mpich")
-    return found
+    return program

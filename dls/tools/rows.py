@@ -116,8 +116,8 @@ def _gathered(spread: Spread, record: Mapping[str, Any]) -> dict[str, Any]:
             entries[name] = record[name]
         else:
             titles = [column.title for column in columns_of(spread.kind)]
-            found = {title: record[_joined(name, title)] for title in titles}
-            entries[name] = spread.kind.from_json(found)
+            own = {title: record[_joined(name, title)] for title in titles}
+            entries[name] = spread.kind.from_json(own)
     return entries
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dls.torch import version  # first: without PyTorch it says what to install
+from dls.torch.ddp import comm_hook
 from dls.torch.sync import Sync, attach
 
 version.check()
 
-__all__ = ["Sync", "attach"]
+__all__ = ["Sync", "attach", "comm_hook"]

@@ -48,6 +48,12 @@ class Tracked:
         """Whether it is not trained at present."""
         return not self.tensor.requires_grad
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether its gradient is known to come as a sparse tensor, or has just come as one."""
+        gradient = self.tensor.grad
+        return self.sparse or (gradient is not None and bool(gradient.is_sparse))
+
     def describe(self) -> str:
         """Its name, shape and type, for ranks to compare."""
         kind = str(self.tensor.dtype).removeprefix("torch.")

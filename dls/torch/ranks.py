@@ -34,7 +34,9 @@ def comm(given: Any, timeout: float) -> Comm:
     from dls.comm.world import World  # here, as it loads MPI
 
     if given is not None:
-        return World(timeout, given.Dup(), guarded=False)
+        found = World(timeout, given.Dup(), guarded=False)
+        _check_distributed(found.size)
+        return found
     found = World(timeout, guarded=False, private=True)
     if words := launcher.alone(found.size, found.library, os.environ):
         raise ValueError(words)
@@ -51,6 +53,11 @@ def _check_torchrun(size: int, environ: Mapping[str, str]) -> None:
             f"torchrun has started {started} processes, which MPI cannot join into one run: start"
             f" the program with mpirun -n {started} python …, or with Slurm's srun"
         )
+    _check_distributed(size)
+
+
+def _check_distributed(size: int) -> None:
+    """ValueError where PyTorch's own process group has another number of ranks."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return

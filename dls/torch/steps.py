@@ -8,7 +8,8 @@ in steps before; what has not left when the step ends leaves then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class Steps:
     the last of which leaves first.
 
     scale: where a GradScaler multiplies gradients, its present scale, asked at each step's begin.
-    ValueError where the settings do not fit the model.
+    check: raises, before anything leaves, where a step cannot be taken. ValueError where the
+    settings do not fit the model.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class Steps:
         on_nan: str,
         overlap: bool = True,
         scale: Callable[[], float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.parameters, self.comm, self.backend = parameters, comm, backend
         self._of_exchanger = (method, settings, comm, backend)
         self._options: dict[str, Any] = {"bucket_size": bucket_size, "on_nan": on_nan}
         self._overlap, self._ask_scale, self._scale = overlap, scale, 1.0
+        self._check, self._skips = check, on_nan == "skip"
+        self._phase = ExitStack()
         self.finished = 0
         self.agreed = False
         self._expected: list[int] | None = None
@@ -87,7 +92,7 @@ class Steps:
         """Take over rank 0's order, before the first step leaves; every rank calls it."""
         if self.agreed:
             return
-        own = self._observed(), [each.name for each in self.parameters if each.sparse]
+        own = self._observed(), [each.name for each in self.parameters if each.is_sparse]
         everyone = self.comm.allgather_objects(own, "the order of the first step's gradients")
         order = everyone[0][0]
         sparse = {name for _, names in everyone for name in names}
@@ -118,9 +123,14 @@ class Steps:
         """Begin a step, where none is under way."""
         if self.begun:
             return
+        try:
+            self._check()
+        except ValueError:
+            self._forget()
+            raise
         self._set_aside()
         self._scale = self._ask_scale() if self._ask_scale else 1.0
-        self.exchanger.clock.restart()
+        self.enter("backward")
         self.exchanger.begin(self.finished)
         self._missing = {layer.name: 0 for layer in self.layout.layers}
         for each in self.parameters:
@@ -154,19 +164,28 @@ class Steps:
         if not self._missing[each.layer]:
             self.exchanger.ready(self._layer_number[each.layer])
 
+    def observe(self, numbers: Sequence[int]) -> None:
+        """The first step's gradients became complete in this order."""
+        self._events += numbers
+
     def leave_all(self) -> None:
         """What has not left leaves, as it is; what has no gradient counts as zero."""
         self.agree()
         self.begin()
+        self.leave_rest(lambda tensor: tensor.grad)
+
+    def leave_rest(self, gradient_of: Callable[[Tensor], Tensor] = lambda _: None) -> None:
+        """What has not left leaves; unless told otherwise, as zeros."""
         numbers = {each.name: number for number, each in enumerate(self.parameters)}
         for each in reversed(self.in_order()):
             if numbers[each.name] not in self._left:
-                self.leave(numbers[each.name], each.tensor.grad)
+                self.leave(numbers[each.name], gradient_of(each.tensor))
 
     def end(self, record: bool = False) -> Row:
         """The step is over, and the mean is in its place: zeros, or with a GradScaler infinity,
         where it is left out by all ranks.
         """
+        self.enter("")
         row = self.exchanger.end(record)
         if row.met_by:
             self.flat.fill_(float("inf") if self._ask_scale else 0.0)
@@ -175,12 +194,46 @@ class Steps:
         self.finished += 1
         before = self._expected or [0] * len(self.parameters)
         self._expected = [max(pair) for pair in zip(before, self._fired, strict=True)]
+        self._forget()
+        return row
+
+    def _forget(self) -> None:
+        """Nothing has fired in the step that comes."""
         self._fired = [0] * len(self.parameters)
         self._events.clear()
         self._left.clear()
-        return row
+
+    def enter(self, phase: str) -> None:
+        """From now on the time is that of another phase; of none."""
+        self._phase.close()
+        if phase:
+            self._phase.enter_context(self.exchanger.clock.phase(phase))
+
+    def stop_clock(self) -> None:
+        """The step's time is over."""
+        self.exchanger.clock.stop()
+
+    def start_clock(self, with_timeline: bool = False) -> None:
+        """The next step begins, with the optimizer."""
+        self._phase.close()
+        self.exchanger.clock.restart(len(self.layout) if with_timeline else 0)
+        self.enter("update")
+
+    def hand_over(self) -> None:
+        """Make the mean every parameter's `grad`."""
+        for each in self.parameters:
+            each.write()
 
     # --- frozen parameters ---------------------------------------------------------------------
+
+    def take_aside(self, kept: Mapping[str, Tensor]) -> None:
+        """Take over what an earlier sync's frozen parameters had not sent; parameters that are not
+        here any more are left out.
+        """
+        sizes = {each.name: each.values for each in self.parameters}
+        for name, values in kept.items():
+            if sizes.get(name) == values.numel():
+                self.aside[name] = values.to(self.flat.device).clone()
 
     def _set_aside(self) -> None:
         """What a frozen parameter has not sent stays on this rank until it is trained again."""

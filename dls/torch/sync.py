@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from dls import backends
-from dls.comm import cores
 from dls.comm.base import Comm
-from dls.exchange import methods, settings
+from dls.exchange import settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
-from dls.torch import compiled, ranks
+from dls.exchange.methods.dense import Dense
+from dls.torch import checkpoints, compiled, ranks, setup, states
+from dls.torch.alone import Alone
 from dls.torch.buffers import Buffers
+from dls.torch.folder import Folders
 from dls.torch.parameters import Tensor, Tracked, newcomers, tracked
 from dls.torch.steps import Steps
+from dls.torch.trace import Trace
 from dls.torch.words import Words
 
 _attached: weakref.WeakSet[Sync] = weakref.WeakSet()
@@ -40,6 +42,9 @@ def attach(
     check_every: int = 100,
     threads: int = 0,
     timeout: float = 600.0,
+    out: str | Path = "",
+    trace_every: int = 1,
+    diagnose_every: int = 0,
     **of_method: Any,
 ) -> Sync:
     """Let the ranks train this model together; every rank calls it with the same arguments.
@@ -61,7 +66,9 @@ def attach(
     each rank has of batch norm's running statistics after a step, the "mean", those of "rank0", or
     its own ("local"). broadcast: begin with rank 0's weights and buffers. check_every: compare the
     ranks' weights after so many steps; 0: never. threads: 0, this rank's share of the cores.
-    timeout: seconds that a rank waits for others at most.
+    timeout: seconds that a rank waits for others at most. out: a folder for the run's trace, which
+    `python -m dls.inspect` reads; every trace_every steps are recorded, and every diagnose_every
+    steps are looked at closely (0: none).
 
     ValueError, on all ranks, where an argument is wrong or ranks differ.
     """
@@ -79,6 +86,9 @@ def attach(
         check_every=check_every,
         threads=threads,
         timeout=timeout,
+        out=out,
+        trace_every=trace_every,
+        diagnose_every=diagnose_every,
         **of_method,
     )
 
@@ -102,29 +112,36 @@ class Sync:
         check_every: int,
         threads: int,
         timeout: float,
+        out: str | Path,
+        trace_every: int,
+        diagnose_every: int,
         **of_method: Any,
     ) -> None:
-        _check_numbers(bucket_size, check_every, threads, timeout)
+        setup.check_numbers(bucket_size, check_every, threads, timeout)
+        setup.check_number("trace_every", trace_every, 1)
+        setup.check_number("diagnose_every", diagnose_every, 0)
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
         self.model, self.parameters = model, tracked(model)
         _check_unattached(self.parameters)
-        own = settings.build(load(method).Settings, of_method)
+        own = settings.build(setup.load(method).Settings, of_method)
         self.method = method
         self.comm = ranks.comm(comm, timeout)
         self._owns = not isinstance(comm, Comm)
         same = {"method": method, "settings": own, "bucket_size": bucket_size, "on_nan": on_nan}
         same |= {"buffers": buffers, "broadcast": broadcast, "check_every": check_every}
-        same |= {"scaler": scaler is not None}
+        same |= {"scaler": scaler is not None, "out": str(out), "trace_every": trace_every}
+        same |= {"diagnose_every": diagnose_every}
         ranks.check_same(self.comm, same, [each.describe() for each in self.parameters])
         tensors = [each.tensor for each in self.parameters]
         ranks.check_threads(self.comm, tensors, overlap)
-        self._buffers = Buffers(model, buffers, self.comm)
-        self.backend = _backend(backend, tensors[0], self.comm, threads)
+        self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
+        self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
-        self._steps = Steps(
+        kind = Alone if self.comm.size == 1 and setup.load(method) is Dense else Steps
+        self._steps = kind(
             self.parameters,
-            load(method),
+            setup.load(method),
             own,
             self.comm,
             self.backend,
@@ -132,12 +149,20 @@ class Sync:
             on_nan="skip" if self._skips else "stop",
             overlap=overlap,
             scale=scaler.get_scale if scaler is not None else None,
+            check=self._check_newcomers,
         )
         if broadcast:
             every = [*model.parameters(), *model.buffers()]
             ranks.copy_from_rank_0(self.comm, every)
         self._words = Words(self.comm, self.parameters, check_every)
         self._compiled = compiled.Watch(model) if overlap and self.comm.size > 1 else None
+        self._folders = Folders(self.comm)
+        self.options = {"backend": self.backend.name, "bucket_size": bucket_size}
+        self.options |= {"overlap": overlap, "on_nan": on_nan, "check_every": check_every}
+        self.options |= {"threads": self.threads, "buffers": buffers}
+        self.resumed_at: int | None = None
+        self._diagnose_every = diagnose_every
+        self._trace = Trace(self, self._folders.open(out), trace_every) if out else None
         self._lock, self._thread = threading.RLock(), threading.get_ident()
         self._held = 0
         self.row: Row | None = None
@@ -145,6 +170,10 @@ class Sync:
         for number, each in enumerate(self.parameters):
             hook = each.tensor.register_post_accumulate_grad_hook(self._hook(number))
             self._opened.callback(hook.remove)
+        if self._trace:
+            forward = model.register_forward_pre_hook(self._forward_begins())
+            self._opened.callback(forward.remove)
+        self._start_clock()
         _attached.add(self)
 
     # --- a step --------------------------------------------------------------------------------
@@ -164,30 +193,53 @@ class Sync:
         self._check()
         if self._held:
             raise ValueError("wait is called outside of no_sync")
+        with self._lock, torch.no_grad():
+            self._steps.leave_all()
+            self._words.post(self._steps.finished)
+            self._buffers.post()
+            step = self._steps.finished + 1
+            self.row = self._steps.end(record=self._trace is not None and self._trace.due(step))
+            self._words.hear()
+            self._buffers.apply()
+            if self.row.met_by and self._scaler is None:
+                for each in self.parameters:
+                    each.tensor.grad = None
+            else:
+                self._steps.hand_over()
+            self._steps.stop_clock()
+            if self._trace:
+                self._trace.record(step, self.row)
+            self._start_clock()
+        if self._compiled:
+            self._compiled.look(self.comm.rank)
+        return not self.row.met_by
+
+    def _check_newcomers(self) -> None:
+        """ValueError where a parameter would be left out."""
         if name := next(newcomers(self.model, self.parameters), ""):
             raise ValueError(
                 f"{name} was not a trainable parameter when the model was attached: take"
                 " state = sync.state_dict(), call sync.close(), attach the model again and give the"
                 " new sync load_state_dict(state, strict=False)"
             )
-        with self._lock, torch.no_grad():
-            self._steps.leave_all()
-            self._words.post(self._steps.finished)
-            self._buffers.post()
-            self.row = self._steps.end()
-            self._words.hear()
-            self._buffers.apply()
-            self._write(skipped=bool(self.row.met_by))
-        if self._compiled:
-            self._compiled.look(self.comm.rank)
-        return not self.row.met_by
 
-    def _write(self, skipped: bool) -> None:
-        for each in self.parameters:
-            if skipped and self._scaler is None:
-                each.tensor.grad = None
-            else:
-                each.write()
+    def _start_clock(self) -> None:
+        following, every = self._steps.finished + 1, self._diagnose_every
+        self._steps.start_clock(with_timeline=every > 0 and following % every == 0)
+
+    def log(self, **values: Any) -> None:
+        """For the trace: loss, epoch or lr of the step that the next `wait` ends.
+
+        The loss is this rank's own; the others are the same on all ranks. Nothing is done without
+        `out`. ValueError for another name.
+        """
+        if self._trace:
+            self._trace.log(values)
+
+    def log_evaluation(self, loss: float, accuracy: float) -> None:
+        """For the trace: what an evaluation after the last step gave; every rank calls it."""
+        if self._trace:
+            self._trace.evaluation(self.steps, loss, accuracy)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -210,6 +262,18 @@ class Sync:
 
         return grown
 
+    def _forward_begins(self) -> Any:
+        own = weakref.ref(self)
+
+        def begins(*_: Any) -> None:
+            if torch.compiler.is_compiling():  # what is traced has no phases
+                return
+            sync = own()
+            if sync is not None and not sync._steps.begun:
+                sync._steps.enter("forward")
+
+        return begins
+
     def _grown(self, number: int) -> None:
         if not self.comm.any_thread and threading.get_ident() != self._thread:
             raise RuntimeError(
@@ -221,6 +285,47 @@ class Sync:
 
     # --- between steps -------------------------------------------------------------------------
 
+    def state_dict(self) -> states.State:
+        """What this rank needs to go on with the same bits, by names of parameters and layers; its
+        residual is its own, so each rank saves and loads its own.
+        """
+        return states.save(self._steps, self.method)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
+
+        strict: model, method and number of ranks are the same; else what belongs to parameters that
+        are still there is taken over. ValueError, on all ranks.
+        """
+        self._check()
+        states.load(self._steps, state, self.method, strict)
+
+    def save(self, folder: str | Path, *, keep: int = 2, **parts: Any) -> Path:
+        """Write a checkpoint to FOLDER/checkpoints and keep the newest `keep` (0: all); every rank
+        calls it, between two steps.
+
+            sync.save("runs/mine", optimizer=optimizer, schedule=schedule)
+
+        parts: whatever has state_dict and load_state_dict and is the same on all ranks; the model
+        is among them. ValueError or OSError, on all ranks.
+        """
+        self._check()
+        if self._trace:
+            self._trace.flush()
+        return checkpoints.save(self, folder, keep, parts)
+
+    def resume(self, folder: str | Path, **parts: Any) -> int:
+        """Go on from the newest whole checkpoint in a folder, on any number of ranks; every rank
+        calls it with the parts that `save` was given.
+
+        Returns how many steps are finished: 0 where there is no checkpoint. ValueError, on all
+        ranks.
+        """
+        self._check()
+        self.resumed_at = checkpoints.resume(self, self._folders.open(folder), parts) or None
+        self._start_clock()
+        return self.resumed_at or 0
+
     def close(self) -> None:
         """Take part no more, between two steps; every rank calls it.
 
@@ -229,6 +334,9 @@ class Sync:
         if self in _attached:
             self._opened.close()
             _attached.discard(self)
+            if self._trace:
+                self._trace.close()
+            self._folders.close()
             self._steps.exchanger.finish()
             if self._owns:
                 self.comm.finish()
@@ -248,38 +356,9 @@ class Sync:
             raise RuntimeError("this sync is closed: attach the model again")
 
 
-def load(name: str) -> type[methods.Method]:
-    """The method of that name. ValueError where there is none."""
-    if name not in methods.names():
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
-    return methods.load(name)
-
-
-def _check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any) -> None:
-    """ValueError where one is no number, or too small."""
-    least = {"bucket_size": (bucket_size, 1), "check_every": (check_every, 0)}
-    least |= {"threads": (threads, 0)}
-    for name, (value, low) in least.items():
-        if not isinstance(value, int | np.integer) or value < low:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds")
-
-
 def _check_unattached(parameters: list[Tracked]) -> None:
     """ValueError where another sync exchanges one of them."""
     taken = {id(each.tensor) for sync in _attached for each in sync.parameters}
     for each in parameters:
         if id(each.tensor) in taken:
             raise ValueError(f"{each.name} is attached already: close that sync first")
-
-
-def _backend(name: str, like: Tensor, comm: Comm, threads: int) -> backends.Backend:
-    """The backend; on a CUDA device that of the model."""
-    on_cuda = like.device.type == "cuda"
-    chosen = name or ("cupy" if on_cuda else backends.default())
-    number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
-    backend = backends.load(chosen, number)
-    if threads or comm.size > 1:
-        backend.ops.set_threads(threads or cores.of(comm))
-    return backend

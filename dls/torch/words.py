@@ -51,6 +51,10 @@ class Words:
         if self._compares:
             self._consensus.hear()
 
+    def confirm(self, finished: int) -> None:
+        """Compare the weights now, after so many steps. DivergenceError, on all ranks."""
+        self._consensus.confirm(finished)
+
     def _name_difference(self) -> None:
         flags = [each.frozen for each in self._parameters]
         everyone = self._comm.allgather_objects(flags, "the other ranks' frozen parameters")

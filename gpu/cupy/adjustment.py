@@ -1,5 +1,6 @@
-"""`reference.adjustment` on CuPy arrays: the counts of all pairs in one launch, the moved
-thresholds in one search.
+"""`reference.adjustment` on CuPy arrays.
+
+A step counts for all pairs in one launch and finds the new thresholds in one search.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from reference.ops import Head, NonFiniteError, Vector
 
 
 class Adjustment(base.Adjustment):
-    """Algorithm 2 with a few launches a step, however many layers there are."""
+    """Algorithm 2 with a few launches a step, whatever the number of layers."""
 
     def fresh_thresholds(self, v: Sequence[Vector], k: Counts) -> Thresholds:
         """See `reference.adjustment.fresh_thresholds`."""
@@ -59,8 +60,9 @@ class Adjustment(base.Adjustment):
         steps: int,
         heads: Sequence[Head] | None = None,
     ) -> Counts:
-        """See `reference.adjustment.adjust`; a pass over v takes a GPU hardly longer than one over
-        the heads.
+        """See `reference.adjustment.adjust`.
+
+        A pass over v takes a GPU hardly longer than one over the heads, which are not used.
         """
         for step in range(steps):
             k, t = _step(v, k, t, with_thresholds=step < steps - 1)
@@ -69,7 +71,7 @@ class Adjustment(base.Adjustment):
     def optimal_adjustment(self, v: Sequence[Vector], k: Counts) -> Counts:
         """See `reference.adjustment.optimal_adjustment`: from counts at the global threshold.
 
-        Equals go to the lower layers.
+        Equal values are given to the lower layers.
         """
         total, threshold = int(k.sum()), np.inf
         if total:
@@ -94,8 +96,9 @@ def _kth(v: Sequence[Vector], k: NDArray[np.int64]) -> NDArray[np.float64]:
 def _step(
     v: Sequence[Vector], k: Counts, t: Thresholds, with_thresholds: bool
 ) -> tuple[Counts, Thresholds]:
-    """One step. Without thresholds, those that come back are not to be used: to search them takes
-    longer than all the rest.
+    """One step. Without with_thresholds, the returned thresholds must not be used.
+
+    Finding them takes longer than everything else.
     """
     k, t = k.copy(), t.copy()
     order = np.array(pair_order([layer.size for layer in v], k, t))
@@ -108,7 +111,7 @@ def _step(
     t1, t2 = t[low], t[high]
     asked = np.full((len(v), 2), np.inf)
     asked[low], asked[high] = np.stack([t2, mid], axis=1), np.stack([t1, mid], axis=1)
-    counts = counts_at_least(v, asked)  # of all layers as they lie, whose chunks are known
+    counts = counts_at_least(v, asked)  # for all layers, since their chunks are known
     of_low, of_high = counts[low], counts[high]
     raise_low = k[low] - of_low[:, 0] <= of_high[:, 0] - k[high]
     d = np.where(raise_low, k[low] - of_low[:, 1], of_high[:, 1] - k[high])

@@ -16,17 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCE = Path(__file__).with_name("kernels.cu")
+"""The source of the kernels."""
 THREADS = 256
 """Threads of a block."""
 CHUNK = 1 << 13
-"""Most values that one block takes: few, so that a small model too gives work to all of a GPU;
-16-bit places tell them apart.
+"""Most values of a block: few, so that a small model also occupies a whole GPU, and at most 2**16.
+
+Their positions have 16 bits.
 """
 DIGITS = 1 << 11
-"""Most digits of a level of the radix search: a block counts each in shared memory."""
+"""Most digits of a level of the radix search; a block counts each in shared memory."""
 SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
+"""The constants above, as macros of the kernels."""
 OPTIONS = ("--fmad=false", "--std=c++17", *SIZES)
+"""Options of CUDA's compiler."""
 KERNELS = ("collect", "count_at_least", "digit_histogram", "next_digit", "sum_of_squares")
+"""The names of the kernels."""
 
 
 class Device(Protocol):
@@ -35,21 +40,22 @@ class Device(Protocol):
     xp: ModuleType
 
     def choose(self, number: int) -> None:
-        """Compute on the machine's GPU of this number, counted round and round, from now on."""
+        """From now on compute on this GPU of the machine, its number modulo their count."""
 
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
-        """Run a kernel of kernels.cu on so many blocks; arrays are `xp`'s, numbers are i64, 0 no
-        array.
+        """Run a kernel of kernels.cu on so many blocks.
+
+        args: arrays of `xp`, or numbers, which become i64; 0 stands for no array.
         """
 
     def wait(self) -> None:
         """Return when everything launched so far is done."""
 
     def address(self, array: Any) -> int:
-        """Where an array's first value lies in the device's memory."""
+        """The address of an array's first value in the device's memory."""
 
     def describe(self) -> dict[str, str]:
-        """The device's name, under "device", and what else a measurement on it depends on."""
+        """The device's name, as "device", and what else a measurement on it depends on."""
 
 
 class Cuda:
@@ -58,7 +64,7 @@ class Cuda:
     def __init__(self) -> None:
         import cupy
 
-        cupy.cuda.runtime.getDeviceCount()  # raises where there is no GPU
+        cupy.cuda.runtime.getDeviceCount()  # raises if there is no GPU
         self.xp: ModuleType = cupy
         self._module = cupy.RawModule(
             code='extern "C" {\n' + SOURCE.read_text() + "\n}", options=OPTIONS
@@ -67,7 +73,7 @@ class Cuda:
     def choose(self, number: int) -> None:
         """See Device."""
         self.xp.cuda.Device(number % self.xp.cuda.runtime.getDeviceCount()).use()
-        cut_once.cache_clear()  # its tables lie on the device that was used before
+        cut_once.cache_clear()  # its tables are on the device used before
 
     def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
         """See Device."""
@@ -86,16 +92,14 @@ class Cuda:
     def describe(self) -> dict[str, str]:
         """See Device."""
         runtime = self.xp.cuda.runtime
-        card, driver = (
-            runtime.getDeviceProperties(self.xp.cuda.Device().id),
-            Path("/proc/driver/nvidia/version"),
-        )
-        found = re.search(r"\d+\.[\d.]+", driver.read_text()) if driver.exists() else None
+        card = runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        driver = Path("/proc/driver/nvidia/version")
+        version = re.search(r"\d+\.[\d.]+", driver.read_text()) if driver.exists() else None
         return {
             "device": card["name"].decode(),
             "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB",
             "compute capability": f"{card['major']}.{card['minor']}",
-            "driver": found[0] if found else "unknown",
+            "driver": version[0] if version else "unknown",
             "CUDA of the driver": _version(runtime.driverGetVersion()),
             "CUDA runtime": _version(runtime.runtimeGetVersion()),
             "NVRTC": ".".join(map(str, self.xp.cuda.nvrtc.getVersion())),
@@ -103,7 +107,7 @@ class Cuda:
 
 
 def _version(number: int) -> str:
-    """CUDA's versions as people write them: 12040 is 12.4."""
+    """A CUDA version as text: 12040 is 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -111,9 +115,9 @@ _chosen: list[Device] = []
 
 
 def current() -> Device:
-    """The device in use; the current GPU unless `use` said otherwise.
+    """The device in use: the current GPU, unless `use` has set another one.
 
-    ImportError where CuPy or a GPU is missing.
+    ImportError if CuPy or a GPU is missing.
     """
     if not _chosen:
         try:
@@ -130,19 +134,19 @@ def use(device: Device) -> None:
 
 
 def from_host(array: NDArray[Any]) -> NDArray[Any]:
-    """A host array on the device, contiguous; what lies there stays where it is."""
+    """A host array on the device, contiguous; an array on the device is returned as it is."""
     moved: NDArray[Any] = current().xp.asarray(array, order="C")
     return moved
 
 
 def to_host(array: Any) -> NDArray[Any]:
-    """The device's array as numpy's."""
+    """An array on the device as a numpy array."""
     host: NDArray[Any] = array.get() if hasattr(array, "get") else array
     return host
 
 
 class Chunks(NamedTuple):
-    """So many layers cut into chunks, each of them work for one block."""
+    """Layers cut into chunks, each of which is the work of one block."""
 
     layers: int
     layer: NDArray[np.int64]
@@ -152,7 +156,7 @@ class Chunks(NamedTuple):
 
 
 def cut(bounds: NDArray[np.int64]) -> Chunks:
-    """The chunks of layers that lie at bounds[l, 0]..bounds[l, 1], on the current device."""
+    """The chunks of layers at bounds[l, 0]..bounds[l, 1], on the current device."""
     start, stop = bounds.T
     count = -(-(stop - start) // CHUNK)
     layer = np.repeat(np.arange(len(bounds)), count)

@@ -1,10 +1,13 @@
-// The passes over a model's gradient. Each block takes one chunk of one layer, so that one launch covers all layers.
+// The passes over a model's gradient. Each block works on one chunk of one layer, so that one
+// launch covers all layers.
 //
-// A kernel is a row of phases: all threads of a block end one before any begins the next, and nothing outlives a phase but shared
-// memory and what is the same for all threads. So a phase may as well be a loop over the threads: compiled as plain C++ this very
-// source gives the same results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off, and nothing flushes
-// denormals. Bits are those of |v|: as integers they order like magnitudes, 0x7f800000 and above are infinity and NaN.
-// CHUNK, THREADS and DIGITS, the most that there are of each, come from gpu/device.py.
+// A kernel is a sequence of phases: all threads of a block end one phase before any starts the
+// next, and only shared memory, and variables with the same value in all threads, outlive a phase.
+// So a phase can also be a loop over the threads: compiled as plain C++ this source gives the same
+// results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off, and
+// denormals are not flushed. "bits" are those of |v|: as integers they are ordered like the
+// magnitudes, and 0x7f800000 and above are infinity and NaN. CHUNK, THREADS and DIGITS, the
+// largest sizes of each, come from gpu/cupy/device.py.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -15,12 +18,12 @@ typedef long long i64;
 #define PHASE for (bool once = (__syncthreads(), true); once; once = false)
 #endif
 
-// The values number start..stop of a layer, CHUNK of them at most.
+// The values start..stop of a layer, at most CHUNK.
 struct Chunk {
     i64 layer, start, stop;
 };
 
-// Where a layer's candidates begin, and how many fit.
+// Where a layer's candidates start, and how many fit.
 struct Room {
     i64 slot, size;
 };
@@ -31,13 +34,16 @@ __device__ inline u32 magnitude(float v) {
     return bits.u & 0x7fffffffu;
 }
 
-// residual += gradient, if there is one; whatever reaches its layer's cut is a candidate, in no particular order: its number in the
-// residual, and below these 32 bits those of its magnitude. found[layer] counts them, also those that do not fit; bad[0] what is not
-// finite. A block first writes down its candidates' places, to then reserve room for all of them at once.
-__global__ void collect(float* __restrict__ residual, const float* __restrict__ gradient, const Chunk* __restrict__ chunks,
-                        const u32* __restrict__ cuts, const Room* __restrict__ rooms, u64* found, u64* bad,
+// residual += gradient, if there is one, and collect the candidates: the values that reach their
+// layer's cut, in no particular order. A candidate is its index in the residual and, in the lower
+// 32 bits, the bits of its magnitude. counts[layer] is their number, including those that do not
+// fit; bad[0] is the number of values that are not finite. A block first lists the positions of
+// its candidates and then reserves room for all of them at once.
+__global__ void collect(float* __restrict__ residual, const float* __restrict__ gradient,
+                        const Chunk* __restrict__ chunks, const u32* __restrict__ cuts,
+                        const Room* __restrict__ rooms, u64* counts, u64* bad,
                         u64* __restrict__ candidates) {
-    __shared__ unsigned short places[CHUNK];
+    __shared__ unsigned short positions[CHUNK];
     __shared__ u32 count;
     __shared__ i64 first;
     const Chunk chunk = chunks[blockIdx.x];
@@ -48,18 +54,19 @@ __global__ void collect(float* __restrict__ residual, const float* __restrict__ 
         if (gradient) residual[i] += gradient[i];
         const u32 bits = magnitude(residual[i]);
         if (bits >= INFINITE) atomicAdd(bad, 1ull);
-        if (bits >= cut) places[atomicAdd(&count, 1u)] = (unsigned short)(i - chunk.start);
+        if (bits >= cut) positions[atomicAdd(&count, 1u)] = (unsigned short)(i - chunk.start);
     }
-    PHASE if (threadIdx.x == 0 && count) first = (i64)atomicAdd(&found[chunk.layer], (u64)count);
+    PHASE if (threadIdx.x == 0 && count) first = (i64)atomicAdd(&counts[chunk.layer], (u64)count);
     PHASE for (i64 j = threadIdx.x; j < count && first + j < room.size; j += blockDim.x) {
-        const i64 i = chunk.start + places[j];
+        const i64 i = chunk.start + positions[j];
         candidates[room.slot + first + j] = (u64)i << 32 | magnitude(residual[i]);
     }
 }
 
-// counts[layer, j] += how many magnitudes of a layer reach its threshold j; thresholds as bits (layers × width).
-__global__ void count_at_least(const u64* __restrict__ v, const Chunk* __restrict__ chunks, const u32* __restrict__ thresholds,
-                               i64 width, u64* counts) {
+// counts[layer, j] += how many magnitudes of a layer reach its threshold j; thresholds are bits
+// (layers × width).
+__global__ void count_at_least(const u64* __restrict__ v, const Chunk* __restrict__ chunks,
+                               const u32* __restrict__ thresholds, i64 width, u64* counts) {
     __shared__ u32 count;
     const Chunk chunk = chunks[blockIdx.x];
     const float* __restrict__ values = (const float*)v[chunk.layer];
@@ -68,17 +75,20 @@ __global__ void count_at_least(const u64* __restrict__ v, const Chunk* __restric
         PHASE if (threadIdx.x == 0) count = 0;
         PHASE {
             u32 own = 0;
-            for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) own += magnitude(values[i]) >= least;
+            for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x)
+                own += magnitude(values[i]) >= least;
             if (own) atomicAdd(&count, own);
         }
         PHASE if (threadIdx.x == 0 && count) atomicAdd(&counts[j], (u64)count);
     }
 }
 
-// One level of a radix search for a k-th largest magnitude: histogram[layer, digit] of the digit at `shift`, one of so many digits,
-// among magnitudes whose bits from `higher` on are prefix[layer]. `together`: of all layers as if one.
-__global__ void digit_histogram(const u64* __restrict__ v, const Chunk* __restrict__ chunks, const u32* __restrict__ prefixes,
-                                i64 shift, i64 digits, i64 higher, i64 together, u64* histogram) {
+// One level of a radix search for a k-th largest magnitude: histogram[layer, digit] counts the
+// digit at `shift`, among magnitudes whose bits from `higher` on are prefix[layer]. `together`:
+// treat all layers as one.
+__global__ void digit_histogram(const u64* __restrict__ v, const Chunk* __restrict__ chunks,
+                                const u32* __restrict__ prefixes, i64 shift, i64 digits, i64 higher,
+                                i64 together, u64* histogram) {
     __shared__ u32 counts[DIGITS];
     const Chunk chunk = chunks[blockIdx.x];
     const float* __restrict__ values = (const float*)v[chunk.layer];
@@ -93,15 +103,17 @@ __global__ void digit_histogram(const u64* __restrict__ v, const Chunk* __restri
         if (counts[digit]) atomicAdd(&histogram[row * digits + digit], (u64)counts[digit]);
 }
 
-// The end of a level, a block for each row of the histogram: the digit of the k-th largest joins the prefix, and k becomes its rank
-// among those with this digit. Each thread sums up neighbouring digits, so that one needs to go through the sums alone.
+// The end of a level, with a block for each row of the histogram: the digit of the k-th largest is
+// appended to the prefix, and k becomes its rank among the magnitudes with this digit. Each thread
+// sums neighbouring digits, so that a single thread only has to go through the sums.
 __global__ void next_digit(const u64* __restrict__ histogram, i64 digits, u32* prefixes, i64* k) {
     __shared__ i64 sums[THREADS];
     const u64* __restrict__ counts = histogram + blockIdx.x * digits;
     const i64 share = (digits + blockDim.x - 1) / blockDim.x;
     PHASE {
         i64 sum = 0;
-        for (i64 digit = threadIdx.x * share; digit < digits && digit < (threadIdx.x + 1) * share; digit++) sum += (i64)counts[digit];
+        const i64 stop = (threadIdx.x + 1) * share < digits ? (threadIdx.x + 1) * share : digits;
+        for (i64 digit = threadIdx.x * share; digit < stop; digit++) sum += (i64)counts[digit];
         sums[threadIdx.x] = sum;
     }
     PHASE if (threadIdx.x == 0) {
@@ -114,13 +126,15 @@ __global__ void next_digit(const u64* __restrict__ histogram, i64 digits, u32* p
     }
 }
 
-// sums[block]: the sum of a chunk's squares, always in the same order.
-__global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restrict__ chunks, double* __restrict__ sums) {
+// sums[block]: the sum of the squares of a chunk, always in the same order.
+__global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restrict__ chunks,
+                               double* __restrict__ sums) {
     __shared__ double parts[THREADS];
     const Chunk chunk = chunks[blockIdx.x];
     PHASE {
         double sum = 0;
-        for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) sum += (double)v[i] * v[i];
+        for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x)
+            sum += (double)v[i] * v[i];
         parts[threadIdx.x] = sum;
     }
     for (i64 count = blockDim.x; count > 1; count = (count + 1) / 2) {

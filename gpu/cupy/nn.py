@@ -1,7 +1,6 @@
-"""`reference.nn` on CuPy arrays: its functions, in a second copy of the module whose `np` is the
-device's library.
+"""`reference.nn` on CuPy arrays: a second copy of that module whose `np` is the device's library.
 
-CuPy has numpy's functions under the same names, so the layers mean the same by construction; cuBLAS
+CuPy has numpy's functions under the same names, so the layers are the same by construction; cuBLAS
 multiplies the matrices.
 """
 
@@ -21,7 +20,7 @@ from reference.nn import Array
 
 
 class _Library:
-    """numpy's names, from the device's library where it has them."""
+    """The names of numpy, taken from the device's library where it has them."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(device.current().xp, name, None) or getattr(np, name)
@@ -51,7 +50,7 @@ class Nn(_Copy):
     """The layers on the device."""
 
     he_normal = staticmethod(reference.he_normal)
-    """Drawn on the host: a scalar of the device's library is none of numpy's."""
+    """Drawn on the host, since numpy's generator takes no scalar of the device's library."""
 
     def asarray(self, values: Array) -> Array:
         """See `reference.nn.asarray`: on the device."""

@@ -1,5 +1,6 @@
-"""`reference.ops` on CuPy arrays: all layers of a model in a constant number of launches, the same
-bits.
+"""`reference.ops` on CuPy arrays, to the same bits.
+
+The number of launches does not depend on the number of layers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from reference.ops import Head, Index, Selection, Vector
 
 
 class Ops(base.Ops):
-    """What needs the device's library, or a kernel."""
+    """The primitives on a GPU."""
 
     def zeros(self, n: int) -> Vector:
         """See `reference.ops.zeros`."""
@@ -77,13 +78,15 @@ class Ops(base.Ops):
         return index, values, thresholds, heads
 
     def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
-        """See `reference.ops.top_k_of_rest`: zeros meanwhile stand for what was chosen, as long as
-        no zero is chosen.
+        """See `reference.ops.top_k_of_rest`.
+
+        What was selected before is set to zero during the search; if that selects a zero, the
+        reference is called.
         """
-        places = [
+        positions = [
             self._chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)
         ]
-        taken = device.current().xp.concatenate(places)
+        taken = device.current().xp.concatenate(positions)
         before = v[taken]
         v[taken] = 0
         try:
@@ -93,18 +96,20 @@ class Ops(base.Ops):
         if bool(values.all()):
             return index, values
         on_host = [
-            Head(device.to_host(head.places), device.to_host(head.values), head.chosen, *head[3:])
+            Head(
+                device.to_host(head.positions), device.to_host(head.values), head.chosen, *head[3:]
+            )
             for head in heads
         ]
         index, values = reference.top_k_of_rest(device.to_host(v), offsets, on_host, k)
         return device.from_host(index), device.from_host(values)
 
     def _chosen(self, head: Head) -> Index:
-        """The places of a head's chosen entries."""
-        places: Index = head.places.astype(np.int64, copy=False)
+        """The positions of a head's selected entries."""
+        positions: Index = head.positions.astype(np.int64, copy=False)
         if head.values.size == head.chosen:
-            return places
-        return places[self.top_k(head.values, head.chosen)[0]]
+            return positions
+        return positions[self.top_k(head.values, head.chosen)[0]]
 
     kth_largest = staticmethod(kth_largest)
 
@@ -125,14 +130,13 @@ class Ops(base.Ops):
         v *= np.float32(factor)
 
     def l2_norm(self, v: Vector) -> float:
-        """See `reference.ops.l2_norm`; the sum's order is the device's, so the last bits may
-        differ.
-        """
+        """See `reference.ops.l2_norm`; summed in another order, so the last bits may differ."""
         return float(self.l2_norms(v, np.array([0, v.size]))[0])
 
     def l2_norms(self, v: Vector, offsets: Index) -> NDArray[np.float64]:
-        """See `reference.ops.l2_norms`: in one launch, always in the same order, which is not the
-        reference's.
+        """See `reference.ops.l2_norms`: in one launch, and always in the same order.
+
+        That is not the reference's order, so the last bits may differ.
         """
         chunks = chunks_of(bounds_of(offsets))
         sums = device.current().xp.empty(chunks.layer.size, dtype=np.float64)
@@ -152,11 +156,11 @@ class Ops(base.Ops):
         return device.to_host(array)
 
     def set_device(self, rank_on_node: int) -> None:
-        """The GPUs are dealt to the ranks in turn."""
+        """The ranks of a machine take its GPUs in turn."""
         device.current().choose(rank_on_node)
 
     def wait(self) -> None:
-        """A GPU computes while the host goes on."""
+        """Return when everything launched so far is done."""
         device.current().wait()
 
     def describe(self) -> dict[str, str]:

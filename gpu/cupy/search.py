@@ -1,7 +1,6 @@
-"""Ranks and counts of many layers in a constant number of launches: a radix search over the
-magnitudes' bits.
+"""Ranks and counts of many layers in a constant number of launches, by radix search.
 
-All decisions of a search are taken on the device.
+It works on the bits of the magnitudes; all decisions of a search are made on the device.
 """
 
 from __future__ import annotations
@@ -18,25 +17,23 @@ from reference import ops as reference
 from reference.ops import Index, Vector, float32_ceiling
 
 LEVELS = ((20, device.DIGITS, 31), (9, device.DIGITS, 20), (0, 512, 9))
-"""The radix search's levels: shift of the digit, how many digits, shift of the bits above it."""
+"""The levels of the radix search: shift of the digit, number of digits, shift of the bits above."""
 
 
 class Layers(NamedTuple):
-    """Layers as the kernels find them: where their value number 0 lies (an array on the device),
-    and their chunks.
-    """
+    """Layers as the kernels take them: chunks, and addresses of first values, on the device."""
 
     addresses: NDArray[np.uint64]
     chunks: Chunks
 
 
 def apart(layers: Sequence[Vector]) -> Layers:
-    """Vectors, wherever they lie."""
+    """Layers that are separate vectors."""
     return Layers(_addresses(layers), device.cut_once(tuple((0, layer.size) for layer in layers)))
 
 
 def neighbours(v: NDArray[Any], chunks: Chunks) -> Layers:
-    """The layers of v, of float32 or of bits, that are cut like this."""
+    """The layers of v (float32 or bits) that these chunks describe."""
     return Layers(_addresses([v] * chunks.layers), chunks)
 
 
@@ -47,21 +44,21 @@ def _addresses(layers: Sequence[Vector]) -> NDArray[np.uint64]:
 
 
 def bounds_of(offsets: Index) -> Index:
-    """Where each of m layers begins and ends (m, 2), of offsets (m + 1)."""
+    """Start and end of each of m layers (m, 2), from offsets (m + 1)."""
     return np.stack([offsets[:-1], offsets[1:]], axis=1)
 
 
 def chunks_of(bounds: Index) -> Chunks:
-    """The chunks of layers that lie at these bounds (m, 2)."""
+    """The chunks of the layers with these bounds (m, 2)."""
     return device.cut_once(tuple(map(tuple, bounds.tolist())))
 
 
 def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[np.uint32], Index]:
-    """The bits of each layer's k-th largest magnitude, and how many of those equal to it are among
-    the k; both on the device.
+    """The bits of each layer's k-th largest magnitude, and how many equal values are among the k.
 
-    A radix search from the highest digit down, all layers in two launches a level. Beyond all
-    magnitudes where k is 0. `together`: of all layers as if one; k then has one value.
+    Both are on the device. A radix search from the highest digit down takes two launches a level
+    for all layers. If k is 0, the bits exceed all magnitudes. together: treat all layers as one; k
+    then has one value.
     """
     xp, launch = device.current().xp, device.current().launch
     prefix, left = xp.zeros(k.size, dtype=np.uint32), xp.array(k, dtype=np.int64)

@@ -1,6 +1,4 @@
-"""`reference.wire` for a GPU: entries are rounded on the device, the indices' code is the host's
-work.
-"""
+"""`reference.wire` for a GPU: values are rounded on the device, indices are encoded on the host."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ from reference.wire import Bytes
 
 
 class Wire(wire.Wire):
-    """The host's messages of entries on the device."""
+    """Messages on the host from entries on the device."""
 
     def encode(self, index: Index, values: Vector, n: int, value_dtype: str = "float32") -> Bytes:
-        """See `reference.wire.encode`; the message lies on the host, as `decode`'s selection."""
+        """See `reference.wire.encode`; the message is on the host, as is `decode`'s selection."""
         return super().encode(device.to_host(index), device.to_host(values), n, value_dtype)

@@ -1,10 +1,9 @@
-"""`reference.adjustment` for CPU threads, compiled by numba: the same names, the same signatures,
-the same results.
+"""`reference.adjustment` for CPU threads, compiled by numba: the same names, signatures, results.
 
-A step asks each layer how many of its values reach two thresholds. The layer's head mostly answers,
-its largest values, which the selection has come by; else a pass over all of it. Whoever takes
-several steps, or looks for the optimum, first reduces every layer to those of its values that any
-later question can concern.
+A step needs to know of each layer how many of its values reach two thresholds. Mostly the layer's
+head suffices, which holds its largest values from the selection; otherwise it takes a pass over the
+whole layer. To make several steps, or to find the optimum, every layer is first reduced to those
+values that can matter.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reference.adjustment import Counts, Thresholds, lower_median, pair_order
 from reference.ops import Head, NonFiniteError, Vector, float32_ceiling
 
 PIECE = 1 << 16
-"""Values counted in 32 bits, which keeps the vectors full; their sum goes on in 64."""
+"""Values counted in 32 bits, which keeps the vector registers full; sums are 64 bits."""
 
 
 # Counting -----------------------------------------------------------------------------------------
@@ -63,9 +62,7 @@ def _count_two_threads(v, t, other, threads):
 
 
 class _Layer(NamedTuple):
-    """A layer's values v (n), and of these the largest: the head, which holds all whose magnitude
-    is above `floor`.
-    """
+    """A layer's values v (n), and its head: all values whose magnitude is above `floor`."""
 
     v: Vector
     head: Vector
@@ -76,7 +73,7 @@ class _Layer(NamedTuple):
         return _counts(self.head if min(t, other) > self.floor else self.v, t, other)
 
     def has(self, t: float, many: int) -> bool:
-        """Whether N(t) >= many is known from the head."""
+        """Whether the head alone shows that N(t) >= many."""
         return self.head.size >= many and self.floor >= t
 
     def kth_largest(self, k: int) -> float:
@@ -100,7 +97,7 @@ def _counts(v: Vector, t: float, other: float) -> tuple[int, int]:
 
 
 class Adjustment(base.Adjustment):
-    """Algorithm 2 from counts in one pass, and from heads where there are any."""
+    """Algorithm 2 with counts in one pass, and with heads where there are any."""
 
     def fresh_thresholds(self, v: Sequence[Vector], k: Counts) -> Thresholds:
         """See `reference.adjustment.fresh_thresholds`."""
@@ -144,10 +141,8 @@ class Adjustment(base.Adjustment):
         heads: Sequence[Head] | None = None,
     ) -> Counts:
         """See `reference.adjustment.adjust`."""
-        sizes, layers = (
-            [layer.size for layer in v],
-            list(map(_with_head, v, [None] * len(v) if heads is None else heads)),
-        )
+        sizes = [layer.size for layer in v]
+        layers = list(map(_with_head, v, [None] * len(v) if heads is None else heads))
         if steps > 1:
             layers = [
                 _reduced(layer, float(t.min()), int(kl))
@@ -158,8 +153,9 @@ class Adjustment(base.Adjustment):
         return k
 
     def optimal_adjustment(self, v: Sequence[Vector], k: Counts) -> Counts:
-        """See `reference.adjustment.optimal_adjustment`: here by the K-th largest magnitude of all,
-        found by histograms.
+        """See `reference.adjustment.optimal_adjustment`.
+
+        Histograms find the K-th largest magnitude of all layers.
         """
         total, layers = int(k.sum()), _contiguous(v)
         cut = above = 0
@@ -182,8 +178,9 @@ def _contiguous(v: Sequence[Vector]) -> list[Vector]:
 
 
 def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
-    """The layer without the values below the lowest threshold: thresholds only move inwards, so
-    that no step asks for them.
+    """The layer without the values below the lowest threshold.
+
+    No step needs those, since all new thresholds lie between the lowest and the highest.
     """
     if layer.floor < lowest:
         return layer
@@ -193,19 +190,17 @@ def _reduced(layer: _Layer, lowest: float, k: int) -> _Layer:
 
 
 def _reduce(v: Vector, cut: int, room: int) -> Vector:
-    """Those values of v whose magnitude reaches the cut, given as its bits; v itself where they
-    exceed the room.
-    """
-    found = values_from(v, cut, room) if cut > 0 else None
-    return v if found is None else found
+    """The values of v that reach the cut, which is given as bits; v itself if they exceed room."""
+    largest = values_from(v, cut, room) if cut > 0 else None
+    return v if largest is None else largest
 
 
 def _step(
     layers: Sequence[_Layer], sizes: Sequence[int], k: Counts, t: Thresholds, with_thresholds: bool
 ) -> tuple[Counts, Thresholds]:
-    """One step. Layers may lack values below the lowest of t.
+    """One step; layers may lack values below the lowest of t.
 
-    Without thresholds, those that come back are not to be used.
+    Without with_thresholds, the returned thresholds must not be used.
     """
     k, t = k.copy(), t.copy()
     order = pair_order(sizes, k, t)
@@ -235,7 +230,7 @@ def _step(
 
 
 def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) -> Counts:
-    """The sum of the layers' histograms, see `gpu.numba.search`."""
+    """The sum of the layers' histograms; see `gpu.numba.search`."""
     counts = np.zeros(1 << width, dtype=np.int64)
     for layer in layers:
         add_histogram(layer, prefix, shift, width, counts)
@@ -243,8 +238,9 @@ def _histogram(layers: Sequence[Vector], prefix: int, shift: int, width: int) ->
 
 
 def _divide(layers: Sequence[Vector], cut: int, total: int) -> Counts:
-    """How many of the `total` largest lie in each layer (L), `cut` being the bits of the last: ties
-    go to the first layers.
+    """How many of the `total` largest values lie in each layer (L).
+
+    cut: the bits of the smallest of them. Equal values are given to the first layers.
     """
     threshold = float(np.int32(cut).view(np.float32))
     beyond = np.nextafter(

@@ -1,14 +1,13 @@
-"""Where numba's machine code is kept between runs: in a folder that is named for all that it
-depends on.
+"""Keeps numba's machine code between runs, in a folder named after everything it depends on.
 
-Numba's own cache looks at the file of a function alone. But its machine code also holds what it
-calls in other files, constants, and vectors as long as those of one kind of processor. Here the
-folder's name is a hash of all of these, so that other sources or another processor find another
-folder. Within it every file is complete or does not count: it is written under another name first,
-and begins with its checksum. Ranks that compile the same function at the same time write the same
-file.
+Numba's own cache considers only the file of a function. But the machine code also contains
+functions and constants of other files, and vector instructions of one kind of processor. Here the
+folder's name is a hash of all of these, so that other sources or another processor use another
+folder. Every file starts with its checksum and is written under another name first, so that
+incomplete files are never used. Ranks that compile the same function at the same time write the
+same file.
 
-Where no folder can be written, the code lasts as long as the process; `notes` says so.
+If no folder can be written, the code is kept only in this process, and `notes` says so.
 """
 
 from __future__ import annotations
@@ -45,20 +44,23 @@ SETTINGS = (
     "DEBUGINFO_DEFAULT",
     "USING_SVML",
 )
-"""Those of numba's settings that change machine code."""
-PREFIX, SUFFIX = "dls-", ".code"
+"""Numba's settings that change machine code."""
+PREFIX = "dls-"
+"""How the names of the folders start."""
+SUFFIX = ".code"
+"""How the names of the files end."""
 PACKAGES = ("gpu.numba", "gpu", "reference")
-"""The code that is compiled lies in the first; constants may come from the others."""
+"""The packages that the machine code depends on: the first is compiled, the others only used."""
 LAST = "gpu.numba.ops._sgd"
-"""The function that a training step calls last: where its code is, the others' is."""
-KEPT, DAY = 8, 86400.0
-"""So many folders stay, those that were used last; and every one that was used within a day, in
-seconds.
-"""
+"""The function that a training step calls last: if its code is there, so is all other code."""
+KEPT = 8
+"""Number of folders that are kept: those used last."""
+DAY = 86400.0
+"""Seconds: a folder that was used within this time is kept as well."""
 OURS = re.compile(PREFIX + "[0-9a-f]{20}")
-"""The names of such folders: others beside them are somebody else's."""
+"""The names of these folders; others beside them are not ours."""
 PROBE = 1 << 20
-"""Bytes that a folder must take to be of use."""
+"""Bytes that must fit into a folder for it to be used."""
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -68,22 +70,20 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         compiled: Any = numba.njit(**options)(function)  # noqa: TID251
         dispatches = isinstance(compiled, Dispatcher)
         if dispatches:  # it is the function itself under NUMBA_DISABLE_JIT
-            compiled._cache = _Kept(function)
+            compiled._cache = _CodeCache(function)
         return compiled
 
     return decorate
 
 
-class _Kept(NullCache):
-    """What a dispatcher of numba asks for the code of one function, and tells of code that is
-    new.
-    """
+class _CodeCache(NullCache):
+    """The cache of one function's machine code, as numba's dispatcher calls it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = f"{function.__module__}.{function.__qualname__}"
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
-        """The code for arguments of these types, if it is there and whole."""
+        """The code for arguments of these types; None unless a complete file holds it."""
         target_context.refresh()
         for folder in folders():
             code = _read(folder / self._name(sig))
@@ -92,8 +92,8 @@ class _Kept(NullCache):
         return None
 
     def save_overload(self, sig: Any, cres: CompileResult) -> None:
-        """Keep the code in the first folder that takes it."""
-        if cres.library.has_dynamic_globals:  # addresses of this very process
+        """Write the code to the first folder that can be written."""
+        if cres.library.has_dynamic_globals:  # it holds addresses of this process
             return
         code = dumps(cres._reduce())
         any(_write(folder / self._name(sig), code) for folder in folders())
@@ -103,7 +103,7 @@ class _Kept(NullCache):
 
 
 def _read(path: Path) -> bytes | None:
-    """The code in a file; None where there is none that is whole."""
+    """The code in a file; None if the file is missing or incomplete."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -113,7 +113,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> bool:
-    """Write the code as a whole or not at all; whether that went well."""
+    """Write the code completely or not at all; returns whether it was written."""
     scratch = path.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,16 +131,12 @@ def _write(path: Path, code: bytes) -> bool:
 
 @lru_cache(maxsize=1)
 def folders() -> tuple[Path, ...]:
-    """Where machine code of these sources for this processor may lie; the first that can be written
-    is written to.
-    """
+    """The folders for code of these sources on this processor; the first writable one is used."""
     return tuple(base / f"{PREFIX}{_key()}" for base in _bases())
 
 
 def _bases() -> Iterator[Path]:
-    """NUMBA_CACHE_DIR, if that is set; else beside the sources, or else in the user's folder for
-    such things.
-    """
+    """NUMBA_CACHE_DIR if it is set; otherwise beside the sources, then the user's cache folder."""
     if numba.config.CACHE_DIR:
         yield Path(numba.config.CACHE_DIR)
         return
@@ -150,7 +146,7 @@ def _bases() -> Iterator[Path]:
 
 
 def _key() -> str:
-    """A hash of all that the machine code depends on."""
+    """A hash of everything that the machine code depends on."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for source in sorted(files(package).iterdir(), key=lambda file: file.name):
@@ -164,8 +160,9 @@ def _key() -> str:
 
 
 def target() -> tuple[str, str, str]:
-    """For what numba compiles: triple, name of the processor and its features, as NUMBA_CPU_NAME
-    and _FEATURES have them.
+    """What numba compiles for: triple, name of the processor, and its features.
+
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change them.
     """
     triple, name, features = cpu_target.target_context.codegen().magic_tuple()
     return triple, name, features
@@ -173,7 +170,7 @@ def target() -> tuple[str, str, str]:
 
 @lru_cache(maxsize=1)
 def is_compiled() -> bool:
-    """Whether a training step has been compiled here, as it was when first asked."""
+    """Whether a training step was already compiled here when this was first called."""
     for folder in folders():
         with contextlib.suppress(OSError):
             if any(name.startswith(LAST) and name.endswith(SUFFIX) for name in os.listdir(folder)):
@@ -183,7 +180,7 @@ def is_compiled() -> bool:
 
 
 def _mark_as_used(folder: Path) -> None:
-    """Let the folder's time be less than a day old, if it is ours."""
+    """Set the folder's time to now if it is older than a day and we may change it."""
     with contextlib.suppress(OSError):
         if time.time() - folder.stat().st_mtime > DAY:
             os.utime(folder)
@@ -191,7 +188,7 @@ def _mark_as_used(folder: Path) -> None:
 
 @lru_cache(maxsize=1)
 def notes() -> tuple[str, ...]:
-    """Why machine code cannot be kept, if so. Makes room where it has to be compiled."""
+    """Why machine code cannot be kept, if that is so. Removes old folders if it must compile."""
     if is_compiled():
         return ()
     reasons = []
@@ -208,7 +205,7 @@ def notes() -> tuple[str, ...]:
 
 
 def _refuses(folder: Path) -> str:
-    """Why the folder does not take a file; empty where it does."""
+    """Why no file can be written to the folder; empty if it can."""
     probe = folder / f"{uuid.uuid4().hex}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,9 +219,9 @@ def _refuses(folder: Path) -> str:
 
 
 def _remove_old(base: Path) -> None:
-    """Remove the folders of other sources and processors that nobody has used for long.
+    """Remove the folders of other sources and processors that were not used for long.
 
-    A process that still reads one finds nothing there, and compiles.
+    A process that still uses one compiles the functions that it finds missing.
     """
     try:
         used = {
@@ -232,7 +229,7 @@ def _remove_old(base: Path) -> None:
             for each in base.glob(f"{PREFIX}*")
             if OURS.fullmatch(each.name)
         }
-    except OSError:  # another rank is at it
+    except OSError:  # another rank is removing them
         return
     for folder in sorted(used, key=lambda folder: -used[folder])[KEPT:]:
         if time.time() - used[folder] > DAY:
@@ -240,7 +237,7 @@ def _remove_old(base: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files that this module writes, and the folder if that was all."""
+    """Remove the files that this module writes, and the folder if it is then empty."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.suffix in (SUFFIX, ".tmp"):

@@ -1,9 +1,9 @@
 """Convolution on CPU threads, one of the layers of `gpu.numba.nn`.
 
-Two roads lead through it. One with stride 1 over few channels, where a matrix product would be too
-thin for BLAS, is summed directly (`_forward_direct` and around it). Every other one goes through
-im2col and matrix products, in parts that stay in the processor's cache. Scratch memory is kept
-between calls.
+There are two ways. A convolution with stride 1 over few channels, whose matrix product would have
+too few rows for BLAS, is summed directly (`_forward_direct` and the functions around it). Any other
+one uses im2col and matrix products, in parts that stay in the processor's cache. Scratch memory is
+kept between calls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from gpu.numba import tiles
 from gpu.numba.work import channels_first, compiled, scratch, share_out, team
 from reference.nn import Array, Shape
 
-_COLUMN_BYTES = 8 << 20  # of im2col at a time
-_PRODUCT_ROWS = 64  # of the columns' side of a matrix product, at least
-_DIRECT_CHANNELS = 2  # times the width of an image: up to here direct sums beat the matrix product
+_COLUMN_BYTES = 8 << 20
+"""Bytes of im2col's columns that are in memory at a time."""
+_PRODUCT_ROWS = 64
+"""Fewest rows of columns for a part with a thread of its own."""
+_DIRECT_CHANNELS = 2
+"""Up to this many channels per pixel of width, direct sums are faster than a matrix product."""
 
 
 class ConvCache(NamedTuple):
@@ -41,7 +44,7 @@ def forward(
     y is [N, D, OH, OW] with OH = (H + 2 * padding - k) // stride + 1, OW likewise. The border of
     `padding` pixels is zero.
 
-    Raises ValueError where the kernel is larger than the padded image.
+    Raises ValueError if the kernel is larger than the padded image.
     """
     size = _output_size(x.shape, w.shape[-1], stride, padding)
     x = channels_first(x)
@@ -86,7 +89,7 @@ def _output_size(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[
 
 @compiled
 def _row_sums(rows, sums):
-    """Write the sums [D] of rows [D, M], added up in float64."""
+    """Write the sums [D] of rows [D, M], added in float64."""
     for d in range(len(rows)):
         row, total = rows[d], 0.0
         for m in range(row.size):
@@ -100,14 +103,14 @@ def _row_sums(rows, sums):
 def _forward_by_matrix(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
     """Fill y [D, N, OH, OW], some images at a time."""
     x, stride, padding = cache
-    matrix, rows, places = w.reshape(len(w), -1), y.reshape(len(w), -1), y[0, 0].size
-    parts = _parts(x.shape[1], matrix.shape[1] * places * x.itemsize, places)
+    matrix, rows, outputs = w.reshape(len(w), -1), y.reshape(len(w), -1), y[0, 0].size
+    parts = _parts(x.shape[1], matrix.shape[1] * outputs * x.itemsize, outputs)
 
     def work(part: int) -> None:
         first, last = x.shape[1] * part // parts, x.shape[1] * (part + 1) // parts
         columns = scratch("columns", (len(x), *w.shape[2:], last - first, *y.shape[2:]), x.dtype)
         _fill_columns(x, first, stride, padding, columns)
-        target = rows[:, first * places : last * places]
+        target = rows[:, first * outputs : last * outputs]
         np.matmul(matrix, columns.reshape(matrix.shape[1], -1), out=target)
         if b.any():
             target += b[:, None]
@@ -120,11 +123,9 @@ def _weights_by_matrix(dy: Array, cache: ConvCache, dw: Array) -> None:
     x, stride, padding = cache
     rows = dy.reshape(len(dy), -1)
 
-    def work(some: slice, places: slice, columns: Array) -> None:
+    def work(some: slice, taps: slice, columns: Array) -> None:
         _fill_columns(x[some], 0, stride, padding, columns)
-        np.matmul(
-            rows, columns.reshape(-1, rows.shape[1]).T, out=dw.reshape(len(dw), -1)[:, places]
-        )
+        np.matmul(rows, columns.reshape(-1, rows.shape[1]).T, out=dw.reshape(len(dw), -1)[:, taps])
 
     _by_channels(work, dy, cache, dw.shape[-1])
 
@@ -134,8 +135,8 @@ def _input_by_matrix(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
     _, stride, padding = cache
     matrix, rows = w.reshape(len(w), -1), dy.reshape(len(dy), -1)
 
-    def work(some: slice, places: slice, columns: Array) -> None:
-        np.matmul(matrix[:, places].T, rows, out=columns.reshape(-1, rows.shape[1]))
+    def work(some: slice, taps: slice, columns: Array) -> None:
+        np.matmul(matrix[:, taps].T, rows, out=columns.reshape(-1, rows.shape[1]))
         _add_columns(columns, stride, padding, dx[some])
 
     _by_channels(work, dy, cache, w.shape[-1])
@@ -144,9 +145,7 @@ def _input_by_matrix(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
 def _by_channels(
     work: Callable[[slice, slice, Array], None], dy: Array, cache: ConvCache, kernel: int
 ) -> None:
-    """Call work with slices of the input channels, the slices of their taps, and memory for their
-    columns, in parts.
-    """
+    """Call work with slices of the input channels, slices of their taps, and memory for columns."""
     x, taps = cache.x, kernel * kernel
     parts = _parts(len(x), taps * dy[0].size * x.itemsize, taps)
 
@@ -161,11 +160,11 @@ def _by_channels(
 
 
 def _parts(count: int, size: int, rows: int) -> int:
-    """Return into how many parts to split `count` images or channels, each worth `size` bytes and
-    so many rows of columns.
+    """Return the number of parts into which to split `count` images or channels.
 
-    The columns of a part stay in the cache; there are parts for several threads where these do not
-    get too thin for BLAS. The number of threads has no say: the bits would follow it.
+    size, rows: bytes, and rows of columns, of each. The columns of a part stay in the cache. There
+    are several parts, for several threads, if they do not get too few rows for BLAS. The number of
+    threads does not matter, since the bits would depend on it.
     """
     small_enough = -(-count * size // _COLUMN_BYTES)
     thick_enough = max(1, count * rows // _PRODUCT_ROWS)
@@ -173,12 +172,10 @@ def _parts(count: int, size: int, rows: int) -> int:
 
 
 @compiled
-def _span(tap, stride, padding, pixels, places):
-    """Return [first, last): the outputs of a row of `places` whose tap meets one of the pixels, not
-    the border.
-    """
-    first = min(places, max(0, (padding - tap + stride - 1) // stride))
-    last = min(places, (pixels - 1 + padding - tap) // stride + 1)
+def _span(tap, stride, padding, pixels, outputs):
+    """Return [first, last): those of a row's outputs whose tap lies on a pixel, not the border."""
+    first = min(outputs, max(0, (padding - tap + stride - 1) // stride))
+    last = min(outputs, (pixels - 1 + padding - tap) // stride + 1)
     return first, max(first, last)
 
 
@@ -210,7 +207,7 @@ def _fill_columns(x, first, stride, padding, columns):
 def _add_columns(columns, stride, padding, dx):
     """Sum columns [C, k, k, N, OH, OW] into dx [C, N, H, W]: _fill_columns transposed.
 
-    The columns are lost.
+    The columns are overwritten.
     """
     channels, kernel, _, _, height, width = columns.shape
     same = stride == 1 and height == dx.shape[2] and width == dx.shape[3]
@@ -228,8 +225,9 @@ def _add_columns(columns, stride, padding, dx):
 
 @compiled
 def _copy_shifted(x, shift, target):
-    """Write x[p + shift] to target[p] wherever both exist: where outputs and pixels match one to
-    one, rows run on in memory.
+    """Write x[p + shift] to target[p] wherever both exist.
+
+    For outputs that match pixels one to one, whose rows are contiguous in memory.
     """
     target, source = target[max(0, -shift) :], x[max(0, shift) :]
     for p in range(min(target.size, source.size)):
@@ -246,9 +244,7 @@ def _add_shifted(values, shift, target):
 
 @compiled
 def _clear_border(images, down, right):
-    """Set to zero the places of images [N, H, W] from where a step down and to the right leads out
-    of the image.
-    """
+    """Set to zero the pixels of images [N, H, W] that leave the image if moved down and right."""
     count, height, width = images.shape
     top, bottom = min(height, max(0, -down)), max(0, height - max(0, down))
     left, end = min(width, max(0, -right)), max(0, width - max(0, right))
@@ -298,43 +294,42 @@ def _add_strided(values, i, j, stride, padding, target):
 
 # Direct convolution with stride 1 -----------------------------------------------------------------
 #
-# An image lies in one row of memory, a gap of zeros after every row of pixels, rows of zeros above
-# and below. The zeros serve as the border on both sides, and what tap (i, j) sees at output p lies
-# at p + i * pitch + j, whatever p: all loops run over p, long and without a branch. Outputs that
-# fall on a gap are computed and thrown away.
+# An image is stored in one row of memory, with a gap of zeros after every row of pixels and rows of
+# zeros above and below. The zeros serve as the border on both sides. What tap (i, j) sees at output
+# p is at p + i * pitch + j for every p, so all loops run over p: they are long and have no branch.
+# Outputs at a gap are computed and discarded.
 
-# images that a tile of weights goes through before the next one's turn; they stay in the cache
-# meanwhile
 _TOGETHER = 8
+"""Images that one tile of weights processes before the next tile, while they are in the cache."""
 
 
 def _is_direct(cache: ConvCache, shape: Shape) -> bool:
-    """Whether a convolution with weights [D, C, k, k] goes the direct way; narrow images waste more
-    of it on gaps.
+    """Whether a convolution with weights [D, C, k, k] is summed directly.
+
+    Narrow images waste more of the work on gaps.
     """
     fits = cache.stride == 1 and cache.padding < shape[-1]
     return fits and max(shape[:2]) <= _DIRECT_CHANNELS * cache.x.shape[3]
 
 
 def _gapped_scratch(use: str, x: Array, border: int) -> Array:
-    """Return memory [N, C, length] for images x [C, N, H, W] with gaps and borders of so many
-    zeros.
-    """
+    """Return memory [N, C, length] for images x [C, N, H, W] with gaps of `border` zeros."""
     channels, count, height, width = x.shape
-    length = (height + 2 * border) * (width + border) + border + tiles.PLACES
+    length = (height + 2 * border) * (width + border) + border + tiles.OUTPUT_MULTIPLE
     return scratch("gapped " + use, (count, channels, length), x.dtype)
 
 
-def _places(images: Array, pitch: int) -> int:
-    """Return how many places of a row get an output of [D, N, OH, OW]: up to the last pixel, then
-    to whole vectors.
+def _output_count(images: Array, pitch: int) -> int:
+    """Return how many outputs to compute of an image [OH, OW] with gaps.
+
+    That is up to the last pixel, rounded up to whole vectors.
     """
     last = (images.shape[2] - 1) * pitch + images.shape[3]
-    return -(-last // tiles.PLACES) * tiles.PLACES
+    return -(-last // tiles.OUTPUT_MULTIPLE) * tiles.OUTPUT_MULTIPLE
 
 
 def _offsets(gapped: Array, kernel: int, pitch: int) -> NDArray[np.int64]:
-    """Return where in an image of gapped [N, C, length] its taps begin: int64 [C * k * k]."""
+    """Return where the taps start in an image of gapped [N, C, length]: int64 [C * k * k]."""
     channels, sides = np.arange(gapped.shape[1]), np.arange(kernel)
     return (channels[:, None, None] * gapped.shape[2] + sides[:, None] * pitch + sides).reshape(-1)
 
@@ -345,8 +340,9 @@ def _forward_direct(cache: ConvCache, w: Array, b: Array, y: Array) -> None:
 
 
 def _correlate(x: Array, border: int, w: Array, b: Array, gapped: Array, y: Array) -> None:
-    """Fill y [D, N, OH, OW] of x [C, N, H, W], w [D, C, k, k], b [D]; x lies in gapped [N, C,
-    length] afterwards.
+    """Fill y [D, N, OH, OW] from x [C, N, H, W], w [D, C, k, k] and b [D].
+
+    gapped [N, C, length]: memory for x with gaps.
     """
     pitch = x.shape[3] + border
     offsets = _offsets(gapped, w.shape[-1], pitch)
@@ -354,7 +350,7 @@ def _correlate(x: Array, border: int, w: Array, b: Array, gapped: Array, y: Arra
     taps = np.ascontiguousarray(blocks.swapaxes(1, 2))
 
     def work(some: slice) -> None:
-        sums = scratch("sums", (tiles.ROWS, _places(y, pitch)), x.dtype)
+        sums = scratch("sums", (tiles.ROWS, _output_count(y, pitch)), x.dtype)
         _fill_gapped(x[:, some], border, gapped[some])
         _correlate_images(gapped[some], offsets, taps, b, pitch, sums, y[:, some])
 
@@ -370,12 +366,13 @@ def _weights_direct(dy: Array, cache: ConvCache, dw: Array) -> None:
         lambda some: _fill_gapped(dy[:, some], border, gapped_dy[some]), len(gapped_dy), dy.size
     )
     pitch = x.shape[3] + padding
-    _correlate_weights(gapped_x, gapped_dy, pitch, _places(dy, pitch), border, dw)
+    _correlate_weights(gapped_x, gapped_dy, pitch, _output_count(dy, pitch), border, dw)
 
 
 def _input_direct(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
-    """Fill dx [C, N, H, W] for dy [D, N, OH, OW]: dy correlated with the weights of swapped
-    channels, turned by 180 degrees.
+    """Fill dx [C, N, H, W] for dy [D, N, OH, OW].
+
+    It is dy correlated with the weights, their channels swapped and turned by 180 degrees.
     """
     border = w.shape[-1] - 1 - cache.padding
     turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)
@@ -385,10 +382,11 @@ def _input_direct(dy: Array, cache: ConvCache, w: Array, dx: Array) -> None:
 
 
 def _correlate_weights(
-    x: Array, dy: Array, pitch: int, places: int, border: int, dw: Array
+    x: Array, dy: Array, pitch: int, outputs: int, border: int, dw: Array
 ) -> None:
-    """Fill dw [D, C, k, k]: sums of products of gapped x [N, C, length] and dy [N, D, length]; both
-    have the same pitch.
+    """Fill dw [D, C, k, k] with sums of products of gapped x [N, C, length] and dy [N, D, length].
+
+    Both have the same pitch.
     """
     first = border * (pitch + 1)
     offsets = _pad(_offsets(x, dw.shape[-1], pitch), tiles.COLUMNS).reshape(-1, tiles.COLUMNS)
@@ -398,7 +396,7 @@ def _correlate_weights(
     images, slopes = x.reshape(len(x), -1), dy.reshape(len(dy), -1)
 
     def work(some: slice) -> None:
-        _add_weights(images, slopes, offsets, starts, places, some.start, flat[some])
+        _add_weights(images, slopes, offsets, starts, outputs, some.start, flat[some])
 
     share_out(work, len(flat), x.size * len(dw))
     rows = sums.swapaxes(1, 2).reshape(starts.size, offsets.size)
@@ -406,7 +404,7 @@ def _correlate_weights(
 
 
 def _pad(values: NDArray[Any], multiple: int) -> NDArray[Any]:
-    """Return values [A, ...] with the last repeated until A is a multiple."""
+    """Return values [A, ...] with the last one repeated until A is a multiple of `multiple`."""
     return np.concatenate([values, *[values[-1:]] * (-len(values) % multiple)])
 
 
@@ -426,8 +424,9 @@ def _fill_gapped(x, border, rows):
 
 @compiled
 def _correlate_images(gapped, offsets, taps, b, pitch, sums, y):
-    """Write y [D, N, OH, OW] of gapped rows [N, C, length], a few outputs at a time; sums [ROWS,
-    places] is scratch.
+    """Write y [D, N, OH, OW] from gapped rows [N, C, length], a few channels at a time.
+
+    sums [ROWS, outputs] is scratch memory.
     """
     for n in range(len(gapped)):
         image = gapped[n].reshape(-1)
@@ -439,20 +438,20 @@ def _correlate_images(gapped, offsets, taps, b, pitch, sums, y):
 
 @compiled
 def _correlate_row(image, offsets, taps, sums):
-    """Write the sums [ROWS, places] of an image's values with taps [T, ROWS]."""
+    """Write the sums [ROWS, outputs] of an image's values times taps [T, ROWS]."""
     vector = tiles.BYTES // image.itemsize
-    wide, place = tiles.COLUMNS * vector, 0
-    while place + wide <= sums.shape[1]:
-        tiles.correlate_wide(image, place, offsets, taps, sums)
-        place += wide
-    while place < sums.shape[1]:
-        tiles.correlate_narrow(image, place, offsets, taps, sums)
-        place += vector
+    wide, first = tiles.COLUMNS * vector, 0
+    while first + wide <= sums.shape[1]:
+        tiles.correlate_wide(image, first, offsets, taps, sums)
+        first += wide
+    while first < sums.shape[1]:
+        tiles.correlate_narrow(image, first, offsets, taps, sums)
+        first += vector
 
 
 @compiled
 def _drop_gaps(sums, bias, pitch, y):
-    """Write one channel's outputs without the gaps, plus the bias, to y [OH, OW]."""
+    """Write the outputs of one channel, without the gaps and plus the bias, to y [OH, OW]."""
     for r in range(len(y)):
         source, target = sums[r * pitch :], y[r]
         for q in range(target.size):
@@ -460,12 +459,13 @@ def _drop_gaps(sums, bias, pitch, y):
 
 
 @compiled
-def _add_weights(x, dy, offsets, starts, places, first, sums):
-    """Add to sums [B, ROWS, COLUMNS] of tiles first to first + B - 1 the products of gapped x and
-    dy, both [N, values].
+def _add_weights(x, dy, offsets, starts, outputs, first, sums):
+    """Add products of gapped x and dy, both [N, values], to sums [B, ROWS, COLUMNS].
+
+    The tiles are numbers first to first + B - 1.
     """
     for n in range(0, len(x), _TOGETHER):
         some, slopes = x[n : n + _TOGETHER], dy[n : n + _TOGETHER]
         for tile in range(len(sums)):
             i, j = divmod(first + tile, len(offsets))
-            tiles.add_weight_tile(some, slopes, offsets[j], starts[i], places, sums[tile])
+            tiles.add_weight_tile(some, slopes, offsets[j], starts[i], outputs, sums[tile])

@@ -1,8 +1,8 @@
-"""The exact choice among magnitudes: counting, ranks, and writing out what was chosen.
+"""The exact selection among magnitudes: counting, ranks, and writing out what was selected.
 
-The magnitude of a float32 is its bit pattern without the sign, an int32 here: it orders exactly as
-|v| does, zeros of both signs are equal, denormals are not flushed, and whatever reaches 0x7f800000
-is infinity or NaN. So the selection compares integers.
+A magnitude here is the bit pattern of a float32 without the sign, as int32. It is ordered exactly
+like |v|, zeros of both signs are equal, denormals are not flushed, and values from 0x7f800000 on
+are infinity or NaN. So the selection compares integers.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from gpu.numba.sweep import MAGNITUDE
 from reference.ops import Vector
 
 BLOCK = 256
-"""Values between two looks at the threshold."""
+"""Values that are compared with the threshold together."""
 SHARE = 1 << 15
-"""Fewest values worth a thread of their own: some ten microseconds of work, more than waking a
-thread takes.
-"""
-MANY, BUCKETS = 1 << 16, 2048
-"""Candidates from which on one histogram of so many buckets beats bisecting them all."""
+"""Fewest values worth a thread of their own: about ten microseconds, more than waking it takes."""
+MANY = 1 << 16
+"""Number of candidates above which one histogram is faster than bisecting them all."""
+BUCKETS = 2048
+"""Buckets of that histogram."""
 
 
 def threads_for(n: int) -> int:
-    """How many threads n values are worth."""
+    """The number of threads to use for n values."""
     return int(max(1, min(numba.get_num_threads(), n // SHARE)))
 
 
 def plain(*vectors: Vector) -> bool:
-    """Whether all are contiguous float32 vectors that may be written to, the one type the kernels
-    are compiled for.
-    """
+    """Whether all are contiguous, writable float32 vectors, for which the kernels are compiled."""
     return all(
         v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors
     )
@@ -43,10 +41,8 @@ def count_from(bits, cut):
     """How many magnitudes reach the cut."""
     count = 0
     for first in range(0, bits.size, 1 << 30):
-        here, part = (
-            bits[first : first + (1 << 30)],
-            np.int32(0),
-        )  # a 32-bit sum keeps the vectors full
+        here = bits[first : first + (1 << 30)]
+        part = np.int32(0)  # a 32-bit sum keeps the vector registers full
         for i in range(here.size):
             part += np.int32((here[i] & MAGNITUDE) >= cut)
         count += part
@@ -82,8 +78,9 @@ def _bisect(bits, k, low, high):
 
 @njit(nogil=True)
 def kth(bits, k, low, high):
-    """The k-th largest magnitude, k >= 1, of magnitudes between low and high: by bisection, of many
-    first to one bucket.
+    """The k-th largest magnitude, k >= 1, of magnitudes between low and high.
+
+    Found by bisection; if there are many, a histogram first reduces them to one bucket.
     """
     if bits.size <= MANY:
         return _bisect(bits, k, low, high)
@@ -108,7 +105,7 @@ def kth(bits, k, low, high):
 
 @njit(nogil=True)
 def largest_magnitude(bits):
-    """The largest magnitude, as bits; 0 of an empty vector."""
+    """The bits of the largest magnitude; 0 for an empty vector."""
     largest = np.int32(0)
     for i in range(bits.size):
         largest = max(largest, bits[i] & MAGNITUDE)
@@ -117,10 +114,9 @@ def largest_magnitude(bits):
 
 @njit(nogil=True)
 def emit(v, bits, k, threshold, above, origin, index, values):
-    """Write the entries above the threshold, and of those equal to it the first k − above, from a
-    whole layer.
+    """Write a layer's entries above the threshold, and the first k − above of those equal to it.
 
-    The layer's first value is number `origin` of the index space.
+    The layer's first value has the index `origin`.
     """
     ties, count = k - above, 0
     for first in range(0, bits.size, BLOCK):
@@ -136,18 +132,19 @@ def emit(v, bits, k, threshold, above, origin, index, values):
 
 
 @njit(nogil=True)
-def emit_found(places, found, k, threshold, origin, index, values):
-    """`emit`, from a layer's candidates.
+def emit_candidates(positions, candidates, k, threshold, origin, index, values):
+    """`emit` from a layer's candidates.
 
-    Every one is written, and the next one over it unless it counts: no branch to guess.
+    Every candidate is written, and overwritten by the next one unless it is selected. So there is
+    no branch to mispredict.
     """
-    ties, count = k - count_from(found, threshold + np.int32(1)), 0
-    floats = found.view(np.float32)
-    for i in range(found.size):
+    ties, count = k - count_from(candidates, threshold + np.int32(1)), 0
+    floats = candidates.view(np.float32)
+    for i in range(candidates.size):
         if count == k:
             break
-        magnitude = found[i] & MAGNITUDE
+        magnitude = candidates[i] & MAGNITUDE
         tied = magnitude == threshold
-        index[count], values[count] = origin + np.int64(places[i]), floats[i]
+        index[count], values[count] = origin + np.int64(positions[i]), floats[i]
         count += (magnitude > threshold) | (tied & (ties > 0))
         ties -= tied

@@ -1,13 +1,12 @@
-"""The functions of `reference.nn` on CPU threads: numba for what moves memory, BLAS for the large
-matrix products.
+"""The functions of `reference.nn` on CPU threads: numba to move memory, BLAS for large products.
 
-Names, signatures and meanings are those of `reference.nn`; caches differ and stay opaque. Results
-keep the dtype of the input and agree with the reference within rounding, not bit by bit. The same
-input gives the same bits again, whatever the number of threads, in all but the linear layers, whose
+Names, signatures and meanings are those of `reference.nn`; caches differ and are opaque. Results
+have the dtype of the input and agree with the reference within rounding, not bit by bit. The same
+input gives the same bits again, whatever the number of threads, except in the linear layers, whose
 matrix products BLAS may split differently.
 
-Memory order: every image that comes back is an [N, C, H, W] view of contiguous channels-first
-memory [C, N, H, W]. Images that come in may have any order; another one costs a copy.
+Memory order: returned images are [N, C, H, W] views of contiguous channels-first memory
+[C, N, H, W]. Given images may have any order; any other order costs a copy.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ from reference.nn import Array, Shape
 
 
 class PoolCache(NamedTuple):
-    """What max_pool2d_backward needs: where each window's maximum is, channels-first [C, N, OH,
-    OW], and the input's shape.
+    """What max_pool2d_backward needs: each maximum's position in its window, and the input's shape.
+
+    The positions are channels-first, [C, N, OH, OW].
     """
 
-    places: np.ndarray[Any, Any]
+    positions: np.ndarray[Any, Any]
     shape: Shape
     size: int
 
@@ -43,7 +43,7 @@ class NormCache(NamedTuple):
 
 
 class Nn(base.Nn):
-    """The layers that numba speeds up; others are small, or a matrix product already."""
+    """The layers that numba speeds up; the others are small, or a matrix product already."""
 
     def conv2d_forward(
         self, x: Array, w: Array, b: Array | None, stride: int, padding: int
@@ -89,11 +89,11 @@ class Nn(base.Nn):
         """
         images = channels_first(x)
         y = np.empty((*images.shape[:2], x.shape[2] // size, x.shape[3] // size), x.dtype)
-        places = np.empty(y.shape, np.min_scalar_type(size * size))
+        positions = np.empty(y.shape, np.min_scalar_type(size * size))
         share_out(
-            lambda some: _pool(images[some], size, y[some], places[some]), len(y), images.size
+            lambda some: _pool(images[some], size, y[some], positions[some]), len(y), images.size
         )
-        return y.swapaxes(0, 1), PoolCache(places, x.shape, size)
+        return y.swapaxes(0, 1), PoolCache(positions, x.shape, size)
 
     def max_pool2d_backward(self, dy: Array, cache: Any) -> Array:
         """Return dx [N, C, H, W]: each dy goes to the first maximum of its window, row by row."""
@@ -101,7 +101,7 @@ class Nn(base.Nn):
         dx = np.empty((channels, count, height, width), dy.dtype)
         dy = channels_first(dy)
         share_out(
-            lambda some: _unpool(dy[some], cache.places[some], cache.size, dx[some]),
+            lambda some: _unpool(dy[some], cache.positions[some], cache.size, dx[some]),
             channels,
             dx.size,
         )
@@ -115,7 +115,7 @@ class Nn(base.Nn):
 
         mean and var are [C]; var is the biased variance over the M = N * H * W values of a channel.
 
-        Raises ValueError where M < 2: one value has no variance.
+        Raises ValueError if M < 2: one value has no variance.
         """
         rows = _rows(x)
         if rows.shape[1] < 2:
@@ -203,30 +203,29 @@ def _add(x, other, y):
 
 
 @compiled
-def _pool(x, size, y, places):
-    """Write the maxima y [C, N, OH, OW] of x [C, N, H, W] and their places i * size + j in the
-    windows.
-    """
+def _pool(x, size, y, positions):
+    """Write the maxima y [C, N, OH, OW] of x [C, N, H, W] and their positions i * size + j."""
     for c in range(y.shape[0]):
         for n in range(y.shape[1]):
             for r in range(y.shape[2]):
-                best, place = y[c, n, r], places[c, n, r]
+                best, position = y[c, n, r], positions[c, n, r]
                 if size == 2:
-                    _greatest_of_four(x[c, n, 2 * r], x[c, n, 2 * r + 1], best, place)
+                    _greatest_of_four(x[c, n, 2 * r], x[c, n, 2 * r + 1], best, position)
                 else:
-                    _greatest(x[c, n, r * size : (r + 1) * size], best, place)
+                    _greatest(x[c, n, r * size : (r + 1) * size], best, position)
 
 
 @compiled
 def _beats(value, best):
-    """Whether value takes the place of best, which came first: it is greater, or the first NaN."""
+    """Whether value replaces best, which came first: it is greater, or the first NaN."""
     return not value <= best and best == best
 
 
 @compiled
-def _greatest_of_four(top, bottom, best, place):
-    """Write the maxima and places of 2x2 windows of two rows: without branches, for vector
-    instructions.
+def _greatest_of_four(top, bottom, best, position):
+    """Write the maxima and positions of 2x2 windows of two rows.
+
+    Without branches, so that it compiles to vector instructions.
     """
     for q in range(best.size):
         value, here = top[2 * q], 0
@@ -235,12 +234,12 @@ def _greatest_of_four(top, bottom, best, place):
             value = other if wins else value
             here = which if wins else here
         best[q] = value
-        place[q] = here
+        position[q] = here
 
 
 @compiled
-def _greatest(x, best, place):
-    """Write the maxima and places of the square windows of rows x [size, W]."""
+def _greatest(x, best, position):
+    """Write the maxima and positions of the square windows of rows x [size, W]."""
     size = len(x)
     for q in range(best.size):
         value, here = x[0, q * size], 0
@@ -249,27 +248,29 @@ def _greatest(x, best, place):
                 if _beats(x[i, q * size + j], value):
                     value, here = x[i, q * size + j], i * size + j
         best[q] = value
-        place[q] = here
+        position[q] = here
 
 
 @compiled
-def _unpool(dy, places, size, dx):
-    """Write dx [C, N, H, W]: each dy [C, N, OH, OW] at its place, zeros elsewhere."""
+def _unpool(dy, positions, size, dx):
+    """Write dx [C, N, H, W]: each dy [C, N, OH, OW] at its position, zero elsewhere."""
     channels, count, height, width = dy.shape
     for c in range(channels):
         for n in range(count):
             dx[c, n] = 0
             for r in range(height):
                 for q in range(width):
-                    place = np.intp(places[c, n, r, q])
-                    dx[c, n, r * size + place // size, q * size + place % size] = dy[c, n, r, q]
+                    position = np.intp(positions[c, n, r, q])
+                    dx[c, n, r * size + position // size, q * size + position % size] = dy[
+                        c, n, r, q
+                    ]
 
 
 # Batch normalisation ------------------------------------------------------------------------------
 
 
 def _rows(x: Array) -> Array:
-    """Return [N, C, ...] as one row a channel, [C, N * ...]; a view where memory allows it."""
+    """Return [N, C, ...] as one row per channel, [C, N * ...]; a view if memory allows it."""
     return channels_first(x).reshape(x.shape[1], -1)
 
 

@@ -1,9 +1,8 @@
-"""`reference.ops` for CPU threads, compiled by numba: the same names, the same signatures, the same
-bits.
+"""`reference.ops` for CPU threads, compiled by numba: the same names, signatures and bits.
 
-What to select is decided in `gpu.numba.selection`. Threads are numba's, used where there is enough
-work for each; their number changes no result. A vector that is not contiguous or not float32 takes
-the reference's way.
+The selection is in `gpu.numba.selection`. Threads are numba's, used where there is enough work for
+each; their number changes no result. For a vector that is not contiguous or not float32 the
+reference is called.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from gpu.numba.sweep import INFINITE
 from reference import ops as reference
 from reference.ops import Head, Index, Selection, Vector, float32_ceiling
 
-_NO_PLACES = np.empty(0, dtype=np.uint32)
+_NO_POSITIONS = np.empty(0, dtype=np.uint32)
+"""The positions of a head that nobody will ask for."""
 
 
 class Ops(base.Ops):
-    """What numba speeds up; work on k values alone, and allocation, numpy does well enough."""
+    """The primitives that numba speeds up; for allocation, and work on k values, numpy suffices."""
 
     def select_layers(
         self,
@@ -44,14 +44,12 @@ class Ops(base.Ops):
     ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
         """See `reference.ops.select_layers`.
 
-        A wrong k is refused before any layer is touched; NaN and infinity after all are.
+        A wrong k is refused before any layer is changed; NaN and infinity afterwards.
         """
         if not plain(residual, gradient):
             return reference.select_layers(residual, gradient, offsets, k, hints)
-        offsets, k = (
-            np.ascontiguousarray(offsets, dtype=np.int64),
-            np.ascontiguousarray(k, dtype=np.int64),
-        )
+        offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+        k = np.ascontiguousarray(k, dtype=np.int64)
         hints = np.ascontiguousarray(hints, dtype=np.float64)
         if not offsets.size - 1 == k.size == hints.size:
             raise ValueError(
@@ -60,8 +58,8 @@ class Ops(base.Ops):
         index, values, thresholds, heads = choose_layers(
             residual, gradient, offsets, k, hints, expected
         )
-        if expected is None:  # nobody will ask where a head's values lie
-            heads = [head._replace(places=_NO_PLACES) for head in heads]
+        if expected is None:  # nobody will ask for the positions of a head's values
+            heads = [head._replace(positions=_NO_POSITIONS) for head in heads]
         return index, values, thresholds, heads
 
     def select(
@@ -88,23 +86,26 @@ class Ops(base.Ops):
 
     def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
         """See `reference.ops.top_k_of_rest`."""
-        found = None
+        selection = None
         if k and plain(v, *(head.values for head in heads)):
-            found = choose_rest(v, offsets, heads, k) or self._all_of_rest(v, offsets, heads, k)
-        return reference.top_k_of_rest(v, offsets, heads, k) if found is None else found
+            selection = choose_rest(v, offsets, heads, k)
+            selection = selection or self._all_of_rest(v, offsets, heads, k)
+        if selection is None:
+            return reference.top_k_of_rest(v, offsets, heads, k)
+        return selection
 
     def _all_of_rest(
         self, v: Vector, offsets: Index, heads: Sequence[Head], k: int
     ) -> Selection | None:
-        """`top_k_of_rest` by a search in all of v, in which zeros stand for what was chosen.
+        """`top_k_of_rest` by a search in all of v, with zeros in place of what was selected before.
 
-        None where a zero would be chosen.
+        None if a zero would be selected.
         """
-        places = [
-            head.places[self.top_k(head.values, head.chosen)[0]] + start
+        positions = [
+            head.positions[self.top_k(head.values, head.chosen)[0]] + start
             for head, start in zip(heads, offsets, strict=False)
         ]
-        taken = np.concatenate(places)
+        taken = np.concatenate(positions)
         before = v[taken]
         v[taken] = 0
         try:
@@ -162,9 +163,7 @@ class Ops(base.Ops):
             _scatter_threads(target, index, values, np.float32(-1), threads)
 
     def l2_norm(self, v: Vector) -> float:
-        """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy of
-        v.
-        """
+        """See `reference.ops.l2_norm`: the same sums in the same order, without a float64 copy."""
         return math.sqrt(_sum_of_squares(v)) if plain(v) and v.size else reference.l2_norm(v)
 
     def sgd_update(
@@ -177,19 +176,15 @@ class Ops(base.Ops):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        """See `reference.ops.sgd_update`: one pass, each operation rounded to float32, without
-        temporaries.
-        """
+        """See `reference.ops.sgd_update`: one pass without temporary arrays."""
         if (
             not plain(weights, momentum, update)
             or not weights.shape == momentum.shape == update.shape
         ):
             reference.sgd_update(weights, momentum, update, lr, mu, weight_decay, nesterov)
             return
-        factors, threads = (
-            (np.float32(lr), np.float32(mu), np.float32(weight_decay)),
-            threads_for(weights.size),
-        )
+        factors = np.float32(lr), np.float32(mu), np.float32(weight_decay)
+        threads = threads_for(weights.size)
         if threads == 1:
             _sgd(weights, momentum, update, *factors, nesterov)
         else:
@@ -206,7 +201,7 @@ class Ops(base.Ops):
         return cache.is_compiled()
 
     def notes(self) -> tuple[str, ...]:
-        """Why machine code cannot be kept, if so, see `gpu.numba.cache`."""
+        """Why machine code cannot be kept, if that is so, see `gpu.numba.cache`."""
         return cache.notes()
 
     def library(self) -> str:
@@ -228,7 +223,7 @@ def _entries(target: Vector, index: Index, values: Vector) -> bool:
 
 @njit(nogil=True)
 def _count_floats(v, t):
-    """Floats, not bits, as any t may come, NaN included, and a NaN in v reaches none."""
+    """How many |v| reach t: compared as floats, as t may be NaN, and NaN in v reaches nothing."""
     count = 0
     for i in range(v.size):
         count += abs(v[i]) >= t
@@ -267,8 +262,9 @@ def _scatter_threads(target, index, values, sign, threads):
 
 @njit(nogil=True)
 def _sum_of_squares(v):
-    """numpy's pairwise summation: halves, a multiple of 8 long, down to 128 values, which eight
-    sums share.
+    """numpy's pairwise summation: it halves down to 128 values, which eight sums add up.
+
+    The first half's length is a multiple of 8.
     """
     n = v.size
     if n > 128:

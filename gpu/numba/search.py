@@ -1,6 +1,4 @@
-"""The search in all of a layer, where no cut is known: histograms of the magnitudes' bits, coarse
-to fine.
-"""
+"""The search in a whole layer, when no cut is known: histograms of the bits, coarse to fine."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from gpu.numba.cache import njit
 from gpu.numba.magnitudes import (
     count_from,
     emit,
-    emit_found,
+    emit_candidates,
     kth,
     largest_magnitude,
     plain,
@@ -23,25 +21,25 @@ from reference import ops as reference
 from reference.ops import Index, Vector
 
 SMALL = 1 << 15
-"""Layers up to here stay in a core's cache, so bisection over all their values is cheap."""
+"""Layers up to this size stay in a core's cache, so bisecting all their values is cheap."""
 ROOM = 3
-"""Found a layer has room for: ROOM·k + SLACK. With more the hint was of no use."""
+"""A layer has room for ROOM·k + SLACK candidates; with more of them the hint was useless."""
 LEVELS = ((20, 11), (10, 10), (0, 10))
-"""The histograms of a search, coarse to fine: lowest bit looked at, and how many bits.
+"""The histograms of a search, coarse to fine: the lowest bit and the number of bits of each.
 
-Together the 31 bits of a magnitude.
+Together they cover the 31 bits of a magnitude.
 """
 
-Places = NDArray[np.uint32]
-"""Found' places in their layer."""
+Positions = NDArray[np.uint32]
+"""Positions of candidates in their layer."""
 
 
 @njit(nogil=True)
 def _histogram_share(bits, prefix, shift, width, counts):
-    """Add to counts (2^width) the next `width` bits, from bit `shift` on, of each magnitude that
-    begins with the prefix.
+    """Count the values of `width` bits from bit `shift` on, among magnitudes with the prefix.
 
-    Two tables take turns: counting the same bucket twice in a row would wait for memory.
+    The numbers are added to counts (2^width). Two tables are used in turn, since counting the same
+    bucket twice in a row would wait for memory.
     """
     other, mask = np.zeros_like(counts), np.int32((1 << width) - 1)
     for i in range(0, bits.size - 1, 2):
@@ -58,7 +56,7 @@ def _histogram_share(bits, prefix, shift, width, counts):
 
 @njit(nogil=True, parallel=True)
 def _histogram(bits, prefix, shift, width, threads):
-    """`_histogram_share` of each thread's equal share: int64 (threads, 2^width)."""
+    """`_histogram_share` of equal shares, one for each thread: int64 (threads, 2^width)."""
     counts = np.zeros((threads, 1 << width), dtype=np.int64)
     for thread in prange(threads):
         first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
@@ -67,11 +65,10 @@ def _histogram(bits, prefix, shift, width, threads):
 
 
 def narrow(bits: Bits, k: int, enough: int, threads: int) -> tuple[int, NDArray[np.int64], bool]:
-    """A cut that at least k magnitudes reach, and at most `enough` if possible: (cut, how many in
-    each thread's share, exact).
+    """A cut that at least k magnitudes reach and, if possible, at most `enough`.
 
-    An exact cut is the k-th largest magnitude itself, which a higher one replaces as soon as few
-    enough reach it.
+    Returns the cut, how many magnitudes reach it in each thread's share, and whether it is exact,
+    that is the k-th largest magnitude itself. In that case the numbers are of those above it.
     """
     cut, above = 0, np.zeros(threads, dtype=np.int64)
     reach = above
@@ -88,7 +85,7 @@ def narrow(bits: Bits, k: int, enough: int, threads: int) -> tuple[int, NDArray[
 
 @njit(nogil=True, parallel=True)
 def _count_threads(bits, cut, threads):
-    """How many magnitudes of each thread's equal share reach the cut: int64 (threads)."""
+    """How many magnitudes of each thread's share reach the cut: int64 (threads)."""
     counts = np.zeros(threads, dtype=np.int64)
     for thread in prange(threads):
         counts[thread] = count_from(
@@ -98,19 +95,17 @@ def _count_threads(bits, cut, threads):
 
 
 @njit(nogil=True, parallel=True)
-def _collect_threads(v, bits, cut, starts, places, found):
-    """Collect what reaches the cut; starts (threads + 1) say where each thread's share goes, and
-    COMMON more.
-    """
+def _collect_threads(v, bits, cut, starts, positions, candidates):
+    """Collect what reaches the cut; starts (threads + 1): where each thread writes its share."""
     threads = starts.size - 1
     for thread in prange(threads):
         first, stop = bits.size * thread // threads, bits.size * (thread + 1) // threads
         mine = slice(starts[thread], starts[thread + 1])
-        sweep(v, bits, v[:0], first, stop, cut, places[mine], found[mine], tile_marks())
+        sweep(v, bits, v[:0], first, stop, cut, positions[mine], candidates[mine], tile_marks())
 
 
 def reach_of(v: Vector, cut: int) -> NDArray[np.int64]:
-    """How many values of each thread's equal share of v (n) reach the cut (threads)."""
+    """How many values of each thread's share of v (n) reach the cut: int64 (threads)."""
     bits, threads = v.view(np.int32), threads_for(v.size)
     return (
         np.array([count_from(bits, np.int32(cut))])
@@ -119,31 +114,30 @@ def reach_of(v: Vector, cut: int) -> NDArray[np.int64]:
     )
 
 
-def collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[Places, Bits]:
-    """Positions and bits of the values whose magnitude reaches the cut, `reach` (threads) being
-    their number in each share.
-    """
+def collect_exactly(v: Vector, cut: int, reach: NDArray[np.int64]) -> tuple[Positions, Bits]:
+    """Positions and bits of the values that reach the cut; reach: their number in each share."""
     starts = np.concatenate([[0], np.cumsum(reach + COMMON)])
-    places, found = np.empty(starts[-1], dtype=np.uint32), np.empty(starts[-1], dtype=np.int32)
-    _collect_threads(v, v.view(np.int32), np.int32(cut), starts, places, found)
+    positions, candidates = (
+        np.empty(starts[-1], dtype=np.uint32),
+        np.empty(starts[-1], dtype=np.int32),
+    )
+    _collect_threads(v, v.view(np.int32), np.int32(cut), starts, positions, candidates)
     inside = [slice(start, start + count) for start, count in zip(starts[:-1], reach, strict=True)]
-    return np.concatenate([places[part] for part in inside]), np.concatenate(
-        [found[part] for part in inside]
+    return np.concatenate([positions[part] for part in inside]), np.concatenate(
+        [candidates[part] for part in inside]
     )
 
 
 def choose_by_histogram(v: Vector, k: int, origin: int, index: Index, values: Vector) -> int:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold's
-    magnitude.
-    """
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k); returns the threshold."""
     bits, threads = v.view(np.int32), threads_for(v.size)
     cut, reach, exact = narrow(bits, k, ROOM * k + SMALL, threads)
-    if exact:  # so many ties that collecting them all would fill the memory
+    if exact:  # too many ties to collect them all in memory
         emit(v, bits, k, np.int32(cut), int(reach.sum()), origin, index, values)
         return cut
-    places, found = collect_exactly(v, cut, reach)
-    threshold = kth(found, k, np.int32(cut), INFINITE)
-    emit_found(places, found, k, threshold, origin, index, values)
+    positions, candidates = collect_exactly(v, cut, reach)
+    threshold = kth(candidates, k, np.int32(cut), INFINITE)
+    emit_candidates(positions, candidates, k, threshold, origin, index, values)
     return int(threshold)
 
 
@@ -162,9 +156,7 @@ def largest_magnitude_threads(bits, threads):
 
 
 def kth_magnitude(v: Vector, k: int) -> int:
-    """The bits of the k-th largest magnitude of v (n), 1 <= k <= n; NaN counts as larger than
-    infinity.
-    """
+    """The bits of the k-th largest magnitude of v (n), 1 <= k <= n; NaN exceeds infinity."""
     bits, threads = v.view(np.int32), threads_for(v.size)
     if k == 1:
         return int(
@@ -183,9 +175,7 @@ def kth_largest(v: Vector, k: int) -> float:
 
 
 def values_from(v: Vector, cut: int, room: int) -> Vector | None:
-    """The values of v (n) whose magnitude's bits reach the cut, in order; None where they exceed
-    the room.
-    """
+    """The values of v (n) that reach the cut, in order; None if there are more than `room`."""
     reach = reach_of(v, cut)
     return None if reach.sum() > room else collect_exactly(v, cut, reach)[1].view(np.float32)
 
@@ -193,9 +183,7 @@ def values_from(v: Vector, cut: int, room: int) -> Vector | None:
 def add_histogram(
     v: Vector, prefix: int, shift: int, width: int, counts: NDArray[np.int64]
 ) -> None:
-    """Add to counts (2^width) how often each `width` bits from bit `shift` on occur in magnitudes
-    that begin with the prefix.
-    """
+    """`_histogram_share` of all of v, on several threads if it is large."""
     threads = threads_for(v.size)
     if threads == 1:
         _histogram_share(v.view(np.int32), np.int32(prefix), shift, width, counts)

@@ -1,12 +1,12 @@
-"""The choice of the k largest of each layer on CPU threads: what `select_layers` comes to.
+"""Selecting the k largest values of each layer on CPU threads, for `select_layers`.
 
-A step goes over the values once (`gpu.numba.sweep`), which leaves the candidates: the values whose
-magnitude reaches the layer's cut. That lies a little below last step's threshold (the hint), or
-without one is guessed from a sample, so that somewhat more than k candidates remain, among which
-the choice is exact (`gpu.numba.magnitudes`). Where the cut was no good, the candidates are too few
-or too many, and the layer is searched afresh: a small one by bisection, a large one with a cut from
-a sample, and where that fails too, from histograms of all its magnitudes (`gpu.numba.search`).
-Neither the hint nor the number of threads changes a result.
+A step passes over the values once (`gpu.numba.sweep`) and collects the candidates: the values whose
+magnitude reaches the layer's cut. The cut lies a little below the last step's threshold (the hint),
+or is estimated from a sample if there is no hint, so that there are somewhat more than k
+candidates. The exact selection is made among them (`gpu.numba.magnitudes`). If the cut was bad, so
+that there are too few or too many candidates, the layer is searched again: a small one by
+bisection, a large one with a cut from a sample, and if that fails too, with histograms of all its
+magnitudes (`gpu.numba.search`). Neither the hint nor the number of threads changes a result.
 """
 
 from __future__ import annotations
@@ -18,25 +18,39 @@ from numba import prange
 from numpy.typing import NDArray
 
 from gpu.numba.cache import njit
-from gpu.numba.magnitudes import count_from, emit, emit_found, kth, largest_magnitude, threads_for
-from gpu.numba.search import ROOM, SMALL, Places, choose_by_histogram
+from gpu.numba.magnitudes import (
+    count_from,
+    emit,
+    emit_candidates,
+    kth,
+    largest_magnitude,
+    threads_for,
+)
+from gpu.numba.search import ROOM, SMALL, Positions, choose_by_histogram
 from gpu.numba.sweep import INFINITE, MAGNITUDE, SLACK, Bits, gather, plan, scratch, sweep_share
 from gpu.numba.words import LINE
 from reference.ops import Head, Index, NonFiniteError, Vector
 
-MARGIN, WIDE, SPREAD = 0.02, 0.04, 0.5
-"""The cut lies MARGIN + SPREAD/√k below the hint, relatively: drift, and how much the k-th of
-random values varies. Where more than what is chosen may be asked for later, WIDE + SPREAD/√k below:
-to find that afresh costs more than candidates do."""
+MARGIN = 0.02
+"""The cut lies MARGIN + SPREAD/√k below the hint, relatively; this part is for drift."""
+WIDE = 0.04
+"""In place of MARGIN if more than the selection may be needed later.
+
+Searching the layer again would cost more than further candidates.
+"""
+SPREAD = 0.5
+"""For the variation of the k-th largest of random values."""
 DENSE = 8
-"""From k = n/DENSE on candidates save nothing: the histogram alone decides."""
+"""From k = n/DENSE on candidates save no time, and only histograms are used."""
 SAMPLE = 1 << 16
-"""The fewest values of a sample."""
+"""Fewest values in a sample."""
 NOTHING = np.empty(0, dtype=np.float32)
+"""In place of a gradient: nothing is accumulated."""
 
 Counts = NDArray[np.int64]
-Found = tuple[bool, Places, Bits, Counts]
-"""What the pass leaves: whether all is finite, candidates' places and bits, and whose they are."""
+"""Numbers of values."""
+Swept = tuple[bool, Positions, Bits, Counts]
+"""Whether all is finite, the candidates' positions and bits, and the summary of `gather`."""
 
 
 # Compiled -----------------------------------------------------------------------------------------
@@ -44,9 +58,7 @@ Found = tuple[bool, Places, Bits, Counts]
 
 @njit(nogil=True)
 def cuts_of(v, gradient, offsets, k, hints, margin):
-    """Each layer's cut and its room for candidates, of which k are wanted; infinity and no room
-    where there shall be none.
-    """
+    """Each layer's cut and its room for candidates; infinity and 0 if it shall have none."""
     cuts, room = np.full(k.size, INFINITE, dtype=np.int32), np.zeros(k.size, dtype=np.int64)
     for layer in range(k.size):
         first, stop = offsets[layer], offsets[layer + 1]
@@ -65,10 +77,10 @@ def cuts_of(v, gradient, offsets, k, hints, margin):
 
 @njit(nogil=True)
 def guess_cut(v, gradient, k):
-    """A cut that, by a sample of whole cache lines, somewhat more than k magnitudes reach once the
-    gradient is added.
+    """A cut, estimated from a sample of cache lines, that somewhat more than k magnitudes reach.
 
-    At most INFINITE, whatever is in the sample; an empty gradient adds nothing.
+    The magnitudes are those after the gradient is added; an empty gradient adds nothing. The cut is
+    at most INFINITE, whatever the sample holds.
     """
     lines = max(1, min(v.size // DENSE, max(SAMPLE, 128 * v.size // k)) // LINE)
     sample = np.empty(lines * LINE, dtype=np.float32)
@@ -83,22 +95,35 @@ def guess_cut(v, gradient, k):
 
 @njit(nogil=True)
 def _choose_share(
-    thread, threads, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds
+    thread,
+    threads,
+    v,
+    bits,
+    offsets,
+    ends,
+    cuts,
+    positions,
+    candidates,
+    summary,
+    index,
+    values,
+    thresholds,
 ):
-    """One thread's layers: the exact choice.
+    """The exact selection in the layers of one thread.
 
-    A layer that must be searched afresh keeps −1 as its threshold's magnitude.
+    A layer that must be searched again keeps −1 as its threshold.
     """
     for layer in range(thread, cuts.size, threads):
         first, stop, begin, end = offsets[layer], offsets[layer + 1], ends[layer], ends[layer + 1]
-        k, place, last = end - begin, summary[layer, 0], summary[layer, 0] + summary[layer, 1]
+        k, own_start = end - begin, summary[layer, 0]
+        own_stop = own_start + summary[layer, 1]
         if k == 0:
             thresholds[layer] = INFINITE
-        elif last - place >= k:
-            own = found[place:last]
+        elif own_stop - own_start >= k:
+            own = candidates[own_start:own_stop]
             thresholds[layer] = kth(own, k, cuts[layer], largest_magnitude(own))
-            emit_found(
-                places[place:last],
+            emit_candidates(
+                positions[own_start:own_stop],
                 own,
                 k,
                 thresholds[layer],
@@ -124,31 +149,56 @@ def _choose_share(
 
 @njit(nogil=True)
 def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
-    """`_step_threads` on one thread, without waking any."""
-    places, found, counts, finite = scratch(parts)
-    sweep_share(0, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite)
-    summary = gather(parts, counts, places, found, cuts.size)
+    """`_step_threads` on this thread alone, without waking others."""
+    positions, candidates, counts, finite = scratch(parts)
+    sweep_share(
+        0, v, bits, gradient, offsets, cuts, parts, starts, positions, candidates, counts, finite
+    )
+    summary = gather(parts, counts, positions, candidates, cuts.size)
     if finite.all():
         _choose_share(
-            0, 1, v, bits, offsets, ends, cuts, places, found, summary, index, values, thresholds
+            0,
+            1,
+            v,
+            bits,
+            offsets,
+            ends,
+            cuts,
+            positions,
+            candidates,
+            summary,
+            index,
+            values,
+            thresholds,
         )
-    return finite.all(), places, found, summary
+    return finite.all(), positions, candidates, summary
 
 
 @njit(nogil=True, parallel=True)
 def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
-    """Accumulate all layers and choose where one pass suffices, unless a value is not finite.
+    """Accumulate all layers, and select where one pass suffices, unless a value is not finite.
 
-    Returns whether all are finite, the candidates' places and bits, and the summary of `gather`
-    that says which are whose.
+    Returns whether all values are finite, the candidates' positions and bits, and the summary of
+    `gather`, which says where each layer's candidates are.
     """
-    places, found, counts, finite = scratch(parts)
+    positions, candidates, counts, finite = scratch(parts)
     threads = starts.size - 1
     for thread in prange(threads):
         sweep_share(
-            thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite
+            thread,
+            v,
+            bits,
+            gradient,
+            offsets,
+            cuts,
+            parts,
+            starts,
+            positions,
+            candidates,
+            counts,
+            finite,
         )
-    summary = gather(parts, counts, places, found, cuts.size)
+    summary = gather(parts, counts, positions, candidates, cuts.size)
     if finite.all():
         for thread in prange(threads):
             _choose_share(
@@ -159,14 +209,14 @@ def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, 
                 offsets,
                 ends,
                 cuts,
-                places,
-                found,
+                positions,
+                candidates,
                 summary,
                 index,
                 values,
                 thresholds,
             )
-    return finite.all(), places, found, summary
+    return finite.all(), positions, candidates, summary
 
 
 # Called -------------------------------------------------------------------------------------------
@@ -189,12 +239,12 @@ def choose_layers(
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
     cuts, room = cuts_of(v, gradient, offsets, wanted, hints, margin)
-    finite, places, found, summary = sweep_layers(
+    finite, positions, candidates, summary = sweep_layers(
         v, gradient, offsets, ends, cuts, room, index, values, thresholds
     )
     if not finite:
         raise NonFiniteError("NaN or infinity in the accumulated gradient")
-    heads = _heads(v, offsets, k, cuts, places, found, summary)
+    heads = _heads(v, offsets, k, cuts, positions, candidates, summary)
     for layer in np.flatnonzero(thresholds < 0):
         out, own = slice(ends[layer], ends[layer + 1]), v[offsets[layer] : offsets[layer + 1]]
         thresholds[layer], heads[layer] = _choose_large(
@@ -207,31 +257,43 @@ def choose_layers(
 
 
 def _heads(
-    v: Vector, offsets: Index, k: Index, cuts: Bits, places: Places, found: Bits, summary: Counts
+    v: Vector,
+    offsets: Index,
+    k: Index,
+    cuts: Bits,
+    positions: Positions,
+    candidates: Bits,
+    summary: Counts,
 ) -> list[Head]:
-    """Each layer's candidates; of a small layer that has too few all there is.
+    """Each layer's candidates; for a small layer with too few of them, all its values.
 
-    Thresholds are still to come.
+    The thresholds are filled in later.
     """
-    heads, candidates = [], found.view(np.float32)
+    heads, candidate_values = [], candidates.view(np.float32)
     below = np.where(cuts > 0, np.maximum(cuts - 1, 0).view(np.float32), np.float32(-1))
-    floors = below.astype(np.float64).tolist()  # whatever reaches the cut is a candidate
+    floors = below.astype(np.float64).tolist()  # all values that reach the cut are candidates
     bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     for kl, floor, (start, stop), (at, count) in zip(
         k.tolist(), floors, bounds, summary.tolist(), strict=True
     ):
         if count < max(kl, 1) and stop - start <= SMALL:
             heads.append(whole(v[start:stop], kl))
-        else:  # with fewer than k the layer is still to be searched afresh
+        else:  # with fewer than k the layer will be searched again
             own = slice(at, at + max(count, 0))
             heads.append(
-                Head(places[own], candidates[own], kl, math.nan, math.inf if count < 0 else floor)
+                Head(
+                    positions[own],
+                    candidate_values[own],
+                    kl,
+                    math.nan,
+                    math.inf if count < 0 else floor,
+                )
             )
     return heads
 
 
 def whole(v: Vector, k: int) -> Head:
-    """All of a layer (n)."""
+    """A head that holds the whole layer v (n)."""
     return Head(np.arange(v.size, dtype=np.uint32), v, k, math.nan, -1.0)
 
 
@@ -245,8 +307,8 @@ def sweep_layers(
     index: Index,
     values: Vector,
     thresholds: Bits,
-) -> Found:
-    """`_step` on as many threads as the values are worth."""
+) -> Swept:
+    """`_step` on the number of threads that suits the number of values."""
     threads = threads_for(int(offsets[-1] - offsets[0]))
     parts, starts = plan(offsets, room, threads)
     step = _step if threads == 1 else _step_threads
@@ -258,20 +320,22 @@ def sweep_layers(
 def _choose_large(
     v: Vector, k: int, expected: int, index: Index, values: Vector
 ) -> tuple[int, Head]:
-    """Top-k of a finite layer v (n), k >= 1, into index and values (k), by a sampled cut that more
-    than `expected` reach.
+    """Top-k of a finite layer v (n), k >= 1, into index and values (k), with a sampled cut.
 
-    Returns the threshold's magnitude and a head, whose threshold is still to come.
+    More than `expected` values should reach the cut. Returns the threshold and a head, whose
+    threshold is filled in later.
     """
     if expected < v.size // DENSE:
         cuts = np.array([guess_cut(v, NOTHING, expected)], dtype=np.int32)
         room, exact = np.array([ROOM * expected + SLACK]), np.array([-1], dtype=np.int32)
         offsets, ends = np.array([0, v.size]), np.array([0, k])
-        _, places, found, summary = sweep_layers(
+        _, positions, candidates, summary = sweep_layers(
             v, NOTHING, offsets, ends, cuts, room, index, values, exact
         )
         if exact[0] >= 0:
-            return int(exact[0]), _heads(v, offsets, ends[1:], cuts, places, found, summary)[0]
+            return int(exact[0]), _heads(
+                v, offsets, ends[1:], cuts, positions, candidates, summary
+            )[0]
     threshold = choose_by_histogram(v, k, 0, index, values)
     return threshold, Head(
         index.copy(), values, k, math.nan, float(np.int32(threshold).view(np.float32))

@@ -1,13 +1,14 @@
 """The one pass over all values: accumulate, and collect the candidates of each layer.
 
 Candidates are the values whose magnitude reaches their layer's cut. Each thread takes an equal
-share of the values, tile by tile. First the tile's gradient is added, and each 64 sums are compared
-with the cut while they are in registers: that gives a word of marks, and words with a mark are
-listed. Then, the tile still being in the fastest cache, the marked values are written out. Neither
-part has a branch that depends on the values and is often guessed wrong.
+share of the values and goes through it tile by tile. First the gradient of the tile is added. While
+64 sums are in registers, they are compared with the cut; this gives a word, whose 64 bits mark the
+sums that reach it. Words with a mark are listed. Then, while the tile is still in the fastest
+cache, the marked values are written out. Neither part has a branch that depends on the values and
+is often mispredicted.
 
-NaN and infinity reach every cut, as none is above infinity. So they are found among the candidates,
-and no value need be looked at for them alone.
+NaN and infinity reach every cut, since no cut is above infinity. So they are among the candidates,
+and no further pass looks for them.
 """
 
 from __future__ import annotations
@@ -21,80 +22,77 @@ from gpu.numba.cache import njit
 from gpu.numba.words import WORD, add_and_mark, lowest, mark, ones
 
 Bits = NDArray[np.int32]
-"""float32 values as integers. Without the sign they are magnitudes, and order as those do."""
+"""Bit patterns of float32 values. Without the sign they are ordered like the magnitudes."""
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
-"""All bits but the sign."""
+"""Mask of all bits except the sign."""
 INFINITE = np.int32(0x7F800000)
-"""Infinity's magnitude; NaN's are above it."""
+"""The magnitude bits of infinity; those of NaN are larger."""
 TILE = 64 * WORD
-"""Values of a tile: with their gradient few enough for the fastest cache."""
+"""Values in a tile: few enough that they and their gradient fit into the fastest cache."""
 COMMON = 4
-"""So many marks a word are written whether they are there or not; places hold as many more than
-they may be asked to.
+"""Marks of a word that are always written, whether it has as many or not.
+
+Arrays of candidates are longer than their room by this number.
 """
 SLACK = 256
-"""Candidates that a part has room for beyond its share of its layer's."""
+"""Candidates for which a part has room beyond its share of its layer's room."""
 
 
 @njit(nogil=True)
-def sweep(v, bits, gradient, start, stop, cut, places, found, marks):
+def sweep(v, bits, gradient, start, stop, cut, positions, candidates, marks):
     """Accumulate v[start:stop] and collect what reaches the cut, which is at most INFINITE.
 
-    `gradient` is as long as v, or empty to accumulate nothing; `bits` are v's; `marks` is what
-    `tile_marks` gives. Positions go to `places` and bits to `found`, of equal length and COMMON
-    longer than what they may hold. Returns how many reach the cut, or one more than there is room
-    for, and whether all of v[start:stop] is finite.
+    `gradient` is as long as v, or empty to accumulate nothing; `bits` is a view of v; `marks` comes
+    from `tile_marks`. The positions of the candidates are written to `positions`, their bits to
+    `candidates`; both have the same length, COMMON more than there is room for. Returns how many
+    values reach the cut, or room + 1 if they do not fit, and whether all of v[start:stop] is
+    finite.
     """
-    count, room, over, finite = 0, max(0, places.size - COMMON), False, True
+    count, room, over, finite = 0, max(0, positions.size - COMMON), False, True
     for first in range(start, stop, TILE):
         last = min(first + TILE, stop)
         listed = _mark_tile(v, bits, gradient, first, last, cut, marks)
         if not over and _total(marks[0][:listed]) <= room - count:
-            count = _write(bits, marks, listed, places, found, count)
-        elif not over:  # from here on only what is not finite is looked for
+            count = _write(bits, marks, listed, positions, candidates, count)
+        elif not over:  # from here on look only for values that are not finite
             over, cut = True, INFINITE
             listed = _mark_tile(v, bits, gradient[:0], first, last, cut, marks)
         finite &= not (over and listed)
-    return room + 1 if over else count, finite and _all_finite(found[:count])
+    return room + 1 if over else count, finite and _all_finite(candidates[:count])
 
 
 @njit(nogil=True)
 def tile_marks():
-    """Memory for a tile's listed words, and for the places of their first values: two uint64 (words
-    of a tile).
-    """
+    """Memory for a tile's listed words and the positions of their first values, both uint64."""
     return np.empty(TILE // WORD, dtype=np.uint64), np.empty(TILE // WORD, dtype=np.uint64)
 
 
 @njit(nogil=True, forceinline=True)
 def _mark_tile(v, bits, gradient, first, last, cut, marks):
-    """Accumulate v[first:last]; list in `marks` which values reach the cut.
-
-    Returns how many words have any.
-    """
-    words, places = marks
+    """Accumulate v[first:last] and list the words with marks in `marks`; returns their number."""
+    words, firsts = marks
     listed, rest = np.uint64(0), last - (last - first) % WORD
     if gradient.size:
         for at in range(first, rest, WORD):
             word = add_and_mark(v, gradient, at, cut)
-            words[listed], places[listed] = word, at
+            words[listed], firsts[listed] = word, at
             listed += np.uint64(word != 0)
     else:
         for at in range(first, rest, WORD):
             word = mark(v, at, cut)
-            words[listed], places[listed] = word, at
+            words[listed], firsts[listed] = word, at
             listed += np.uint64(word != 0)
     if rest < last:
         word = _mark_rest(v, bits, gradient, rest, last, cut)
-        words[listed], places[listed] = word, rest
+        words[listed], firsts[listed] = word, rest
         listed += np.uint64(word != 0)
     return np.int64(listed)
 
 
 @njit(nogil=True)
 def _mark_rest(v, bits, gradient, first, last, cut):
-    """The word of fewer than 64 values."""
+    """The word for the last values of a tile, fewer than 64."""
     word = np.uint64(0)
     for at in range(first, last):
         if gradient.size:
@@ -105,7 +103,7 @@ def _mark_rest(v, bits, gradient, first, last, cut):
 
 @njit(nogil=True, forceinline=True)
 def _total(words):
-    """How many marks all words have."""
+    """The number of marks in all words."""
     total = np.uint64(0)
     for word in words:
         total += ones(word)
@@ -113,31 +111,29 @@ def _total(words):
 
 
 @njit(nogil=True, forceinline=True)
-def _write(bits, marks, listed, places, found, count):
-    """Append the listed words' values to places and found, which hold `count` entries.
+def _write(bits, marks, listed, positions, candidates, count):
+    """Append the listed words' values to positions and candidates; returns the new count.
 
-    Returns the new count.
-
-    The common number of marks is always written; the next word's go over what was too much.
-    Unsigned positions, as numba tests signed ones for counting from the end.
+    COMMON marks are always written; those of the next word overwrite what was in excess. Positions
+    are unsigned, since numba checks signed ones for negative values, which count from the end.
     """
     at, (words, firsts) = np.uint64(count), marks
     for one in range(np.uint64(listed)):
         word, first = words[one], firsts[one]
         total = ones(word)
         for i in range(np.uint64(COMMON)):
-            word = _write_lowest(bits, word, first, places, found, at + i)
+            word = _write_lowest(bits, word, first, positions, candidates, at + i)
         for i in range(np.uint64(COMMON), total):
-            word = _write_lowest(bits, word, first, places, found, at + i)
+            word = _write_lowest(bits, word, first, positions, candidates, at + i)
         at += total
     return np.int64(at)
 
 
 @njit(nogil=True, forceinline=True)
-def _write_lowest(bits, word, first, places, found, at):
-    """Write the word's lowest mark, whatever where there is none. Returns the others."""
-    place = first + (lowest(word) & np.uint64(WORD - 1))
-    places[at], found[at] = place, bits[place]
+def _write_lowest(bits, word, first, positions, candidates, at):
+    """Write the word's lowest mark, or anything if it has none; returns the other marks."""
+    position = first + (lowest(word) & np.uint64(WORD - 1))
+    positions[at], candidates[at] = position, bits[position]
     return word & (word - np.uint64(1))
 
 
@@ -154,18 +150,18 @@ def _all_finite(bits):
 
 @njit(nogil=True)
 def plan(offsets, room, threads):
-    """Equal shares of the values for all threads, cut at layers: what each part is, and where each
-    thread's parts begin.
+    """Divide the values into equal shares for the threads, and these into parts at layers' ends.
 
-    Returns parts int64 (p, 5): layer, first value, last value + 1, first place for candidates,
-    number of places; p <= layers + threads. Then starts int64 (threads + 1).
+    Returns parts int64 (p, 5), p <= layers + threads: layer, first value, last value + 1, and the
+    start and length of the part's memory for candidates; and starts int64 (threads + 1): where each
+    thread's parts start.
     """
     parts, starts = (
         np.zeros((room.size + threads, 5), dtype=np.int64),
         np.zeros(threads + 1, dtype=np.int64),
     )
     begin, total = offsets[0], offsets[-1] - offsets[0]
-    count, layer, place = 0, 0, 0
+    count, layer, at = 0, 0, 0
     for thread in range(threads):
         end, first = begin + total * (thread + 1) // threads, begin + total * thread // threads
         starts[thread] = count
@@ -174,16 +170,16 @@ def plan(offsets, room, threads):
                 layer += 1
             stop, n = min(end, offsets[layer + 1]), offsets[layer + 1] - offsets[layer]
             share = math.ceil(room[layer] * ((stop - first) / n))
-            places = min(stop - first, share + SLACK) + COMMON if room[layer] else 0
-            parts[count] = (layer, first, stop, place, places)
-            count, place, first = count + 1, place + places, stop
+            size = min(stop - first, share + SLACK) + COMMON if room[layer] else 0
+            parts[count] = (layer, first, stop, at, size)
+            count, at, first = count + 1, at + size, stop
     starts[threads] = count
     return parts[:count], starts
 
 
 @njit(nogil=True)
 def scratch(parts):
-    """Places and bits of candidates, and per part their count and whether its values are finite."""
+    """Memory for candidates' positions and bits; per part their count and whether it is finite."""
     size = parts[-1, 3] + parts[-1, 4] if len(parts) else 0
     counts, finite = np.zeros(len(parts), dtype=np.int64), np.ones(len(parts), dtype=np.bool_)
     return np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.int32), counts, finite
@@ -191,13 +187,13 @@ def scratch(parts):
 
 @njit(nogil=True)
 def sweep_share(
-    thread, v, bits, gradient, offsets, cuts, parts, starts, places, found, counts, finite
+    thread, v, bits, gradient, offsets, cuts, parts, starts, positions, candidates, counts, finite
 ):
-    """One thread's parts: `sweep` each, positions counted within the layer."""
+    """`sweep` the parts of one thread; positions count from the start of the layer."""
     marks = tile_marks()
     for part in range(starts[thread], starts[thread + 1]):
-        layer, first, stop, place, size = parts[part]
-        origin, end = offsets[layer], place + size
+        layer, first, stop, begin, size = parts[part]
+        origin, end = offsets[layer], begin + size
         counts[part], finite[part] = sweep(
             v[origin:stop],
             bits[origin:stop],
@@ -205,30 +201,31 @@ def sweep_share(
             first - origin,
             stop - origin,
             cuts[layer],
-            places[place:end],
-            found[place:end],
+            positions[begin:end],
+            candidates[begin:end],
             marks,
         )
 
 
 @njit(nogil=True)
-def gather(parts, counts, places, found, layers):
-    """Move each layer's candidates together. Returns summary int64 (layers, 2): first place, count.
+def gather(parts, counts, positions, candidates, layers):
+    """Move each layer's candidates together; returns summary int64 (layers, 2): start, count.
 
-    The count is −1 where a part had more candidates than room.
+    The count is −1 if a part had more candidates than room.
     """
     summary = np.zeros((layers, 2), dtype=np.int64)
     for part in range(len(parts)):
-        layer, place, size = parts[part, 0], parts[part, 3], parts[part, 4]
+        layer, begin, size = parts[part, 0], parts[part, 3], parts[part, 4]
         here = summary[layer]
         if part == 0 or parts[part - 1, 0] != layer:
-            here[0] = place
+            here[0] = begin
         if counts[part] > max(0, size - COMMON) or here[1] < 0:
             here[1] = -1
             continue
         target = here[0] + here[1]
-        if target != place:
+        if target != begin:
             for i in range(counts[part]):
-                places[target + i], found[target + i] = places[place + i], found[place + i]
+                positions[target + i] = positions[begin + i]
+                candidates[target + i] = candidates[begin + i]
         here[1] += counts[part]
     return summary

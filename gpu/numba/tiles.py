@@ -1,12 +1,12 @@
-"""Tiles: sums of products that stay in vector registers through a whole loop, for numba's compiled
-functions.
+"""Tiles: sums of products that stay in vector registers for a whole loop, for numba's functions.
 
-LLVM vectorises the innermost of nested loops alone, and would load and store the sums at every step
-of it. Here the vectors are written out in LLVM's own language: a tile is ROWS * columns vectors of
-sums, and one step of its loop loads `ROWS` and `columns` factors and adds all their products.
-`COLUMNS` of them fill the registers: 4 * 6 of 32 with AVX-512, 4 * 3 of 16 without.
+LLVM vectorises only the innermost of nested loops, and would load and store the sums at every step
+of it. Here the vectors are written in LLVM's intermediate language: a tile is ROWS * columns
+vectors of sums, and one step of its loop loads `ROWS` and `columns` factors and adds all their
+products. With `COLUMNS` columns the registers are full: 4 * 6 of 32 with AVX-512, 4 * 3 of 16
+without.
 
-The places that a tile reads and writes are not checked against the arrays' bounds.
+What a tile reads and writes is not checked against the arrays' bounds.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from numba.extending import intrinsic
 
 from gpu.numba.cache import target
 
-_FEATURES = target()[2].split(
-    ","
-)  # of the processor that numba compiles for, which need not be this one
+_FEATURES = target()[2].split(",")
+"""Features of the processor that numba compiles for, which need not be this one."""
 _WIDE = "+avx512f" in _FEATURES
-BYTES = 64 if _WIDE else 32 if "+avx" in _FEATURES else 16  # of a vector
-ROWS, COLUMNS = 4, 6 if _WIDE else 3
-PLACES = 16  # a multiple of every vector's length
+BYTES = 64 if _WIDE else 32 if "+avx" in _FEATURES else 16
+"""Bytes of a vector."""
+ROWS = 4
+"""Rows of a tile."""
+COLUMNS = 6 if _WIDE else 3
+"""Columns of a tile."""
+OUTPUT_MULTIPLE = 16
+"""Numbers of outputs are rounded up to this, a multiple of the length of every vector."""
 
 
 class _Tile:
-    """The sums of a tile, and the instructions that it takes to fill them."""
+    """The sums of a tile, and the instructions that compute them."""
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Type, itemsize: int, columns: int) -> None:
         self.builder, self.itemsize, self.lanes = builder, itemsize, BYTES // itemsize
@@ -41,16 +45,16 @@ class _Tile:
         ]
 
     def at(self, values: ir.Value, vector: int = 0) -> ir.Value:
-        """Return a pointer to so many vectors after `values`."""
+        """Return a pointer to vector number `vector` after `values`."""
         start = self.builder.bitcast(values, self.vector.as_pointer())
         return self.builder.gep(start, [_int(vector)])
 
     def load(self, values: ir.Value, vector: int = 0) -> ir.Value:
-        """Return the vector at `values`, which may lie anywhere."""
+        """Return the vector at `values`, at any alignment."""
         return self.builder.load(self.at(values, vector), align=self.itemsize)
 
     def repeat(self, value: ir.Value) -> ir.Value:
-        """Return a vector of one value in every place."""
+        """Return a vector with one value in every lane."""
         none = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(none, value, ir.IntType(32)(0))
         return self.builder.shuffle_vector(
@@ -68,7 +72,7 @@ class _Tile:
                 self.builder.store(total, self.sums[i][j])
 
     def total(self, i: int, j: int) -> ir.Value:
-        """Return the sum over the places of one vector of sums."""
+        """Return the sum over the lanes of one vector of sums."""
         value = self.vector.element
         name = f"llvm.vector.reduce.fadd.v{self.lanes}f{8 * self.itemsize}"
         reduce = cgutils.get_or_insert_function(
@@ -84,13 +88,13 @@ def _int(value: int) -> ir.Constant:
 
 
 def _correlate_tile(vectors: int) -> Callable[..., None]:
-    """Return a tile for ROWS outputs at so many vectors of places."""
+    """Return a tile for ROWS channels of so many vectors of outputs."""
 
     @intrinsic
-    def tile(_typing: Any, x: Any, place: Any, offsets: Any, w: Any, sums: Any) -> Any:
-        """Write sums[i, place + p] = sum over the taps t of x[place + offsets[t] + p] * w[t, i].
+    def tile(_typing: Any, x: Any, first: Any, offsets: Any, w: Any, sums: Any) -> Any:
+        """Write sums[i, first + p] = sum over the taps t of x[first + offsets[t] + p] * w[t, i].
 
-        x is a row of values, offsets int64 [T], w [T, ROWS], sums [ROWS, places]; all contiguous.
+        x is a row of values, offsets int64 [T], w [T, ROWS], sums [ROWS, outputs]; all contiguous.
         """
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -98,7 +102,7 @@ def _correlate_tile(vectors: int) -> Callable[..., None]:
                 context.make_array(signature.args[n])(context, builder, args[n])
                 for n in (0, 2, 3, 4)
             )
-            place, places = args[1], builder.extract_value(sums.shape, 1)
+            first, outputs = args[1], builder.extract_value(sums.shape, 1)
             tile = _Tile(
                 builder,
                 context.get_value_type(signature.args[0].dtype),
@@ -108,7 +112,7 @@ def _correlate_tile(vectors: int) -> Callable[..., None]:
             with cgutils.for_range(builder, offsets.nitems) as taps:
                 start = builder.gep(
                     x.data,
-                    [builder.add(place, builder.load(builder.gep(offsets.data, [taps.index])))],
+                    [builder.add(first, builder.load(builder.gep(offsets.data, [taps.index])))],
                 )
                 weights = builder.gep(w.data, [builder.mul(taps.index, _int(ROWS))])
                 rows = [
@@ -116,29 +120,30 @@ def _correlate_tile(vectors: int) -> Callable[..., None]:
                 ]
                 tile.add_products(rows, [tile.load(start, j) for j in range(vectors)])
             for i, row in enumerate(tile.sums):
-                target = builder.gep(sums.data, [builder.add(place, builder.mul(places, _int(i)))])
+                target = builder.gep(sums.data, [builder.add(first, builder.mul(outputs, _int(i)))])
                 for j, vector in enumerate(row):
                     builder.store(builder.load(vector), tile.at(target, j), align=tile.itemsize)
             return context.get_dummy_value()
 
-        return types.void(x, place, offsets, w, sums), generate
+        return types.void(x, first, offsets, w, sums), generate
 
     return tile
 
 
 correlate_wide = _correlate_tile(COLUMNS)
+"""A tile for COLUMNS vectors of outputs."""
 correlate_narrow = _correlate_tile(1)
+"""A tile for one vector of outputs."""
 
 
 @intrinsic
 def add_weight_tile(
-    _typing: Any, x: Any, dy: Any, offsets: Any, starts: Any, places: Any, sums: Any
+    _typing: Any, x: Any, dy: Any, offsets: Any, starts: Any, outputs: Any, sums: Any
 ) -> Any:
-    """Add to sums[i, j] the products x[n, offsets[j] + p] * dy[n, starts[i] + p], over all n and
-    over p < places.
+    """Add to sums[i, j] the products x[n, offsets[j] + p] * dy[n, starts[i] + p].
 
-    x and dy are [N, values], offsets int64 [COLUMNS], starts int64 [ROWS], sums [ROWS, COLUMNS];
-    all contiguous.
+    They are summed over all n and over p < outputs. x and dy are [N, values], offsets int64
+    [COLUMNS], starts int64 [ROWS], sums [ROWS, COLUMNS]; all contiguous.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -165,12 +170,12 @@ def add_weight_tile(
                 for array, size in starts_of
             )
             with cgutils.for_range(builder, builder.udiv(args[4], _int(tile.lanes))) as steps:
-                place = builder.mul(steps.index, _int(tile.lanes))
+                first = builder.mul(steps.index, _int(tile.lanes))
                 rows = [
-                    tile.load(builder.gep(slopes, [builder.add(start, place)])) for start in starts
+                    tile.load(builder.gep(slopes, [builder.add(start, first)])) for start in starts
                 ]
                 columns = [
-                    tile.load(builder.gep(image, [builder.add(offset, place)]))
+                    tile.load(builder.gep(image, [builder.add(offset, first)]))
                     for offset in offsets
                 ]
                 tile.add_products(rows, columns)
@@ -180,4 +185,4 @@ def add_weight_tile(
                 builder.store(builder.fadd(builder.load(target), tile.total(i, j)), target)
         return context.get_dummy_value()
 
-    return types.void(x, dy, offsets, starts, places, sums), generate
+    return types.void(x, dy, offsets, starts, outputs, sums), generate

@@ -1,5 +1,6 @@
-"""`reference.wire` for CPU threads, compiled by numba: the same bytes; the indices' code is read
-and written in one pass.
+"""`reference.wire` for CPU threads, compiled by numba: the same bytes.
+
+The code of the indices is written and read in one pass.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from reference.wire import (
 )
 
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-"""Multiplied with a power of two, its upper six bits tell which one: 64 windows of a de Bruijn
-sequence, all different.
-"""
+"""A de Bruijn sequence: after multiplication with 2**b the upper six bits determine b."""
 WHICH = np.zeros(64, dtype=np.int64)
+"""b of 2**b, by these six bits."""
 for _bit in range(64):
     WHICH[(int(DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
@@ -68,7 +68,7 @@ class Wire(base.Wire):
 
 
 def _words(size: int) -> int:
-    """64-bit words for so many bytes, and one more, as two are read at a time."""
+    """64-bit words for so many bytes, and one more, since two are read at a time."""
     return size // 8 + 2
 
 
@@ -80,7 +80,7 @@ def _as_words(data: Bytes) -> NDArray[np.uint64]:
 
 @njit(nogil=True)
 def _write(index, low, low_code, high_code):
-    """Add the indices (k) to the zeroed words of both strings of bits."""
+    """Write the indices (k) to the words of both strings of bits, which are zero before."""
     mask, width = (np.uint64(1) << np.uint64(low)) - np.uint64(1), np.uint64(low)
     for i in range(index.size):
         entry = np.uint64(index[i])
@@ -96,7 +96,7 @@ def _write(index, low, low_code, high_code):
 def _read(index, low, low_code, high_code, n):
     """Fill index (k) from both strings of bits.
 
-    False unless they hold k indices that ascend within 0..n−1.
+    Returns False unless they hold k ascending indices within 0..n−1.
     """
     mask, width = (np.uint64(1) << np.uint64(low)) - np.uint64(1), np.uint64(low)
     count, last, good = 0, np.int64(-1), True
@@ -111,9 +111,9 @@ def _read(index, low, low_code, high_code, n):
                 WHICH[(lowest * DE_BRUIJN) >> np.uint64(58)]
             )
             bit = np.uint64(count) * width
-            place, shift = bit >> np.uint64(6), bit & np.uint64(63)
-            lower = (low_code[place] >> shift) | (
-                (low_code[place + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift)
+            start, shift = bit >> np.uint64(6), bit & np.uint64(63)
+            lower = (low_code[start] >> shift) | (
+                (low_code[start + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift)
             )
             entry = np.int64(high << width | (lower & mask))
             good &= entry > last

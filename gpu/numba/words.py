@@ -1,9 +1,8 @@
-"""Words of marks: which of 64 values are large, as the bits of one integer, for numba's compiled
-functions.
+"""Words of marks: one integer whose bits say which of 64 values are large, for numba's functions.
 
-LLVM turns no loop into this by itself. So the comparison of 64 values is written out in LLVM's own
-language; it becomes the vector instructions of whatever processor it is compiled for. Places are
-not checked against the arrays' bounds.
+LLVM does not generate this from a loop. So the comparison of 64 values is written in LLVM's
+intermediate language, which becomes vector instructions of the processor that it is compiled for.
+Positions are not checked against the arrays' bounds.
 """
 
 from __future__ import annotations
@@ -15,26 +14,28 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 WORD = 64
-"""Values of a word."""
-AHEAD, LINE = 1024, 16
-"""How many values ahead memory is asked for, as processors do not by themselves beyond a page; and
-values of a cache line.
-"""
+"""Values in a word."""
+AHEAD = 1024
+"""How many values ahead memory is prefetched, since processors do not prefetch beyond a page."""
+LINE = 16
+"""Values in a cache line."""
 
-_INT, _LONG = ir.IntType(32), ir.IntType(64)
-_FLOATS, _INTS = ir.VectorType(ir.FloatType(), WORD), ir.VectorType(_INT, WORD)
+_INT = ir.IntType(32)
+_LONG = ir.IntType(64)
+_FLOATS = ir.VectorType(ir.FloatType(), WORD)
+_INTS = ir.VectorType(_INT, WORD)
 _MAGNITUDES = ir.Constant(_INTS, [0x7FFFFFFF] * WORD)
 
 
 @intrinsic
 def mark(_typing: Any, v: Any, first: Any, cut: Any) -> Any:
-    """uint64: bit i says whether the magnitude's bits of v[first + i] reach the cut.
+    """uint64: bit i says whether the magnitude of v[first + i] reaches the cut.
 
     v is float32, contiguous; `first` int64, `cut` int32.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        values = _load(builder, _place(context, builder, signature, args, 0, args[1]), write=0)
+        values = _load(builder, _pointer(context, builder, signature, args, 0, args[1]), write=0)
         return _marks(builder, values, args[2])
 
     return types.uint64(v, first, cut), generate
@@ -45,7 +46,7 @@ def add_and_mark(_typing: Any, v: Any, gradient: Any, first: Any, cut: Any) -> A
     """`mark` of v[first : first + WORD] after the gradient there has been added to it."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        v, gradient = (_place(context, builder, signature, args, n, args[2]) for n in (0, 1))
+        v, gradient = (_pointer(context, builder, signature, args, n, args[2]) for n in (0, 1))
         values = builder.fadd(_load(builder, v, write=1), _load(builder, gradient, write=0))
         builder.store(values, builder.bitcast(v, _FLOATS.as_pointer()), align=4)
         return _marks(builder, values, args[3])
@@ -53,7 +54,7 @@ def add_and_mark(_typing: Any, v: Any, gradient: Any, first: Any, cut: Any) -> A
     return types.uint64(v, gradient, first, cut), generate
 
 
-def _place(
+def _pointer(
     context: Any, builder: ir.IRBuilder, signature: Any, args: Any, n: int, first: ir.Value
 ) -> ir.Value:
     """A pointer to value number `first` of the n-th argument."""
@@ -61,21 +62,20 @@ def _place(
     return builder.gep(array.data, [first])
 
 
-def _load(builder: ir.IRBuilder, place: ir.Value, write: int) -> ir.Value:
-    """A word's values, which may lie anywhere; those further on are asked for."""
+def _load(builder: ir.IRBuilder, pointer: ir.Value, write: int) -> ir.Value:
+    """Load the values of a word, at any alignment, and prefetch those further ahead."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     for line in range(0, WORD, LINE):
-        later = builder.bitcast(builder.gep(place, [_LONG(AHEAD + line)]), byte)
-        builder.call(
-            prefetch, [later, _INT(write), _INT(3), _INT(1)]
-        )  # data, to stay in all caches
-    return builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+        later = builder.bitcast(builder.gep(pointer, [_LONG(AHEAD + line)]), byte)
+        # data (1) that shall stay in all caches (3)
+        builder.call(prefetch, [later, _INT(write), _INT(3), _INT(1)])
+    return builder.load(builder.bitcast(pointer, _FLOATS.as_pointer()), align=4)
 
 
 def _marks(builder: ir.IRBuilder, values: ir.Value, cut: ir.Value) -> ir.Value:
-    """The word of a vector of values."""
+    """The word for a vector of values."""
     none = ir.Constant(_INTS, ir.Undefined)
     cuts = builder.shuffle_vector(
         builder.insert_element(none, cut, _INT(0)), none, ir.Constant(_INTS, None)
@@ -92,11 +92,11 @@ def ones(_typing: Any, word: Any) -> Any:
 
 @intrinsic
 def lowest(_typing: Any, word: Any) -> Any:
-    """The number of a uint64's lowest set bit; 64 where none is."""
+    """The number of a uint64's lowest set bit; 64 if none is set."""
     none = ir.Constant(ir.IntType(1), 0)
     return _count(word), lambda context, builder, signature, args: builder.cttz(args[0], none)
 
 
 def _count(word: Any) -> Any:
-    """The signature of what counts bits."""
+    """The signature of a function that counts bits."""
     return types.uint64(word) if word == types.uint64 else None

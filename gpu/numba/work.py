@@ -1,12 +1,11 @@
-"""How the layers of `gpu.numba.nn` get their work done: compiled functions, threads, scratch
-memory.
+"""What the layers of `gpu.numba.nn` are built on: compiled functions, threads, scratch memory.
 
-Threads: as many as `numba.get_num_threads()` says. They are Python threads that share out calls of
-compiled functions, each with a BLAS of one thread. Numba's own threads and those of BLAS wait for
-work by spinning, and would take turns at keeping each other off the cores.
+The number of threads is `numba.get_num_threads()`. They are Python threads that share calls of
+compiled functions, each with single-threaded BLAS. Numba's own threads and those of BLAS wait for
+work by spinning, and would keep each other off the cores.
 
-No kernel assumes finite numbers: fast math may join a product and a sum and reorder sums, and no
-more, so NaN and infinity come through.
+No kernel assumes finite numbers: fast math is limited to contracting a product and a sum, and to
+reordering sums, so that NaN and infinity are preserved.
 """
 
 from __future__ import annotations
@@ -25,36 +24,39 @@ from gpu.numba.cache import njit
 from reference.nn import Array, Shape
 
 compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+"""Decorates the functions of the layers."""
 
 
 # Threads ------------------------------------------------------------------------------------------
 
-_GRAIN = 1 << 16  # values that are worth the waking of a thread
+_GRAIN = 1 << 16
+"""Values that are worth waking a thread for."""
 
 
 def _thread_count() -> int:
-    """Return how many threads the caller wants at work."""
+    """Return the number of threads to use."""
     count: int = numba.get_num_threads()
     return count
 
 
 class _Team:
-    """Threads that work through numbered parts beside the caller. They sleep in between."""
+    """Threads that work on numbered parts together with the caller, and sleep in between."""
 
     def __init__(self) -> None:
         self._threads = 1
         self._helpers: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[int], None], parts: int) -> None:
-        """Call work(0) ... work(parts - 1), each once, in any order, with BLAS on one thread;
-        return when all are done.
+        """Call work(0) ... work(parts - 1), each once, in any order, and wait for all.
+
+        BLAS has one thread meanwhile.
         """
         threads = _thread_count()
         if min(threads, parts) == 1:
             for part in range(parts):
                 work(part)
             return
-        queue = itertools.count()  # one step of it cannot be interrupted
+        queue = itertools.count()  # taking the next number is atomic
 
         def share() -> None:
             while (part := next(queue)) < parts:
@@ -65,23 +67,25 @@ class _Team:
             pending = [helpers.submit(share) for _ in range(min(threads, parts) - 1)]
             share()
             for helper in pending:
-                if not helper.cancel():  # one that came too late has nothing to do
+                if not helper.cancel():  # a helper that has not started has nothing to do
                     helper.result()
 
     def _executor(self, threads: int) -> ThreadPoolExecutor:
-        """Return the helpers of a team of so many threads."""
+        """Return the helpers for a team of so many threads."""
         if self._helpers is None or self._threads != threads:
             self._helpers, self._threads = ThreadPoolExecutor(threads - 1, "layers"), threads
         return self._helpers
 
 
 team = _Team()
+"""The threads of the process."""
 _blas = ThreadpoolController().select(user_api="blas")
 
 
 def share_out(work: Callable[[slice], None], count: int, values: int) -> None:
-    """Call work with slices of `count` rows, or channels, or values, `values` numbers of work in
-    all, on the team's threads.
+    """Call work, on the team's threads, with slices of `count` rows, channels or values.
+
+    values: the numbers to be processed in all, from which the number of threads follows.
     """
     parts = max(1, min(_thread_count(), count, values // _GRAIN))
     team.run(lambda part: work(slice(count * part // parts, count * (part + 1) // parts)), parts)
@@ -91,17 +95,13 @@ def share_out(work: Callable[[slice], None], count: int, values: int) -> None:
 
 
 class _Scratch(threading.local):
-    """Memory that outlives a call, so that a step does not fetch fresh pages: one growing buffer
-    per use and dtype.
-    """
+    """Memory kept between calls, to avoid page faults: a growing buffer for each use and dtype."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def __call__(self, use: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """Return an array whose values are left over from earlier calls; the next call with this
-        `use` takes it back.
-        """
+        """Return an array with undefined values, valid until the next call with this `use`."""
         size = int(np.prod(shape))
         buffer = self._buffers.get((use, dtype))
         if buffer is None or buffer.size < size:
@@ -110,15 +110,16 @@ class _Scratch(threading.local):
 
 
 scratch = _Scratch()
+"""The memory of the calling thread."""
 
 
 def channels_first(x: Array) -> Array:
-    """Return x [N, C, ...] as contiguous memory [C, N, ...]; a view where it is that already."""
+    """Return x [N, C, ...] as contiguous memory [C, N, ...]; a view if it is that already."""
     return np.ascontiguousarray(x.swapaxes(0, 1))
 
 
 def flat(x: Array) -> Array:
-    """Return the values of x in one row, images channels-first; a view where memory allows it."""
+    """Return the values of x in one row, images channels-first; a view if memory allows it."""
     return (channels_first(x) if x.ndim == 4 else np.ascontiguousarray(x)).reshape(-1)
 
 

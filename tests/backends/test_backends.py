@@ -143,7 +143,7 @@ def test_what_is_asked_of_a_backend_has_the_reference_s_names_and_signatures(par
 @pytest.mark.parametrize("name", backends.names())
 @pytest.mark.parametrize("part", PARTS)
 def test_a_backend_has_what_is_asked_of_it_and_no_more(name: str, part: str) -> None:
-    mine = backends._HOMES[name].parts()[list(PARTS).index(part)]
+    mine = backends._BACKENDS[name].parts()[list(PARTS).index(part)]
     assert signatures(mine) == signatures(getattr(backends, part.title()))
 
 
@@ -231,13 +231,13 @@ def check_heads(
     """
     for head, layer, threshold, chosen in zip(heads, layers, *selected[2:], strict=True):
         places, values = (
-            backend.ops.to_host(head.places).astype(np.int64),
+            backend.ops.to_host(head.positions).astype(np.int64),
             backend.ops.to_host(head.values),
         )
         assert (np.diff(places) > 0).all()
         assert values.tobytes() == layer[places].tobytes()
         assert (head.chosen, head.threshold) == (chosen.chosen, threshold)
-        assert np.isin(chosen.places, places).all()
+        assert np.isin(chosen.positions, places).all()
         assert not math.isnan(head.floor)
         assert np.isin(np.flatnonzero(np.abs(layer) > head.floor), places).all()
 
@@ -252,7 +252,8 @@ def test_what_was_chosen_of_larger_heads(backend: Backend) -> None:
     mine, offsets = backend.ops.from_host(v.copy()), np.array([0, 4, 6])
     own = [
         head._replace(
-            places=backend.ops.from_host(head.places), values=backend.ops.from_host(head.values)
+            positions=backend.ops.from_host(head.positions),
+            values=backend.ops.from_host(head.values),
         )
         for head in heads
     ]

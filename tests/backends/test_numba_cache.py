@@ -224,7 +224,9 @@ def test_only_a_missing_package_is_to_be_installed(
     def fail() -> Any:
         raise error
 
-    monkeypatch.setitem(backends._HOMES, "numba", backends._HOMES["numba"]._replace(parts=fail))
+    monkeypatch.setitem(
+        backends._BACKENDS, "numba", backends._BACKENDS["numba"]._replace(parts=fail)
+    )
     with pytest.raises(backends.BackendMissing, match=words):
         backends.load("numba")
 

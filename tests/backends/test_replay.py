@@ -18,7 +18,7 @@ from dls.comm import local
 from dls.exchange import methods as all_methods
 from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
-from dls.program import config, flags, startup
+from dls.program import config, flags, run
 from dls.program.config import Config
 from dls.record import checkpoint
 from dls.tasks import data, models
@@ -170,7 +170,7 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     settings = config.build(flags.parse_command_line(["--backend", "cupy"]).flags)
     comm = local.alone()
     comm.rank_on_node = 5
-    startup.build(settings, comm, 1)
+    run.build(settings, comm, 1)
     assert told[0] == 5
     assert told.count(5) == 1
 

@@ -20,10 +20,10 @@ def keep(line: str, comm: Comm) -> None:
     run = startup.prepare(flags.parse_command_line(shlex.split(line)), comm)
     model = run.task.model
     place = {
-        "first": run.first,
+        "first": run.finished,
         "total": run.total,
         "batch": run.config.batch_size,
-        "place": run.batches.place(run.first),
+        "place": run.batches.epoch_and_batch(run.finished),
     }
     arrays = run.exchanger.state()
     arrays |= {"statistics": model.statistics, "weights": model.parameters}

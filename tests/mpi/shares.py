@@ -14,7 +14,7 @@ from dls import backends
 from dls.comm.base import Comm
 from dls.comm.world import World
 from dls.exchange import methods
-from dls.program import config, flags, startup
+from dls.program import config, flags, run
 from dls.tasks import data, models
 from reference import nn
 from reference.collectives import BY_BUCKET
@@ -43,7 +43,7 @@ def check(comm: Comm, name: str, method: str, random: np.random.Generator) -> No
     as_it_is = settings.value_dtype == "float32" and settings.collective not in BY_BUCKET
     dataset, backend = data.load("digits"), backends.load(name)
     model = models.build("mlp", dataset.input_shape, dataset.classes, 0, nn, (6, 5))
-    exchanger = startup.make_exchanger(settings, model, comm, backend)
+    exchanger = run.make_exchanger(settings, model, comm, backend)
     whole, layers = exchanger.method.whole, range(len(model.layers))
     buckets = [list(bucket.layers) for bucket in exchanger.buckets]
     assert buckets == ([[0, 1, 2]] if whole else [[1, 2], [0]])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dls.comm.world import World
-from dls.program import config, heartbeat, startup
+from dls.program import config, folder, heartbeat
 from dls.record import checkpoint, environment, files, lock, reader
 from dls.record.lock import Lock, State
 from tests.conftest import lines
@@ -213,7 +213,7 @@ def test_what_stays_under_the_new_ones_name_is_passed_by(
 def test_signs_of_life_that_cannot_be_given_end_nothing(tmp_path: Path) -> None:
     (tmp_path / "failure.txt").mkdir()
     (tmp_path / "heartbeats").write_text("in the way")
-    _, report, folder = heartbeat.last_words(tmp_path)
+    _, report, folder = heartbeat.previous_failure(tmp_path)
     assert "failure.txt cannot be removed (Is a directory)" in report
     assert "heartbeats cannot be made anew (Not a directory)" in folder
     beat = heartbeat.Heartbeat(tmp_path, World(), 0)
@@ -230,7 +230,7 @@ def test_a_configuration_that_cannot_be_replaced_ends_no_resume(
     monkeypatch.setattr(files, "write_text", refuse)
     own, found = Lock(), checkpoint.describe(checkpoint.place(ended, 2))
     own.take(ended)
-    out, (note,) = startup._make_folder(config.build({"out": str(ended)}), found, own)
+    out, (note,) = folder.make(config.build({"out": str(ended)}), found, own)
     own.release()
     assert out == ended
     assert note.startswith(f"{ended / 'config.toml'} cannot be replaced (Operation not permitted)")

@@ -99,7 +99,7 @@ UNCHANGED = {
     "another density": (["--density", "0.5"], "--density 0.5 is not that of the run"),
     "fewer steps": (
         ["--steps", "1"],
-        "the run already has 2 steps; a length of 1 lies behind them",
+        "the run already has 2 steps, more than the 1 that --steps or --epochs ask for",
     ),
 }
 """What a resumed run cannot change."""
@@ -203,7 +203,7 @@ def test_a_day_of_a_user(tmp_path: Path) -> None:
     assert (out / "checkpoints" / "step-00000001" / "manifest.json").exists()
     for name, steps in (("run", [1, 2]), ("auto", [1, 2, 3, 4])):
         assert reader.read(tmp_path / name / "trace.h5").steps["step"].tolist() == steps
-        assert reader.series(tmp_path / name) == [tmp_path / name / "trace.h5"]
+        assert reader.trace_files(tmp_path / name) == [tmp_path / name / "trace.h5"]
 
 
 def test_ranks_with_other_data_are_named(tmp_path: Path) -> None:
@@ -355,12 +355,12 @@ def test_an_error_at_the_start_ends_every_rank(tmp_path: Path) -> None:
     program = tmp_path / "break.py"
     program.write_text(
         "import sys\n"
-        "from dls import train; from dls.program import startup\n"
+        "from dls import train; from dls.program import run\n"
         "from mpi4py import MPI\n"
         "def broken(*args):\n"
         "    if MPI.COMM_WORLD.rank == 1: raise RuntimeError('no such luck')\n"
         "    return build(*args)\n"
-        "build, startup._build = startup._build, broken\n"
+        "build, run._build = run._build, broken\n"
         "sys.exit(train.main(sys.argv[1:]))\n"
     )
     done = launch([(3, [program, *TINY, "--steps", "9", "--out", "run"])], tmp_path)
@@ -404,16 +404,47 @@ def test_an_unexpected_error_ends_every_rank_and_leaves_its_traceback(tmp_path: 
     assert "Traceback" in (tmp_path / "run" / "failure.txt").read_text()
 
 
+MODULE = """module() { test "$*" = "load mpi dls" && PATH="$WHERE:$PATH"; }; export -f module"""
+SLURM = {
+    "on the path": ('export PATH="$WHERE:$PATH"', "3"),
+    "in a virtual environment": ('export DLS_VENV="$WHERE/.."', "5"),
+    "in modules": (f'{MODULE}; export DLS_MODULES="mpi dls"', "7"),
+    "by a launcher": (
+        'export PATH="$WHERE:$PATH" DLS_LAUNCHER="mpirun -n 2 -prepend-rank"',
+        "9",
+    ),
+}
+"""Ways in which a cluster has the program, and up to which step each continues the run."""
+
+
 def test_the_slurm_script_starts_and_goes_on(tmp_path: Path) -> None:
     """As on an allocation of two tasks; without Slurm, mpirun starts them here."""
-    (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = os.environ | {
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_NTASKS": "2",
         "PYTHONPATH": str(ROOT),
+        "WHERE": str(Path(sys.executable).parent),
+        "PATH": "/usr/bin:/bin",
     }
-    for steps in ("3", "5"):
-        command = ["bash", ROOT / "runs" / "slurm.sbatch", *TINY, "--steps", steps, "--out", "run"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5]
+    script = ROOT / "runs" / "slurm.sbatch"
+
+    def submit(before: str, steps: str) -> subprocess.CompletedProcess[str]:
+        arguments = shlex.join([str(script), *TINY, "--steps", steps, "--out", "run"])
+        return subprocess.run(
+            ["bash", "-c", f"{before}; exec bash {arguments}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for case, (before, steps) in SLURM.items():
+        done = submit(before, steps)
+        assert done.returncode == 0, (case, done.stderr)
+        assert ("[0] " in done.stdout) is (case == "by a launcher")
+    steps_taken = reader.read(tmp_path / "run" / "trace.h5").steps["step"].tolist()
+    assert steps_taken == list(range(1, 10))
+
+    nowhere = submit("true", "9")
+    assert nowhere.returncode == 2
+    assert nowhere.stderr.startswith("slurm.sbatch: no dls program on the path; ")

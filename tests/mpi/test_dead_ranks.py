@@ -186,5 +186,5 @@ def test_where_no_guardian_spoke_the_rank_that_is_furthest_behind_is_named(tmp_p
         "the run before broke off: rank 1 (process 7 on here) was the furthest behind, last heard"
         " of after step 7 at noon"
     )
-    assert heartbeat.last_words(tmp_path) == [words]
-    assert heartbeat.last_words(tmp_path) == []
+    assert heartbeat.previous_failure(tmp_path) == [words]
+    assert heartbeat.previous_failure(tmp_path) == []

@@ -60,7 +60,9 @@ def spoken(err: str) -> list[str]:
 
 def recorded(out: Path) -> list[int]:
     return [
-        step for path in reader.series(out) for step in reader.read(path).steps["step"].tolist()
+        step
+        for path in reader.trace_files(out)
+        for step in reader.read(path).steps["step"].tolist()
     ]
 
 

@@ -23,8 +23,8 @@ def test_threads_follow_the_cores_of_each_rank(tmp_path: Path) -> None:
     """
     program = (
         "from dls.comm import cores; from dls.comm.world import World; from dls.program import"
-        " config, startup\ncomm = World()\ncores.grant = lambda: cores.Grant(frozenset(range(4) if"
-        " comm.rank == 0 else range(4, 8)), {})\ncounts = [startup.thread_count(comm,"
+        " config, run\ncomm = World()\ncores.grant = lambda: cores.Grant(frozenset(range(4) if"
+        " comm.rank == 0 else range(4, 8)), {})\ncounts = [run.thread_count(comm,"
         " config.Config(threads=threads)) for threads in (0, 3)]\ncounts ="
         " comm.allgather_objects(counts)\nif comm.rank == 0: print(counts)"
     )

@@ -5,6 +5,7 @@ programs that call it.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from dls.record import checkpoint
+from dls.program import sources
+from dls.record import checkpoint, reader
 from dls.tools.programs import mpirun
 from tests.conftest import lines
 from tests.launch import OPEN_MPI, ROOT, finish, launch, start, wait_until
 
+SCRIPT = Path(sys.executable).with_name("dls")
 TINY = ("--mlp-widths", "8", "--batch-size", "4", "--threads", "1", "--backend", "numpy")
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}
 NO_MPI = {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"}
@@ -97,13 +100,24 @@ class Ask:
     def find_spec(self, name, *rest):
         if name == "dls.comm": os.kill(os.getpid(), signal.SIGUSR1)
 sys.meta_path.insert(0, Ask())
+"""
+MODULE = """
 sys.argv[0] = "dls.train"
 runpy.run_module("dls.train", run_name="__main__", alter_sys=True)
 """
+PROGRAM = """
+sys.argv[:1] = ["dls", "train"]
+from dls.__main__ import main
+sys.exit(main())
+"""
 
 
-def test_a_signal_during_the_imports_stops_the_run_after_its_first_step(tmp_path: Path) -> None:
-    done = python("-c", ASKED_EARLY, *TINY, "--steps", "9", "--out", "run", cwd=tmp_path)
+@pytest.mark.parametrize("called", [MODULE, PROGRAM])
+def test_a_signal_during_the_imports_stops_the_run_after_its_first_step(
+    called: str, tmp_path: Path
+) -> None:
+    args = [*TINY, "--steps", "9", "--out", "run"]
+    done = python("-c", ASKED_EARLY + called, *args, cwd=tmp_path)
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert "stopped after step 1 of 9" in done.stdout
 
@@ -124,6 +138,43 @@ def test_a_signal_ends_the_wait_for_a_configuration_from_a_pipe(tmp_path: Path) 
     done = finish(program)
     os.close(opened[0])
     assert (done.status, done.err) == (1, "dls.train: rank 0, at the start: interrupted\n")
+
+
+@pytest.mark.parametrize("before", [[str(SCRIPT)], [sys.executable, "-m", "dls"]])
+def test_one_program_trains_on_ranks_and_goes_on(before: list[str], tmp_path: Path) -> None:
+    """`mpirun -n 2 dls train` is stopped, and names the command that goes on."""
+    command = [mpirun(), "-n", "2", *before, "train", *TINY, "--steps", "1000000", "--out", "run"]
+    environment = os.environ | OPEN_MPI | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    program = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert "2 ranks" in program.stdout.readline()
+    assert wait_until(lambda: (tmp_path / "run" / "trace.h5").exists(), 60, program)
+    program.send_signal(signal.SIGUSR1)
+    done = finish(program)
+    assert (done.status, done.err) == (os.EX_TEMPFAIL, "")
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    *_, last = lines(done.out)
+    typed = shlex.split(last.removeprefix("go on with "))
+    assert typed == [mpirun(), "-n", "2", *before, "train", "--resume", "--out", "run"]
+    again = subprocess.run(
+        [*typed, "--steps", str(found.step + 1)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    trace = reader.read(tmp_path / "run" / "trace.h5")
+    assert sources.states(trace.header.attributes)[-1].digest == sources.state("dls").digest
 
 
 CALLED = """

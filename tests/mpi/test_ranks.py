@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dls.inspect import series
+from dls.inspect import reading
 from dls.record import checkpoint, reader
 from dls.record.checkpoint import Position
 from dls.tasks.batches import Batches
@@ -98,12 +98,12 @@ def mean_residual(states: Sequence[State]) -> np.ndarray:
 
 
 def check_traces(out: Path, one_budget: bool) -> None:
-    files = [reader.read(path) for path in reader.series(out)]
+    files = [reader.read(path) for path in reader.trace_files(out)]
     later = [f"trace-{step:08d}.h5" for step in (3, 5, 7, 11)]
     assert [file.path.name for file in files] == ["trace.h5", *later]
     assert [file.header.ranks for file in files] == [1, 3, 2, 4, 1]
     steps = [step for file in files for step in file.steps["step"].tolist()]
-    assert steps == series.load(out).steps["step"].tolist() == list(range(1, 14))
+    assert steps == reading.load(out).steps["step"].tolist() == list(range(1, 14))
     if one_budget:
         assert len({int(k) for file in files for k in file.steps["k"].sum(axis=2).ravel()}) == 1
 
@@ -117,7 +117,7 @@ def test_steps_recorded_past_the_checkpoint_are_dropped_from_all_files(tmp_path:
     work_all(3, [f"--out {out} --resume --steps 6"])
     (out / "checkpoints/step-00000006/manifest.json").unlink()
     train_all(2, ["--out run --resume --steps 7"], tmp_path)
-    assert [path.name for path in reader.series(tmp_path / "run")] == ["trace.h5"]
+    assert [path.name for path in reader.trace_files(tmp_path / "run")] == ["trace.h5"]
     assert reader.read(tmp_path / "run/trace.h5").steps["step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -164,7 +164,7 @@ def test_epochs_go_on_where_they_stood(tmp_path: Path, train) -> None:
     assert train(2, *common, "--epochs", "3", "--steps", "4", "--out", "run").status == 0
     done = train(1, "--out", "run", "--resume", "--epochs", "3", "--batch-size", "200")
     assert done.status == 0, done.err
-    later = reader.read(reader.series(tmp_path / "run")[-1])
+    later = reader.read(reader.trace_files(tmp_path / "run")[-1])
     assert later.steps["step"].tolist() == list(range(5, 5 + 5 + 7))
     assert later.steps["epoch"].tolist() == [1] * 5 + [2] * 7
 
@@ -174,10 +174,10 @@ def test_a_change_of_batch_drops_less_than_a_batch_and_repeats_nothing() -> None
     before = Batches(digits, 0, 100, 0, 2)
     after = Batches(digits, 0, 70, 0, 3, start=before.position(10))
     assert before.position(10) == Position(10, 1, 600)
-    assert (after.place(10), after.position(10)) == ((1, 3), Position(10, 1, 630))
-    assert (after.place(13), after.steps_until(2)) == ((2, 0), 13)
+    assert (after.epoch_and_batch(10), after.position(10)) == ((1, 3), Position(10, 1, 630))
+    assert (after.epoch_and_batch(13), after.steps_until(2)) == ((2, 0), 13)
     same = Batches(digits, 0, 50, 0, 4, start=before.position(10))
-    assert [same.place(step) for step in range(10, 40)] == [
-        before.place(step) for step in range(10, 40)
+    assert [same.epoch_and_batch(step) for step in range(10, 40)] == [
+        before.epoch_and_batch(step) for step in range(10, 40)
     ]
     assert same.steps_until(5) == before.steps_until(5) == 35

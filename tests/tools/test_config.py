@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,14 @@ def test_a_flag_exists_for_every_setting() -> None:
         ("learning-rate", "; did you mean lr?"),
         ("batch", "; did you mean batch_size?"),
         ("gpu", "; did you mean backend?"),
-        ("num_workers", "; mpirun -n says how many ranks there are, or --workers"),
-        ("optimizer", "; SGD is the one optimizer, see --momentum, --nesterov and --weight-decay"),
+        ("num_workers", f"; {aliases.RANKS}"),
+        ("optimizer", f"; {aliases.OPTIMIZER}"),
+        ("per_device_train_batch_size", "; did you mean batch_size?"),
+        ("max_grad_norm", "; did you mean clip_norm?"),
+        ("bucket_cap_mb", "; did you mean bucket_size?"),
+        ("Learning_Rate", "; did you mean lr?"),
+        ("resume_from_checkpoint", f"; {aliases.RESUME}"),
+        ("gradient_accumulation_steps", f"; {aliases.ACCUMULATION}"),
         ("frobnicate", ""),
         ("xyz", ""),
     ],
@@ -82,7 +89,7 @@ def test_a_setting_that_there_is_not_gets_a_hint_where_one_is_near(key: str, hin
     typed = "--" + key.replace("_", "-")
     with pytest.raises(UsageError) as refused:
         flags.parse_command_line([typed, "1"])
-    with_dashes = hint.replace("mean ", "mean --").replace("batch_size", "batch-size")
+    with_dashes = re.sub(r"mean (\w+)\?$", lambda m: f"mean --{m[1].replace('_', '-')}?", hint)
     assert (
         str(refused.value)
         == f"unrecognized arguments: {typed} 1{with_dashes}; see python -m dls.train --help"
@@ -127,6 +134,28 @@ def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:
 def test_every_alias_means_a_setting_and_is_none() -> None:
     assert set(aliases.ALIASES.values()) <= config.FIELDS.keys()
     assert not (aliases.ALIASES | aliases.ELSEWHERE).keys() & config.FIELDS.keys()
+    assert not aliases.ALIASES.keys() & aliases.ELSEWHERE.keys()
+
+
+def test_no_other_program_s_name_means_two_settings() -> None:
+    names = [theirs for names in aliases.NAMES.values() for theirs in names]
+    assert len(names) == len(set(names))
+
+
+def test_every_setting_stands_in_one_group_of_the_help() -> None:
+    groups = flags.names_in_groups()
+    assert tuple(groups) == config.GROUPS
+    assert sorted(name for names in groups.values() for name in names) == sorted(config.FIELDS)
+    text = flags.build_parser().format_help()
+    places = [text.index(f"\n{group}:\n") for group in config.GROUPS]
+    assert places == sorted(places)
+
+
+def test_help_shows_choices_where_the_value_stands() -> None:
+    assert "--on-nan {stop,skip}" in flags.build_parser().format_help()
+    for name, field in config.FIELDS.items():
+        if field.metadata["choices"]:
+            assert flags.metavar_of(name) == "{" + ",".join(field.metadata["choices"]()) + "}"
 
 
 @pytest.mark.parametrize(

@@ -23,24 +23,29 @@ PAGES = (
     "CONTRIBUTING.md",
     *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
 )
-COMMAND = re.compile(r"^ {4}((?:mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
+COMMAND = re.compile(r"^ {4}((?:dls|mpirun|python|make|pip|sbatch|printf|srun|cd|git|\.) .*)$")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(
     r"[Ss]ave it as\s+`([\w/]+\.(?:py|toml))`:\s+```(?:python|toml)\n(.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 SHORTER = {
-    r"(dls\.|my_)train(?!.*--resume)": "--steps 12 --backend numpy",
-    r"(dls\.|my_)train.*--resume": "--steps 16",
-    r"dls\.train.*--dataset synthetic": "--steps 2 --synthetic-size 32",
-    r"dls\.theory": (
+    r"(dls[. ]|my_)train(?!.*--resume)": "--steps 12 --backend numpy",
+    r"(dls[. ]|my_)train.*--resume": "--steps 16",
+    r"dls[. ]train.*--dataset synthetic": "--steps 2 --synthetic-size 32",
+    r"dls[. ]theory": (
         "--models mlp --property-models mlp --seeds 2 --batches 1 --steps 2 --record 2"
         " --densities 0.1"
     ),
-    r"dls\.bench exchange": "--sizes 1000 --steps 1 --backend numpy",
-    r"dls\.bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
-    r"dls\.study runs": "--report-only --out .",
-    r"dls\.study mine": "--workers '--only=*-0.1-seed0'",
+    r"dls[. ]bench exchange": "--sizes 1000 --steps 1 --backend numpy",
+    r"dls[. ]bench step": "--networks resnet20 --methods dls --batch 1 --steps 1 --backend numpy",
+    r"dls[. ]study runs": "--report-only --out .",
+    r"dls[. ]study mine": "--workers '--only=*-0.1-seed0'",
+    r"dls[. ]bench torch": (
+        "--models small/4 --rates memory --contenders none,dls --steps 1 --block 1"
+    ),
+    r"examples/resnet18": "--dataset digits --width 4 --steps 2",
+    r"examples/gpt": "--width 32 --layers 1 --steps 2 --sample 5",
     "pytest": "--collect-only",
 }
 """What is added to commands that would take long; a later flag beats an earlier one.
@@ -50,6 +55,7 @@ Each program that computes with numba would load it, which takes longer than the
 ELSEWHERE = {
     r"^\. \.venv": "the environment is this one",
     r"^sbatch": "needs Slurm; tests/mpi/test_command_line.py runs the script",
+    r"^dls completion": "writes to the home folder; tests/tools/test_program.py runs it",
     r"^pip": "the environment is this one; its extras are looked up",
     r"--backend cupy": "needs a GPU",
     r"--fit |net\.toml": "a busy machine has no fit; tests/tools/test_predict_fit.py runs it",
@@ -84,7 +90,9 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, copy / name)  # with what numba has compiled
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
-    for path in [*(ROOT / "runs").glob("*.*"), *(ROOT / "runs").glob("study/**/*.toml")]:
+    runs = ROOT / "runs"
+    patterns = ("*.*", "study/**/*.toml", "examples/*.py")
+    for path in [path for pattern in patterns for path in runs.glob(pattern)]:
         target = copy / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)

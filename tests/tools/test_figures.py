@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dls.inspect import __main__ as inspect
-from dls.inspect import groups, panels, pictures, points, runs, series
+from dls.inspect import finding, groups, pictures, points, reading, sheets
+from dls.inspect.panels import over_steps
 from dls.tools import drawing
 from tests.tools.test_inspect import CONFIG, rows, write
 
@@ -88,8 +89,8 @@ def test_a_run_has_no_runs_below_it_and_hidden_folders_are_left_alone(folder: Pa
     run = folder / "dls" / "dls-0"
     write(run / "checkpoints" / "trace.h5", rows([1]))
     write(folder / ".hidden" / "trace.h5", rows([1]))
-    assert runs.find([run]) == [(run, True)]
-    assert len(runs.find([folder])) == 8
+    assert finding.find([run]) == [(run, True)]
+    assert len(finding.find([folder])) == 8
 
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,17 +105,17 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
 # --- figures --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*pictures.SIDE_BY_SIDE[:6], "bytes", "time"])
+@pytest.mark.parametrize("name", [*pictures.OF_GROUPS[:6], "bytes", "time"])
 def test_a_figure_has_its_size_and_covers_nothing(name: str, folder: Path, tmp_path: Path) -> None:
     """Of four methods, in a column of a paper: no two texts overlap, and none is cut off."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    found, _ = runs.load_all([folder])
+    found, _ = finding.load_all([folder])
     picture = pictures.named(groups.by_seed(found), name)
-    with pictures._style(size=8):
+    with sheets.style(size=8):
         figure = Figure(figsize=(3.4, 2.2), layout="constrained", dpi=300)
-        pictures._draw(picture, figure)
+        sheets.draw(picture, figure)
         figure.draw_without_rendering()
         texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
         boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
@@ -175,7 +176,7 @@ def test_a_figure_as_every_kind_of_file(
             "shows the layers of one method, and these runs are of 4: dense",
         ),
         (["--figure", "global-share", "--plot", "x.png"], "nothing of that was recorded"),
-        (["--figure", "loss", "--plot", "x.foo"], "--plot x.foo: Format 'foo' is not supported"),
+        (["--figure", "loss", "--plot", "x.foo"], "--plot x.foo: choose one of "),
         (["--csv", "trace.h5"], "a table's name ends in .csv"),
         (["--csv", "no/x.csv"], "there is no folder no"),
         *(
@@ -200,13 +201,13 @@ def test_what_cannot_be_drawn_is_said(
 
 
 def test_accuracy_over_all_bytes_and_seconds_until_then(folder: Path) -> None:
-    run = series.load(folder / "dls" / "dls-0")
+    run = reading.load(folder / "dls" / "dls-0")
     assert run.evals["sent_bytes"].tolist() == [200, 400, 600]
     assert run.evals["seconds"].tolist() == [4, 8, 12]
 
 
 def test_steps_that_were_not_recorded_count_as_the_next_that_was(tmp_path: Path) -> None:
-    run = series.load(
+    run = reading.load(
         write(
             tmp_path / "trace.h5",
             rows([3, 6, 9], payload_bytes=[[1], [2], [4]]),
@@ -240,7 +241,7 @@ def test_the_table_has_every_runs_own_points(
         ("dls (2 seeds)", "dls", "1")
     }
     assert {(row["x_name"], row["y_name"]) for row in own} == {
-        ("given to MPI by a rank (MB)", "test accuracy (%)")
+        ("handed to MPI by a rank (MB)", "test accuracy (%)")
     }
     parts = {
         row["part"]: float(row["y"])
@@ -255,7 +256,7 @@ def test_the_table_has_every_runs_own_points(
 
 
 def test_names_of_a_table_are_no_formulas() -> None:
-    assert [points._plain(cell) for cell in ("=1+1", "@x", "a\nb", 3)] == ["'=1+1", "'@x", "a b", 3]
+    assert [points.plain(cell) for cell in ("=1+1", "@x", "a\nb", 3)] == ["'=1+1", "'@x", "a b", 3]
 
 
 # --- looks ----------------------------------------------------------------------------------------
@@ -293,9 +294,9 @@ def test_names_at_the_ends_keep_apart_and_in_order(gap: float) -> None:
         np.array([0.5, 0.5, 0.51, 0.1]),
         np.array([0.2]),
     ):
-        placed = panels.spread(heights, gap)
+        placed = over_steps.spread(heights, gap)
         order = np.argsort(heights, kind="stable")
         assert (np.diff(placed[order]) >= gap - 1e-12).all()
         if gap * (len(heights) - 1) <= 1:
             assert placed.min() >= -1e-12 and placed.max() <= 1 + 1e-12
-    assert panels.spread(np.array([0.2, 0.8]), 0.1).tolist() == pytest.approx([0.2, 0.8])
+    assert over_steps.spread(np.array([0.2, 0.8]), 0.1).tolist() == pytest.approx([0.2, 0.8])

@@ -158,7 +158,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, capsys) -> No
         checkpoint.CheckpointError, match=r"manifest\.json cannot be read \(it is no plain file"
     ):
         checkpoint.describe(folder)
-    (words,) = heartbeat.last_words(tmp_path)
+    (words,) = heartbeat.previous_failure(tmp_path)
     assert (
         words
         == f"the run before failed: {tmp_path / 'failure.txt'} cannot be read (it is no plain file)"

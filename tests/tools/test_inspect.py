@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 
 from dls.inspect import __main__ as inspect
 from dls.inspect.groups import labels
-from dls.inspect.series import load
+from dls.inspect.reading import load
 from dls.inspect.summary import Summary, smooth, summarise, to_json
 from dls.record.schema import LAYER_FIELDS, SECONDS, Header
 from dls.record.writer import Writer
@@ -33,6 +33,7 @@ lr = 0.05
 seed = 7
 """
 SIZES = (80, 20)
+T = TypeVar("T")
 Evaluation = tuple[int, float, float]
 PHASES = {
     "forward": 1.0,
@@ -112,6 +113,12 @@ def summary(run: Path) -> Summary:
     return summarise(load(run))
 
 
+def made(figures: T | None) -> T:
+    """Figures that are there, as something was recorded."""
+    assert figures is not None
+    return figures
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Two ranks, three steps."""
@@ -133,7 +140,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_the_run_was(run: Path) -> None:
-    about = summary(run).run
+    about = summary(run).run.to_json()
     assert about == {
         "path": str(run),
         "method": "dls",
@@ -158,7 +165,7 @@ def test_what_the_run_was(run: Path) -> None:
 def test_the_curve_and_the_end(run: Path) -> None:
     found = summary(run)
     assert (found.recorded, found.window) == (3, 1)
-    assert found.curve == {
+    assert found.curve.to_json() == {
         "step": [1, 2, 3],
         "loss": [3.0, 2.0, 0.5],
         "accuracy": [0.75, 0.875, 0.8],
@@ -167,11 +174,11 @@ def test_the_curve_and_the_end(run: Path) -> None:
         "global_share": [None] * 3,
     }
     best = {"best_accuracy": 0.875, "best_step": 2}
-    assert found.final == {"train_loss": 0.5, "test_loss": 0.25, "accuracy": 0.8} | best
+    assert found.final.to_json() == {"train_loss": 0.5, "test_loss": 0.25, "accuracy": 0.8} | best
 
 
 def test_k_of_the_layers(run: Path) -> None:
-    assert summary(run).layers == {
+    assert summary(run).layers.to_json() == {
         "name": ["conv1", "linear1"],
         "kind": ["conv2d", "linear"],
         "size": [80, 20],
@@ -189,7 +196,7 @@ def test_k_of_the_layers(run: Path) -> None:
 
 
 def test_bytes_against_dense(run: Path) -> None:
-    assert summary(run).traffic == {
+    assert made(summary(run).traffic).to_json() == {
         "bytes_per_step": 60.0,
         "dense_bytes_per_step": 400,
         "share_of_dense": 0.15,
@@ -206,22 +213,22 @@ def test_bytes_against_dense(run: Path) -> None:
 
 
 def test_time_without_the_first_step(run: Path) -> None:
-    timing = summary(run).timing
-    assert (timing["steps"], timing["seconds"]["total"], timing["seconds"]["exposed"]) == (
+    timing = made(summary(run).timing)
+    assert (timing.steps, timing.seconds["total"], timing.seconds["exposed"]) == (
         2,
         10.0,
         4.0,
     )
-    assert timing["seconds"]["other"] == 1.0
-    assert timing["share"] == {name: seconds / 10 for name, seconds in timing["seconds"].items()}
-    assert sum(
-        share for name, share in timing["share"].items() if name != "total"
-    ) == pytest.approx(1.0)
+    assert timing.seconds["other"] == 1.0
+    assert timing.share == {name: seconds / 10 for name, seconds in timing.seconds.items()}
+    assert sum(share for name, share in timing.share.items() if name != "total") == pytest.approx(
+        1.0
+    )
 
 
 def test_a_single_step_is_no_warm_up(tmp_path: Path) -> None:
-    timing = summary(write(tmp_path / "trace.h5", rows([1]))).timing
-    assert (timing["steps"], timing["seconds"]["total"]) == (1, 10.0)
+    timing = made(summary(write(tmp_path / "trace.h5", rows([1]))).timing)
+    assert (timing.steps, timing.seconds["total"]) == (1, 10.0)
 
 
 def test_a_smoothed_mean_leaves_skipped_steps_out() -> None:
@@ -240,9 +247,9 @@ def test_smoothing_and_eight_points(tmp_path: Path) -> None:
     table = rows(steps, ranks=1, loss=np.array(steps)[:, None])
     found = summary(write(tmp_path / "trace.h5", table, [(50, 0.1, 0.5)], ranks=1))
     assert found.window == 5
-    assert found.curve["step"] == [1, 15, 29, 43, 58, 72, 86, 100]
-    assert found.curve["loss"] == [1.0, 13.0, 27.0, 41.0, 56.0, 70.0, 84.0, 98.0]
-    assert found.curve["accuracy"] == [None] * 4 + [0.5] * 4
+    assert found.curve.step == [1, 15, 29, 43, 58, 72, 86, 100]
+    assert found.curve.loss == [1.0, 13.0, 27.0, 41.0, 56.0, 70.0, 84.0, 98.0]
+    assert found.curve.accuracy == [None] * 4 + [0.5] * 4
 
 
 def test_thresholds_of_zero(tmp_path: Path) -> None:
@@ -251,7 +258,7 @@ def test_thresholds_of_zero(tmp_path: Path) -> None:
     """
     table = rows([1, 2, 3], threshold=[[[0.0, 1.0]] * 2, [[0.0, 0.0]] * 2, [[2.0, 1.0]] * 2])
     folder = write(tmp_path / "trace.h5", table)
-    ratio = summary(folder).curve["threshold_ratio"]
+    ratio = summary(folder).curve.threshold_ratio
     assert ratio[0] == np.inf
     assert np.isnan(ratio[1])
     assert json.loads(to_json([summary(folder)]))["runs"][0]["curve"]["threshold_ratio"] == [
@@ -280,12 +287,12 @@ def test_tables_say_what_is_infinite(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_dense_has_no_density(tmp_path: Path) -> None:
     table = rows([1, 2], k=list(SIZES), threshold=0.0, payload_bytes=400)
     found = summary(write(tmp_path / "trace.h5", table, method="dense"))
-    assert (found.run["density"], found.run["dls_steps"], found.run["config"]["density"]) == (
+    assert (found.run.density, found.run.dls_steps, found.run.config["density"]) == (
         None,
         None,
         0.1,
     )
-    assert (found.traffic["compression"], found.traffic["uploaded_share"]) == (1.0, 1.0)
+    assert (made(found.traffic).compression, made(found.traffic).uploaded_share) == (1.0, 1.0)
 
 
 def test_a_series_is_one_run(tmp_path: Path) -> None:
@@ -306,14 +313,14 @@ def test_a_series_is_one_run(tmp_path: Path) -> None:
         started="2026-02-02T00:00:00+00:00",
     )
     found = summary(tmp_path)
-    assert (found.run["ranks"], found.run["steps"], found.recorded) == ([2, 3], 8, 8)
-    assert found.run["started"].startswith("2026-01")
-    assert found.run["hosts"] == ["left"] * 3
-    assert found.curve["step"] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert found.curve["loss"] == [1.0] * 6 + [2.0] * 2
-    assert found.curve["accuracy"] == [None] * 4 + [0.5] * 3 + [0.625]
-    assert found.traffic["total_bytes"] == 6 * 150 + 2 * 60
-    assert (found.timing["steps"], found.timing["seconds"]["total"]) == (6, (5 * 10 + 20) / 6)
+    assert (found.run.ranks, found.run.steps, found.recorded) == ([2, 3], 8, 8)
+    assert found.run.started.startswith("2026-01")
+    assert found.run.hosts == ["left"] * 3
+    assert found.curve.step == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert found.curve.loss == [1.0] * 6 + [2.0] * 2
+    assert found.curve.accuracy == [None] * 4 + [0.5] * 3 + [0.625]
+    assert made(found.traffic).total_bytes == 6 * 150 + 2 * 60
+    assert (made(found.timing).steps, made(found.timing).seconds["total"]) == (6, (5 * 10 + 20) / 6)
     assert summary(tmp_path / "trace.h5").recorded == 10
 
 
@@ -327,7 +334,7 @@ def test_attributes_may_be_missing(run: Path) -> None:
     with h5py.File(run / "trace.h5", "r+") as file:
         for name in set(file.attrs) - {"schema", "world_size"}:
             del file.attrs[name]
-    about = summary(run).run
+    about = summary(run).run.to_json()
     assert (about["ranks"], about["steps"], about["hosts"]) == ([2], 3, [])
     assert all(about[name] is None for name in ("method", "density", "seed", "version", "started"))
     assert inspect.main([str(run)]) == 0

@@ -14,7 +14,7 @@ import pytest
 
 from dls.cli import UsageError
 from dls.inspect import __main__ as inspect
-from dls.program import startup
+from dls.program import folder
 from dls.program.config import Config
 from dls.record import lock
 from dls.record.lock import InUse, Lock, State
@@ -195,7 +195,7 @@ def test_a_run_that_comes_too_late_removes_nothing(
     if begun:
         first.take(tmp_path)
     with pytest.raises(UsageError, match="is in use" if begun else "another run was faster"):
-        startup._make_folder(Config(out=str(tmp_path)), None, Lock())
+        folder.make(Config(out=str(tmp_path)), None, Lock())
     assert path.exists()
     first.release()
 

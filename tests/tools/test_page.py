@@ -18,7 +18,7 @@ import pytest
 
 from dls.exchange import clock
 from dls.inspect import __main__ as inspect
-from dls.inspect import groups, page, pictures, series, summary
+from dls.inspect import figures, groups, page, pictures, ranks, reading, sheets, summary
 from dls.record import reader
 from dls.record.schema import LAYER_FIELDS, WORDS, Header
 from dls.record.writer import Writer
@@ -169,9 +169,9 @@ def test_a_page_needs_nothing_but_itself_and_says_what_the_tables_say(
 
 
 def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
-    (group,) = groups.by_seed([series.load(seeded(tmp_path, seed, 0.5)) for seed in (0, 1)])
-    for picture in pictures.alone(group):
-        assert pictures.svg(picture) == pictures.svg(picture)
+    (group,) = groups.by_seed([reading.load(seeded(tmp_path, seed, 0.5)) for seed in (0, 1)])
+    for picture in pictures.of_one_group(group):
+        assert sheets.svg(picture) == sheets.svg(picture)
 
 
 def test_what_a_trace_says_is_text(tmp_path: Path) -> None:
@@ -188,21 +188,21 @@ def test_what_a_trace_says_is_text(tmp_path: Path) -> None:
             file["layers/name"][row] = f"_{row}{HOSTILE}"
         file["layers/kind"][0] = HOSTILE
     named = folder.rename(tmp_path / HOSTILE.replace("/", "_"))
-    run = series.load(diagnosed(named, [5], 0.5))
+    run = reading.load(diagnosed(named, [5], 0.5))
     text = page.page(groups.by_seed([run, run]))  # with legends
     found = Reader(text)
     assert {tag for tag, _ in found.tags} <= ALLOWED
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
     assert "\x1b" not in text and "<script" not in text
     assert any("<script>alert('x')" in words for words in found.words)
-    pictures.sheet(groups.by_seed([run]), tmp_path / "x.png")
+    sheets.sheet(groups.by_seed([run]), tmp_path / "x.png")
 
 
 def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
     """Against the standard library's, at the steps that all runs have."""
     losses = [0.5, 1.0, 2.5]
     folders = [seeded(tmp_path, seed, loss) for seed, loss in enumerate(losses)]
-    (group,) = groups.by_seed([series.load(folder) for folder in folders])
+    (group,) = groups.by_seed([reading.load(folder) for folder in folders])
     assert (group.label, len(group.runs)) == ("run (3 seeds)", 3)
     mean, sd = statistics.mean(losses), statistics.stdev(losses)
     for table, name, middle, spread in (
@@ -216,9 +216,9 @@ def test_the_mean_and_deviation_of_seeds(tmp_path: Path) -> None:
         np.testing.assert_allclose(curve.mean, middle)
         np.testing.assert_allclose(curve.sd, spread)
     assert group.curve("steps", "threshold").mean.shape == (10, 2)
-    figures = groups.group_figures(group)
-    assert figures["accuracy"] == pytest.approx((0.5 + mean / 10, sd / 10))
-    assert (figures["ranks"], figures["density"], figures["steps"]) == ([2], 0.1, 10)
+    known = figures.of_group(group)
+    assert known["accuracy"] == pytest.approx((0.5 + mean / 10, sd / 10))
+    assert (known["ranks"], known["density"], known["steps"]) == ([2], 0.1, 10)
     cells = Reader(page.page([group])).words
     assert f"{0.5 + mean / 10:.2%} ± {sd / 10:.2%}" in cells
     assert "0, 1, 2" in cells
@@ -232,8 +232,8 @@ def test_a_figure_that_no_run_has_is_none_of_the_group(
     folders = [tmp_path / f"dense-{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
         write(folder / "trace.h5", table, config=config(seed))
-    (group,) = groups.by_seed([series.load(folder) for folder in folders])
-    assert groups.group_figures(group)["threshold_ratio"] is None
+    (group,) = groups.by_seed([reading.load(folder) for folder in folders])
+    assert figures.of_group(group)["threshold_ratio"] is None
     assert inspect.main([*map(str, folders)]) == 0
     assert ["threshold", "ratio", "-"] in [
         line.split() for line in capsys.readouterr().out.splitlines()
@@ -252,9 +252,9 @@ def test_seeds_are_one_column_of_the_tables(
     assert ["train", "loss", "1.3333", "±", "1.0408"] in lines
     assert ["density", "0.1"] in lines
     write(tmp_path / "other" / "trace.h5", rows([1]), config=config(9))
-    (group,) = groups.by_seed([series.load(folder) for folder in (folders[0], tmp_path / "other")])
-    figures = groups.group_figures(group)
-    assert (figures["accuracy"], figures["train_loss"]) == (None, pytest.approx((0.75, 0.125**0.5)))
+    (group,) = groups.by_seed([reading.load(folder) for folder in (folders[0], tmp_path / "other")])
+    known = figures.of_group(group)
+    assert (known["accuracy"], known["train_loss"]) == (None, pytest.approx((0.75, 0.125**0.5)))
 
 
 @pytest.mark.parametrize(
@@ -275,22 +275,22 @@ def test_a_group_is_called_what_its_runs_have_in_common(
         for seed, name in enumerate(names.split())
     ]
     assert [
-        group.label for group in groups.by_seed([series.load(folder) for folder in folders])
+        group.label for group in groups.by_seed([reading.load(folder) for folder in folders])
     ] == [f"{label} (2 seeds)"]
 
 
 def test_a_curve_has_the_steps_that_all_runs_have(tmp_path: Path) -> None:
-    one = series.load(
+    one = reading.load(
         write(tmp_path / "a" / "trace.h5", rows([1, 2, 4, 6], loss=1.0), config=config(0))
     )
-    two = series.load(
+    two = reading.load(
         write(tmp_path / "b" / "trace.h5", rows([2, 3, 6, 7], loss=3.0), config=config(1))
     )
     (group,) = groups.by_seed([one, two])
     curve = group.curve("steps", "loss")
     assert (curve.step.tolist(), curve.mean.tolist()) == ([2, 6], [2.0, 2.0])
     assert curve.sd.tolist() == pytest.approx([2**0.5] * 2)
-    many = series.load(write(tmp_path / "c" / "trace.h5", rows(range(1, 2001))))
+    many = reading.load(write(tmp_path / "c" / "trace.h5", rows(range(1, 2001))))
     drawn = groups.by_seed([many])[0].curve("steps", "loss")
     assert (len(drawn.step), drawn.step[0], drawn.step[-1]) == (groups.DRAWN, 1, 2000)
     assert not drawn.sd.any()
@@ -307,18 +307,18 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_runs_that_differ_in_more_than_their_seed_stand_alone(case: str, tmp_path: Path) -> None:
     one, two = seeded(tmp_path, 0, 0.5), seeded(tmp_path, 1, 0.5, **OTHERS[case])
-    found = groups.by_seed([series.load(folder) for folder in (one, two)])
+    found = groups.by_seed([reading.load(folder) for folder in (one, two)])
     assert [group.label for group in found] == ["run-0", "run-1"]
 
 
 def test_runs_that_say_nothing_of_themselves_stand_alone(tmp_path: Path) -> None:
-    runs = [series.load(seeded(tmp_path, seed, 0.5, config="")) for seed in (0, 1)]
+    runs = [reading.load(seeded(tmp_path, seed, 0.5, config="")) for seed in (0, 1)]
     assert len(groups.by_seed(runs)) == 2
 
 
 def test_groups_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [
-        series.load(seeded(tmp_path, seed, 0.5, commit=commit))
+        reading.load(seeded(tmp_path, seed, 0.5, commit=commit))
         for seed in (0, 1)
         for commit in ("a", "b")
     ]
@@ -330,10 +330,10 @@ def test_groups_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_run_without_a_step(tmp_path: Path) -> None:
     empty, other = write(tmp_path / "new" / "trace.h5", None), seeded(tmp_path, 0, 0.5)
-    alone = Reader(page.page(groups.by_seed([series.load(empty)])))
+    alone = Reader(page.page(groups.by_seed([reading.load(empty)])))
     assert "Nothing recorded yet." in alone.words
     assert "svg" not in {tag for tag, _ in alone.tags}
-    both = Reader(page.page(groups.by_seed([series.load(empty), series.load(other)])))
+    both = Reader(page.page(groups.by_seed([reading.load(empty), reading.load(other)])))
     assert "Nothing recorded yet." not in both.words
     assert "svg" in {tag for tag, _ in both.tags}
 
@@ -347,11 +347,11 @@ def test_many_runs(tmp_path: Path) -> None:
         rows(range(1, 11), loss=loss, k=[0, 10], threshold=[0.0, 1.0]),
         [(1, 0, 0)],
     )
-    grouped = groups.by_seed([series.load(folder) for folder in (*folders, odd)])
+    grouped = groups.by_seed([reading.load(folder) for folder in (*folders, odd)])
     assert len(grouped) == 10
     drawn = [
-        pictures.svg(picture)
-        for picture in (*pictures.together(grouped), *pictures.alone(grouped[-1]))
+        sheets.svg(picture)
+        for picture in (*pictures.of_groups(grouped), *pictures.of_one_group(grouped[-1]))
     ]
     assert len(drawn) == 8 + 2
 
@@ -373,10 +373,10 @@ def test_many_layers(tmp_path: Path) -> None:
         },
     )
     writer.close()
-    (group,) = groups.by_seed([series.load(tmp_path)])
-    shown = pictures.alone(group)
+    (group,) = groups.by_seed([reading.load(tmp_path)])
+    shown = pictures.of_one_group(group)
     assert [picture.title for picture in shown] == ["Threshold of every layer", "k of every layer"]
-    assert all(pictures.svg(picture).startswith("<svg") for picture in shown)
+    assert all(sheets.svg(picture).startswith("<svg") for picture in shown)
 
 
 def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
@@ -385,14 +385,13 @@ def test_a_run_whose_ranks_became_more(tmp_path: Path) -> None:
     second = write(tmp_path / "later" / "trace.h5", rows([7, 8, 9], ranks=3), ranks=3)
     diagnosed(second, [8], [[0.25, 0.5, 0.75]], ranks=3)
     (second / "trace.h5").rename(tmp_path / "trace-00000006.h5")
-    run = series.load(tmp_path)
+    run = reading.load(tmp_path)
     assert run.diagnostics["step"].tolist() == [4, 8]
     assert run.diagnostics["global_share"].tolist() == [0.625, 0.5]
     assert run.closest is not None
     assert (run.closest.step, run.closest.begin.shape) == (8, (3, 2, 4))
-    latest = dict(
-        zip(*(summary.summarise(run).curve[name] for name in ("step", "global_share")), strict=True)
-    )
+    curve = summary.summarise(run).curve
+    latest = dict(zip(curve.step, curve.global_share, strict=True))
     assert latest == {1: None, 2: None, 3: None, 4: 0.625, 6: 0.625, 7: 0.625, 8: 0.5, 9: 0.5}
 
 
@@ -411,11 +410,12 @@ def test_how_much_of_the_exchange_was_hidden(tmp_path: Path) -> None:
     with h5py.File(folder / "trace.h5", "r+") as file:
         for name, values in times.items():
             file[f"diagnostics/{name}"][..., exchange] = values
-    found = series.hidden_share(reader.read(folder / "trace.h5"))
+    found = ranks.hidden_share(reader.read(folder / "trace.h5"))
     np.testing.assert_array_equal(
         found, [[0.5, 0.5], [0.5, 0.0], [np.nan, np.nan]]
     )  # waited 4 of 8, 8; 8, 1; not recorded
-    assert summary.summarise(series.load(folder)).timing["hidden_share"] == 0.375
+    timing = summary.summarise(reading.load(folder)).timing
+    assert timing is not None and timing.hidden_share == 0.375
 
 
 def test_no_matplotlib(

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dls.inspect import __main__ as inspect
-from dls.inspect import groups, series
+from dls.inspect import groups, reading
+from dls.inspect.run import Run
 from dls.program import sources
 from dls.record.repair import go_on
-from dls.study import report
+from dls.study import page
+from dls.study.rows import StudyRow
 from tests.checkout import commit_all, write
 from tests.tools.test_inspect import CONFIG, header, rows
 from tests.tools.test_inspect import write as write_trace
@@ -58,7 +61,7 @@ def about(root: Path, old: bool = False) -> dict[str, Any]:
     return {"commit": found["commit"]} if old else found
 
 
-def run(folder: Path, seed: int, lr: float = 0.05, **attributes: Any) -> series.Series:
+def run(folder: Path, seed: int, lr: float = 0.05, **attributes: Any) -> Run:
     """A run of DLS as its trace tells of it."""
     config = (
         CONFIG.format(method="dls")
@@ -66,10 +69,10 @@ def run(folder: Path, seed: int, lr: float = 0.05, **attributes: Any) -> series.
         .replace("lr = 0.05", f"lr = {lr}")
     )
     write_trace(folder / "trace.h5", rows([1, 2]), **({"config": config} | attributes))
-    return series.load(folder)
+    return reading.load(folder)
 
 
-def labels(*runs: series.Series) -> list[str]:
+def labels(*runs: Run) -> list[str]:
     return [group.label for group in groups.by_seed(runs)]
 
 
@@ -81,7 +84,7 @@ def test_another_methods_new_file_splits_no_seeds(
     one = run(tmp_path / "run-0", 0, **about(checkout, old))
     (checkout / "dls/exchange/methods/new.py").write_text("# another method\n")
     two = run(tmp_path / "run-1", 1, **about(checkout, old))
-    assert one.run["commit"] != two.run["commit"]
+    assert one.about.commit != two.about.commit
     assert labels(one, two) == ["run (2 seeds)"]
 
 
@@ -93,7 +96,7 @@ def test_a_commit_that_training_does_not_read_splits_no_seeds(
     (checkout / "README.md").write_text("words")
     commit_all(checkout)
     two = run(tmp_path / "run-1", 1, **about(checkout, old))
-    assert one.run["commit"] != two.run["commit"] == head(checkout)
+    assert one.about.commit != two.about.commit == head(checkout)
     assert labels(one, two) == ["run (2 seeds)"]
 
 
@@ -151,32 +154,28 @@ def test_a_trace_that_goes_on_keeps_all_states(checkout: Path, tmp_path: Path) -
         writer = go_on(tmp_path / "a", step, header(**attributes))
         writer.append("steps", rows([step + 1]))
         writer.close()
-        assert len(series.load(tmp_path / "a").sources) == states
+        assert len(reading.load(tmp_path / "a").sources) == states
     go_on(tmp_path / "a", 3, header(commit="of an older program")).close()
-    assert [state.digest for state in series.load(tmp_path / "a").sources][:1] == [""]
+    assert [state.digest for state in reading.load(tmp_path / "a").sources][:1] == [""]
 
 
 def test_a_study_made_in_one_go_is_of_one_state() -> None:
     """Methods read different files; what tells them apart are no other states."""
-    rows = [
-        {
-            "method": "a",
-            "settings": {"method": "a"},
-            "commits": ["c" * 40 + "+1"],
-            "sources": ["1"],
-        },
-        {
-            "method": "b",
-            "settings": {"method": "b"},
-            "commits": ["c" * 40 + "+2"],
-            "sources": ["2"],
-        },
-    ]
+    rows = [_row("a", "c" * 40 + "+1", ["1"]), _row("b", "c" * 40 + "+2", ["2"])]
     assert (
-        list(report._origin(rows))[1]
+        list(page.origin(rows))[1]
         == "The runs are of 1 state of the code: cccccccccccc with changes."
     )
-    rows[1]["sources"] = ["2", "3"]
-    assert list(report._origin(rows))[1].startswith(
+    rows[1] = replace(rows[1], sources=["2", "3"])
+    assert list(page.origin(rows))[1].startswith(
         "The runs are of 2 states of the code: cccccccccccc+1, "
     )
+
+
+def _row(method: str, commit: str, states: list[str]) -> StudyRow:
+    """A row of a study that has no runs, but their code."""
+    names = ("accuracy", "loss", "ms", "kB", "overlap", "k", "seeds")
+    about = {"workload": "w", "density": None, "method": method, "planned": 1, "failed": {}}
+    about |= {"places": [], "ranks": 1, "settings": {"method": method}, "repeat": ""}
+    code = {"commits": [commit], "sources": states}
+    return StudyRow.from_json(about | code | {name: [] for name in names})

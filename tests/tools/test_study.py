@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean, stdev
@@ -28,8 +29,9 @@ from dls.cli import UsageError
 from dls.program import sources
 from dls.program.sources import State
 from dls.study import __main__ as study
-from dls.study import experiments, findings, processes, provenance, results
+from dls.study import experiments, findings, page, processes, provenance, results, sentences
 from dls.study import report as study_report
+from dls.study.rows import StudyRow
 from tests.checkout import commit_all, write
 from tests.launch import ROOT
 
@@ -54,6 +56,10 @@ dense = { method = "dense", density = 1 }
 layerwise-topk = { method = "layerwise-topk" }
 "dls(1)" = { method = "dls", dls_steps = 1 }
 """
+
+
+FIGURES = ("accuracy", "loss", "ms", "kB", "overlap", "spread", "k")
+"""What a row of the report lists, seed by seed."""
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def test_verdicts(values: list[float], words: str) -> None:
 
 def row(
     method: str, accuracy: dict[int, float], density: float | None = 0.1, **others: Any
-) -> dict[str, Any]:
+) -> StudyRow:
     """A row as `results.collect` makes them."""
     known = {
         "workload": "w",
@@ -151,7 +157,8 @@ def row(
     }
     stated |= {"lr_schedule": "cosine"}
     settings = stated | {"model": "mlp", "dataset": "digits", "steps": 7}
-    return known | figures | {"seeds": list(accuracy), "settings": settings, "repeat": "r"} | others
+    about = {"seeds": list(accuracy), "settings": settings, "repeat": "r"}
+    return StudyRow.from_json(known | figures | about | others)
 
 
 def test_pairs_are_runs_of_one_seed() -> None:
@@ -213,7 +220,7 @@ def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None
         row(name, {seed: 0.5 for seed in range(5)}) for name in ("layerwise-topk", "global-topk")
     ] + [row("dls(1)", own)]
     told = {
-        line.partition("**: ")[0]: line for line in findings.sentences(findings.comparisons(rows))
+        line.partition("**: ")[0]: line for line in sentences.sentences(findings.comparisons(rows))
     }
     for baseline in ("layerwise-topk", "global-topk"):
         better, worse = (" (w, 0.1)" if count else "" for count in words)
@@ -231,7 +238,7 @@ def test_the_words_follow_the_data(shift: float, words: tuple[int, int]) -> None
 
 
 def test_findings_count_cells_with_all_seeds() -> None:
-    def three(method: str, density: float, *accuracy: float) -> dict[str, Any]:
+    def three(method: str, density: float, *accuracy: float) -> StudyRow:
         return row(method, dict(enumerate(accuracy)), density, planned=3)
 
     rows = [three("layerwise-topk", 0.1, 0.5, 0.6, 0.7), three("dls(1)", 0.1, 0.61, 0.7, 0.79)]
@@ -240,12 +247,12 @@ def test_findings_count_cells_with_all_seeds() -> None:
         three("layerwise-topk", 0.001, 0.5, 0.6, 0.7),
         three("dls(1)", 0.001, 0.1, 0.2),
     ]  # a seed is missing
-    line, chance = findings.sentences(findings.comparisons(rows))
+    line, chance = sentences.sentences(findings.comparisons(rows))
     assert line.startswith(
         "- **dls(1) against layerwise-topk**: better in 1 (w, 0.1), worse in 0 of 2 cells"
     )
     assert line.endswith("+5.00 points on average, from +0.00 (w, 0.01) to +10.00 (w, 0.1).")
-    assert "Of these 2 intervals" in chance
+    assert "Of these 2 intervals about 0.1 are expected" in chance
 
 
 def test_a_method_that_fails_does_not_look_better_for_it() -> None:
@@ -253,13 +260,13 @@ def test_a_method_that_fails_does_not_look_better_for_it() -> None:
     base, first = {seed: 0.5 for seed in range(5)}, {0: 0.51, 1: 0.52, 2: 0.53, 3: 0.52, 4: 0.51}
     rows = [row("layerwise-topk", base), row("dls(1)", first), row("layerwise-topk", base, 0.001)]
     rows += [row("dls(1)", {0: 0.1, 1: 0.1, 2: 0.1}, 0.001, failed={3: "NaN", 4: "NaN"})]
-    line, _ = findings.sentences(findings.comparisons(rows))
+    line, _ = sentences.sentences(findings.comparisons(rows))
     assert "better in 1 (w, 0.1), worse in 0 of 1 cells" in line
     assert line.endswith("Not counted, as runs failed: w, 0.001: 2 of 5 seeds.")
     rows[-1] = row("dls(1)", {}, 0.001, failed=dict.fromkeys(range(5), "NaN"))
     (line, _), text = (
-        findings.sentences(findings.comparisons(rows)),
-        "\n".join(study_report.lines(rows)),
+        sentences.sentences(findings.comparisons(rows)),
+        "\n".join(page.lines(rows)),
     )
     assert line.endswith("Not counted, as runs failed: w, 0.001: 5 of 5 seeds.")
     assert (
@@ -271,12 +278,13 @@ def test_a_method_that_fails_does_not_look_better_for_it() -> None:
 @pytest.mark.parametrize(
     ("planned", "accuracy", "words"),
     [
-        (1, {0: 0.5}, "One seed of each tells nothing of what chance does."),
+        (1, {0: 0.5}, "With one seed of each there is no interval."),
         (2, {0: 0.5}, "No comparison has all its seeds."),
         (
             2,
             {0: 0.5, 1: 0.6},
-            "- Of these 1 intervals chance alone makes about 0.1 miss the truth.",
+            "- Of these 1 intervals about 0.1 are expected to miss the true difference by chance"
+            " alone.",
         ),
     ],
 )
@@ -284,13 +292,13 @@ def test_the_last_word_says_why_there_is_no_other(
     planned: int, accuracy: dict[int, float], words: str
 ) -> None:
     rows = [row(name, accuracy, planned=planned) for name in ("layerwise-topk", "dls(1)")]
-    assert list(findings.sentences(findings.comparisons(rows)))[-1] == words
+    assert list(sentences.sentences(findings.comparisons(rows)))[-1] == words
 
 
 def test_settings_in_which_rows_differ_have_all_their_values() -> None:
     rows = [row("a", {0: 0.5}), row("b", {0: 0.5})]
-    rows[1]["settings"] = rows[1]["settings"] | {"lr": 0.2, "clip_norm": 3}
-    text = "\n".join(study_report.lines(rows))
+    rows[1] = replace(rows[1], settings={**rows[1].settings, "lr": 0.2, "clip_norm": 3})
+    text = "\n".join(page.lines(rows))
     settings = (
         "4 ranks of 1 images, 7 steps, learning rate 0.1 or 0.2 (cosine schedule), momentum 0.9,"
         " clip norm 0 or 3"
@@ -312,17 +320,15 @@ def test_the_report_is_json_and_names_are_no_formulas(tmp_path: Path) -> None:
 
 
 def test_a_report_of_nothing_and_of_a_part() -> None:
-    text = "\n".join(study_report.lines([row("dense", {}, None)]))
+    text = "\n".join(page.lines([row("dense", {}, None)]))
     assert (
         "0 of 5 planned runs are complete. Verdicts on fewer seeds than planned are interim."
         in text
     )
-    assert (
-        "Nothing stands beside layerwise-topk or global-topk at a density that both have." in text
-    )
+    assert "No method was run at a density of layerwise-topk or global-topk." in text
     assert "not run yet" in text
     rows = [row("layerwise-topk", {0: 0.5}), row("dls(1)", {0: 0.6}, failed={1: "its loss is NaN"})]
-    text = "\n".join(study_report.lines(rows))
+    text = "\n".join(page.lines(rows))
     assert "2 of 10 planned runs are complete." in text
     assert "- w, dls(1) at density 0.1, seed 1, failed: its loss is NaN" in text
     assert "1 of 5, 1 failed" in text
@@ -390,7 +396,7 @@ def test_a_report_is_added_to_on_another_machine(
         before, json.loads((tmp_path / "report/study.json").read_text())["rows"], strict=True
     ):
         assert (old["seeds"], new["seeds"]) == ([0], [0, 1])
-        assert all(old[name] == new[name][:1] for name in results.FIGURES)
+        assert all(old[name] == new[name][:1] for name in FIGURES)
     assert study.main([str(tiny), "--out", str(tmp_path / "three"), *report, "--add"]) == 0
     assert not (tmp_path / "three/tiny").exists()
 
@@ -422,9 +428,9 @@ def test_the_command_in_a_row_repeats_that_row(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = experiments.load([tiny])
-    rows = {row["method"]: row for row in results.collect(runs, tmp_path / "out")}
-    assert {row["planned"] for row in rows.values()} == {2}
-    program, *arguments = shlex.split(rows["dls(1)"]["repeat"])
+    rows = {row.method: row for row in results.collect(runs, tmp_path / "out")}
+    assert {row.planned for row in rows.values()} == {2}
+    program, *arguments = shlex.split(rows["dls(1)"].repeat)
     assert (program, arguments[:2]) == ("python", ["-m", "dls.study"])
     assert study.main([*arguments[2:], "--out", str(tmp_path / "out")]) == 0
     assert "2 of 2 planned runs" in capsys.readouterr().out
@@ -441,9 +447,9 @@ def test_the_command_in_a_row_repeats_no_other(tiny: Path, tmp_path: Path) -> No
     )
     runs = experiments.load([tiny])
     for found in results.collect(runs, tmp_path):
-        pattern = shlex.split(found["repeat"])[-1].removeprefix("--only=")
+        pattern = shlex.split(found.repeat)[-1].removeprefix("--only=")
         names = {each.cell for each in runs if fnmatchcase(each.name, pattern)}
-        assert names == {("tiny", found["density"], found["method"])}
+        assert names == {("tiny", found.density, found.method)}
 
 
 def test_a_partial_study_reports_on_all_of_it(
@@ -892,7 +898,7 @@ def test_every_commit_of_a_run_that_was_gone_on_with_counts(
         for (state, method), names in provenance.states([run], tmp_path).items()
     }
     assert found == {("one", "", "dense"): [run.name], ("two+hash", "hash", "dense"): [run.name]}
-    assert results.result(run, tmp_path)["commits"] == ["one", "two+hash"]
+    assert results.result(run, tmp_path).commits == ["one", "two+hash"]
 
 
 def test_a_damaged_trace_of_a_run_that_starts_afresh_is_no_matter(
@@ -964,7 +970,7 @@ def test_a_study_names_its_baselines(tiny: Path, tmp_path: Path) -> None:
     tiny.write_text(f'baselines = ["dense", "dls(1)"]\n{TINY}')
     runs = experiments.load([tiny])
     assert {run.baselines for run in runs} == {("dense", "dls(1)")}
-    assert {tuple(row["baselines"]) for row in results.collect(runs, tmp_path)} == {
+    assert {tuple(row.baselines) for row in results.collect(runs, tmp_path)} == {
         ("dense", "dls(1)")
     }
 
@@ -1011,7 +1017,7 @@ def test_the_report_follows_the_baselines() -> None:
     assert [(each.density, each.mean) for each in found[:3]] == [
         (d, pytest.approx(12)) for d in (0.1, 0.01, None)
     ]
-    text = "\n".join(study_report.lines(rows))
+    text = "\n".join(page.lines(rows))
     assert (
         "b against a**" in text
         and "shortfall behind a of up to 0.00 points" in text
@@ -1024,6 +1030,18 @@ def test_the_report_follows_the_baselines() -> None:
     "folder", [ROOT / "runs" / "results", ROOT / "runs" / "results" / "reserve"]
 )
 def test_the_committed_report_is_that_of_its_rows(folder: Path) -> None:
-    rows = json.loads((folder / "study.json").read_text(encoding="utf-8"))["rows"]
-    text = "\n".join(["# What the methods reach", "", *study_report.lines(rows)]) + "\n"
-    assert (folder / "study.md").read_text(encoding="utf-8") == text
+    rows = results.read(folder / "study.json")
+    assert (folder / "study.md").read_text(encoding="utf-8") == page.page(rows)
+
+
+@pytest.mark.parametrize(
+    "folder", [ROOT / "runs" / "results", ROOT / "runs" / "results" / "reserve"]
+)
+def test_the_committed_rows_are_read_and_written_without_a_loss(folder: Path) -> None:
+    """An older row gets nothing but what it did not know: `spread`, `sources`, `baselines`."""
+    found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    again = json.loads(study_report.to_json(results.read(folder / "study.json")))
+    for old, new in zip(found["rows"], again["rows"], strict=True):
+        assert new.keys() - old.keys() <= {"spread", "sources", "baselines"}
+        assert {name: new[name] for name in old} == old
+    assert again["comparisons"] == found["comparisons"]

@@ -24,7 +24,7 @@ from dls.tasks import data, models
 from dls.tasks.batches import Batches
 from dls.theory import __main__ as theory
 from dls.theory import errors as theory_errors
-from dls.theory import forms, networks, properties
+from dls.theory import forms, networks, properties, recording
 from dls.theory import sentences as theory_sentences
 from dls.theory import variance as theory_variance
 from dls.theory.forms import FORMS
@@ -428,7 +428,7 @@ def test_two_layers_halve_the_set_size(
 
 
 def test_recording_does_not_change_the_run() -> None:
-    recorder = properties.record("mlp", plan(), 0.01, 4)
+    recorder = recording.record("mlp", plan(), 0.01, 4)
     model, batches = networks.build("mlp", DIGITS, 0), Batches(DIGITS, 0, 16, 0, 1)
     cluster = Cluster([model], methods.Dls(1, reserve=0), recorder.uniform)
     for step in range(4):

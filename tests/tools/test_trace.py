@@ -16,7 +16,7 @@ from dls.inspect import __main__ as inspect
 from dls.record import reader
 from dls.record.lock import Lock, State
 from dls.record.repair import go_on, repair
-from dls.record.schema import SCHEMA, SECONDS, Header, TraceError
+from dls.record.schema import KNOWN, SCHEMA, SECONDS, Header, TraceError
 from dls.record.writer import Writer
 from tests.launch import ROOT
 
@@ -53,7 +53,7 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
     writer.evaluation(5, 0.25, 0.75)
     writer.close()
     with h5py.File(tmp_path / "trace.h5") as file:
-        assert file.attrs["schema"] == "dls-trace/1"
+        assert file.attrs["schema"] == "dls-trace/2"
         wanted = {
             "schema",
             "config",
@@ -65,7 +65,7 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
             "hosts",
             "started",
         }
-        assert set(file.attrs) == wanted
+        assert set(file.attrs) == wanted | {"NX_class", "default"}
         assert set(file["layers"]) == {
             "name",
             "kind",
@@ -85,7 +85,7 @@ def test_the_layout_is_that_of_the_schema(tmp_path: Path) -> None:
         datasets = [file["steps"][name] for name in file["steps"] if name != "seconds"] + list(
             file["steps/seconds"].values()
         )
-        assert all(dataset.attrs["unit"] for dataset in [*datasets, *file["evals"].values()])
+        assert all(dataset.attrs["units"] for dataset in [*datasets, *file["evals"].values()])
 
 
 def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, writing) -> None:
@@ -103,19 +103,20 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
         file.visititems(
             lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None
         )
-        assert len(found) == 7 + 7 + len(SECONDS) + 2 + 3 + 4 + 2
-        assert all(dataset.attrs["unit"] for dataset in found)
+        assert {each.name[1:] for each in found} == set(names) | {each.name for each in KNOWN}
+        described = [each for each in found if each.name[1:] not in names]
+        assert all(each.attrs["units"] and each.attrs["long_name"] for each in described)
         for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
-            steps = file[dataset.name.split("/")[1]].get("step")
+            group = file[dataset.name.split("/")[1]]
+            growing = {"step": group.get("step"), "message": group.get("message")}
             for dimension, length in zip(dataset.dims, dataset.shape, strict=True):
                 (scale,) = dimension.values()
                 assert len(scale) == length
                 assert dimension.label == dimension.keys()[0]
-                assert (
-                    scale == steps
-                    if dimension.label == "step"
-                    else scale[()].tolist() == names[dimension.label]
-                )
+                if dimension.label in growing:
+                    assert scale == growing[dimension.label]
+                else:
+                    assert scale[()].tolist() == names[dimension.label]
         assert [dimension.label for dimension in file["diagnostics/begin"].dims] == [
             "step",
             "rank",

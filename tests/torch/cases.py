@@ -71,14 +71,19 @@ def own_gradients(model: Any, backward: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def mean_of_ranks(comm: Comm, own: dict[str, Any]) -> dict[str, Any]:
-    """The dense mean, summed in the order of the ranks; no gradient counts as zero."""
+    """The dense mean; no gradient counts as zero."""
     everyone = comm.allgather_objects(own)
-    total: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     for theirs in everyone:
         for name, gradient in theirs.items():
             if gradient is not None:
-                total[name] = total[name] + gradient if name in total else gradient
-    return {name: total[name] / comm.size for name in total}
+                found.setdefault(name, []).append(gradient.to_dense())
+    kinds = {name: gradients[0].dtype for name, gradients in found.items()}
+    exact = {name: torch.complex128 if kinds[name].is_complex else torch.float64 for name in kinds}
+    return {
+        name: (sum(each.to(exact[name]) for each in gradients) / comm.size).to(kinds[name])
+        for name, gradients in found.items()
+    }
 
 
 def assert_close(found: dict[str, Any], expected: dict[str, Any], atol: float = 1e-6) -> None:

@@ -1,6 +1,4 @@
-"""The methods: each file, `global_topk.py` is `--method global-topk`, and each class that a program
-registers.
-"""
+"""The methods: one a file (`global_topk.py` is `--method global-topk`), and registered classes."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def registered() -> tuple[type[Method], ...]:
 
 
 def load(name: str) -> type[Method]:
-    """The method of that name: what is registered, or the one class of its file."""
+    """The method of that name: a registered class, or the one class of its file."""
     if name in _registered:
         return _registered[name]
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
@@ -61,11 +59,10 @@ def register(method: AnyMethod, /) -> AnyMethod: ...
 @overload
 def register(method: str, /) -> Callable[[AnyMethod], AnyMethod]: ...
 def register(method: Any, /) -> Any:
-    """Make a class known as a method, with its own settings: `@dls.register`, or
-    `@dls.register("its-name")`.
+    """Register a class as a method: `@dls.register`, or `@dls.register("its-name")`.
 
-    Without a name, MyMethod is `--method my-method`. ValueError where the name or a setting is
-    taken by something else.
+    Without a name, MyMethod is `--method my-method`. ValueError where the name, or that of a
+    setting, is already used for something else.
     """
     if isinstance(method, str):
         return lambda own: _register(method, own)
@@ -104,7 +101,7 @@ def _shape(setting: tuple[Field, Any]) -> tuple[Any, ...]:
 
 
 def _source(method: type[Method]) -> tuple[str, str]:
-    """Where a class comes from: a file that is read again defines the same method."""
+    """Where a class comes from: a file that is imported again defines the same method."""
     return method.__qualname__, inspect.getsourcefile(method) or method.__module__
 
 

@@ -1,9 +1,9 @@
-"""What every method is, and what all sparse methods share.
+"""The base class of all methods, and that of the sparse ones.
 
-A method is given one bucket's gradient at a time, from the last layers to the first, and returns
-what all ranks make of it. Its one verb is `exchange`, a generator of rounds
-(`reference.collectives`): what it asks of the network is carried while gradients of earlier layers
-are still being computed.
+A method receives one bucket's gradient at a time, from the last layers to the first, and returns
+what came of its exchange. The central function is `exchange`, a generator of rounds
+(`reference.collectives`): its messages travel while the gradients of earlier layers are still being
+computed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from reference.ops import Head, Index, NonFiniteError, Vector
 from reference.wire import VALUE_BYTES
 
 Landed = Sequence[tuple[slice, Exchanged]]
-"""What came of a bucket's exchange, and where in the flat gradient."""
+"""What came of a bucket's exchange: spans of the flat gradient, each with its result."""
 Section = tuple[slice, Chosen]
-"""What a rank has chosen, and where in the flat gradient."""
+"""A span of the flat gradient, and what a rank has selected there."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class NoSettings:
 
 
 class Method(ABC):
-    """One rank's method: what it sends of each gradient, what it makes of what comes, and what
-    stays behind.
+    """One rank's method: what it sends of each gradient, and what it keeps.
 
-    A step calls `begin`; `exchange` for each bucket, in the order of leaving; `adjust`; `complete`
-    for each bucket whose exchange has returned, in the order of leaving; `release`. The step's
-    columns and `global_share` may be asked for between `complete` and `release`.
+    A step calls `begin`; `exchange` for each bucket, in the order of sending; `adjust`; `complete`
+    for each bucket whose exchange has returned, in that order; `release`. `describe_selection` and
+    `global_share` may be called between `complete` and `release`.
 
     Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags
-    and TOML keys. whole: all layers are one bucket and one part. library_sums: its sums are in the
-    library's order, so that bits depend on the library. columns: what it records of each step, one
-    dataset of the trace each; `describe_selection` and `describe_memory` give their values.
+    and TOML keys. whole: all layers are one bucket and one part. library_sums: sums are formed in
+    the MPI library's order, so that the bits depend on the library. columns: what it records of
+    each step, one dataset of the trace each; `describe_selection` and `describe_memory` give their
+    values.
     """
 
     Settings: ClassVar[type] = NoSettings
@@ -75,45 +75,41 @@ class Method(ABC):
 
     @classmethod
     def meaning(cls, settings: Any) -> methods.Method | None:
-        """The method as `reference.cluster` runs it, whose bits it must give; None where there is
-        none.
-        """
+        """The reference's version, whose bits it must reproduce; None: there is none."""
         return None
 
     @property
     def density(self) -> float:
-        """The share of the gradient that is sent, after any warm-up."""
+        """The share of the gradient that is sent, after any density warm-up."""
         return 1.0
 
     def begin(self, finished: int) -> None:
-        """Get ready for the training step that follows so many finished ones."""
+        """Prepare the step that follows so many finished ones."""
         return
 
     @abstractmethod
     def exchange(self, bucket: Bucket, gradient: Vector) -> Generator[Round, Any, Landed]:
-        """Choose of the bucket's gradient (n of the bucket), exchange it, and return what came of
-        it.
+        """Select from the bucket's gradient (n of the bucket), exchange, and return the results.
 
-        Up to the first round it runs at once; NonFiniteError where the gradient holds NaN or
+        It runs up to its first round at once. NonFiniteError where the gradient holds NaN or
         infinity.
         """
 
     def adjust(self, finished: int) -> Generator[Round, Any, None]:
-        """Set the next step's k, when the last bucket has left and so many steps are finished, this
-        one counted.
+        """Set the next step's k, after the last bucket was sent.
+
+        finished: the number of finished steps, this one included.
         """
         return
         yield
 
     def complete(self, bucket: Bucket, landed: Landed, update: Vector) -> slice:
-        """Add what came of a bucket to the update (n), and return where that is the mean over the
-        ranks now.
-        """
+        """Write a bucket's results into the update (n); return the span that holds the mean now."""
         self.add(bucket, landed, update)
         return self.average(bucket.span, update)
 
     def add(self, bucket: Bucket, landed: Landed, update: Vector) -> None:
-        """The sums over the ranks of what landed, in the bucket's place of the update."""
+        """Write the sum over the ranks into the bucket's span of the update."""
         entries = [each for _, exchanged in landed for each in exchanged.update]
         if len(entries) == 1 and entries[0].index is None:  # nothing to be added to
             update[bucket.span] = self.ops.from_host(entries[0].values)
@@ -124,12 +120,12 @@ class Method(ABC):
                 add(update[place], each, self.ops)
 
     def average(self, span: slice, update: Vector) -> slice:
-        """Make the sum over the ranks there the mean."""
+        """Divide the sum over the ranks in that span by their number."""
         self.ops.scale(update[span], 1 / self.net.size)
         return span
 
     def release(self, landed: Landed) -> None:
-        """The step is over: what was sent leaves the memory."""
+        """At the end of the step: what was sent leaves the memory."""
         return
 
     @abstractmethod
@@ -150,14 +146,10 @@ class Method(ABC):
 
     @abstractmethod
     def bytes_received(self) -> int:
-        """About how many bytes a step brings from the other ranks, at the density that is left
-        after any warm-up.
-        """
+        """About how many bytes a step brings from the other ranks, after any density warm-up."""
 
     def global_share(self) -> float:
-        """Of the K largest magnitudes of the whole accumulated gradient, K as many as were sent,
-        the share that was sent.
-        """
+        """The share of Global Top-k's choice, with the same K, that was sent."""
         return 1.0
 
     def residual_norms(self) -> NDArray[np.float64]:
@@ -167,22 +159,23 @@ class Method(ABC):
     def state(self) -> State:
         """All that a resumed run needs of this rank, between two steps.
 
-        Where the number of ranks changes, floats become means of those of several ranks; integers
-        are counts whose sum is the same on all ranks, and stays (`reference.ranks`).
+        When a run resumes on another number of ranks, float arrays become means over several ranks;
+        integer arrays are counts whose sum is equal on all ranks, and is kept (`reference.ranks`).
         """
         return {}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> Generator[Round, Any, None]:
-        """Go on from what `state` gave, between two steps or in place of a `release`.
+        """Continue from what `state` returned: between two steps, or in place of `release`.
 
-        ValueError, on all ranks.
+        ValueError, on all ranks, where it does not fit.
         """
         return
         yield
 
     def guard(self, layers: range, flat: Vector, start: int = 0) -> None:
-        """NonFiniteError that names the first layer which is not finite in a flat buffer that
-        begins at `start`.
+        """NonFiniteError that names the first of these layers whose gradient is not finite.
+
+        start: where the flat buffer begins in the whole gradient.
         """
         span = self.layout.span(layers)
         if self.ops.all_finite(flat[span.start - start : span.stop - start]):
@@ -197,7 +190,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class SparseSettings:
-    """What all sparse methods read."""
+    """The settings of all sparse methods."""
 
     density: float = setting(
         0.01,

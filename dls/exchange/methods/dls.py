@@ -130,7 +130,7 @@ class Dls(LayerwiseTopk):
 
     def _brings_reserve(self, bucket: Bucket) -> bool:
         """Whether this bucket leaves last, and with it what the reserve brings."""
-        return bucket.leaves_last and self.settings.dls_reserve > 0
+        return bucket.is_last and self.settings.dls_reserve > 0
 
     def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
         """Each part by itself; with the last ones also the largest of all that is left, as many as
@@ -165,7 +165,7 @@ class Dls(LayerwiseTopk):
         if not self.settings.dls_reserve:
             return super().complete(bucket, landed, update)
         self.add(bucket, landed, update)
-        if not bucket.leaves_last:
+        if not bucket.is_last:
             return slice(0, 0)
         span = self.average(self.layout.whole, update)
         self.memory.settle(span, update[span])

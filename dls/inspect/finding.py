@@ -1,4 +1,4 @@
-"""Finding runs: those that are named, and all below a folder that is none itself."""
+"""Finding runs: those that are named, and all below a folder that is not a run itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dls.inspect.series import Series, load
+from dls.inspect.reading import load
+from dls.inspect.run import Run
 from dls.record import reader
 from dls.record.files import one_line
 from dls.record.schema import TraceError
@@ -17,36 +18,36 @@ def find(paths: Sequence[Path]) -> list[tuple[Path, bool]]:
 
     TraceError where there is none.
     """
-    return [found for path in paths for found in _find(path)]
+    return [each for path in paths for each in _find(path)]
 
 
 def _find(path: Path) -> list[tuple[Path, bool]]:
-    if not path.is_dir() or reader.series(path):
+    if not path.is_dir() or reader.trace_files(path):
         return [(path, True)]
-    found = [(folder, False) for folder in _below(path)]
-    if not found:
+    below = [(folder, False) for folder in _below(path)]
+    if not below:
         raise TraceError(
             f"{path} holds no trace.h5, and no folder below it does; give the folder of a run, or"
             " of several"
         )
-    return found
+    return below
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The folders of runs; what is in such a folder, and in hidden ones, is not looked at."""
+    """The folders of runs; neither the inside of a run's folder nor hidden folders are searched."""
     seen: set[str] = set()
     for folder, names, _ in os.walk(path, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             names.clear()
             continue
         seen.add(real)
-        if reader.series(Path(folder)):
+        if reader.trace_files(Path(folder)):
             names.clear()
             yield Path(folder)
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
-def load_all(paths: Sequence[Path]) -> tuple[list[Series], list[str]]:
+def load_all(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """The runs, and why others that were found below a folder are left out.
 
     TraceError for one that was named, or for all.

@@ -1,0 +1,153 @@
+"""A communication hook for PyTorch's DistributedDataParallel, for programs that must keep it.
+
+DistributedDataParallel packs gradients into buckets of its own, and packs them anew after its first
+step. The hook goes by the parameters that a bucket holds, never by its number, so what a rank has
+not sent stays with its parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from dls.comm.base import Comm
+from dls.exchange import settings
+from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.torch import ranks, setup, states
+from dls.torch.parameters import Tensor, tracked
+from dls.torch.steps import Steps
+from dls.torch.words import Words
+
+
+def comm_hook(
+    ddp: Tensor,
+    method: str = "dls",
+    *,
+    comm: Any = None,
+    backend: str = "",
+    bucket_size: int = BUCKET_SIZE,
+    scaler: Any = None,
+    check_every: int = 100,
+    threads: int = 0,
+    timeout: float = 600.0,
+    **of_method: Any,
+) -> tuple[Hook, Callable[[Hook, Any], Any]]:
+    """What `register_comm_hook` takes; every rank calls it with the same arguments.
+
+        ddp = DistributedDataParallel(model)
+        ddp.register_comm_hook(*dls.torch.comm_hook(ddp, method="dls", density=0.01))
+
+    The program is started with mpirun: the gradients travel over MPI, and DistributedDataParallel's
+    own process group carries its buffers. Arguments as those of `attach`. ValueError, on all ranks.
+    """
+    setup.check_numbers(bucket_size, check_every, threads, timeout)
+    hook = Hook(
+        getattr(ddp, "module", ddp),
+        method,
+        settings.build(setup.load(method).Settings, of_method),
+        ranks.comm(comm, timeout),
+        backend,
+        bucket_size=bucket_size,
+        scaler=scaler,
+        check_every=check_every,
+        threads=threads,
+    )
+    return hook, lambda state, bucket: state(bucket)  # PyTorch wants no annotations but its own
+
+
+class Hook:
+    """The state of the hook. `row`: of the last step, bytes and seconds."""
+
+    def __init__(
+        self,
+        model: Tensor,
+        method: str,
+        own: Any,
+        comm: Comm,
+        backend: str,
+        *,
+        bucket_size: int,
+        scaler: Any,
+        check_every: int,
+        threads: int,
+    ) -> None:
+        self.parameters, self.method, self.comm = tracked(model), method, comm
+        same = {"method": method, "settings": own, "bucket_size": bucket_size}
+        same |= {"check_every": check_every, "scaler": scaler is not None}
+        ranks.check_same(comm, same, [each.describe() for each in self.parameters])
+        tensors = [each.tensor for each in self.parameters]
+        ranks.check_threads(comm, tensors, overlap=True)
+        self.backend, self.threads = setup.backend(backend, tensors[0], comm, threads)
+        self._steps = Steps(
+            self.parameters,
+            setup.load(method),
+            own,
+            comm,
+            self.backend,
+            bucket_size=bucket_size,
+            on_nan="skip" if scaler is not None else "stop",
+            scale=scaler.get_scale if scaler is not None else None,
+        )
+        self._words = Words(comm, self.parameters, check_every)
+        self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        self._held: list[tuple[Tensor, list[tuple[int, Tensor]], Any]] = []
+        self.row: Row | None = None
+
+    @property
+    def steps(self) -> int:
+        """Finished steps."""
+        return self._steps.finished
+
+    def __call__(self, bucket: Any) -> Any:
+        """Send a bucket's gradients; the future of its buffer, which the last bucket completes."""
+        pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        gradients = [(self._numbers[id(parameter)], gradient) for parameter, gradient in pairs]
+        buffer = bucket.buffer()
+        devices = [buffer.device] if buffer.device.type == "cuda" else []
+        future = torch.futures.Future(devices=devices)
+        self._held.append((buffer, gradients, future))
+        with torch.no_grad():
+            if self._steps.agreed:
+                self._send(gradients)
+            if bucket.is_last():
+                self._finish()
+        return future
+
+    def _send(self, gradients: list[tuple[int, Tensor]]) -> None:
+        self._steps.begin()
+        for number, gradient in gradients:
+            self._steps.leave(number, gradient)
+
+    def _finish(self) -> None:
+        """The last bucket is there: every gradient becomes the mean."""
+        everything = [each for _, gradients, _ in self._held for each in gradients]
+        if not self._steps.agreed:
+            self._steps.observe([number for number, _ in everything])
+            self._steps.agree()
+            self._send(everything)
+        self._steps.leave_rest()
+        self._words.post(self._steps.finished)
+        self.row = self._steps.end()
+        self._words.hear()
+        for number, gradient in everything:
+            each = self.parameters[number]
+            values = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+            values.copy_(each.piece.view(each.shape))
+        self._steps.stop_clock()
+        self._steps.start_clock()
+        held, self._held = self._held, []
+        for buffer, _, future in held:
+            future.set_result(buffer)
+
+    def state_dict(self) -> states.State:
+        """What this rank needs to go on; each rank saves and loads its own."""
+        return states.save(self._steps, self.method)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
+
+        See `Sync.load_state_dict`.
+        """
+        states.load(self._steps, state, self.method, strict)

@@ -1,0 +1,44 @@
+"""The programs of runs/examples, in short form, on 2 ranks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.launch import ROOT, launch
+
+EXAMPLES = ROOT / "runs" / "examples"
+
+
+def losses(said: str) -> list[float]:
+    """Those of the first and of the last step, and of some between."""
+    return [float(number) for number in re.findall(r"^step .*?: (?:loss )?([\d.]+)", said, re.M)]
+
+
+def run(folder: Path, program: str, *options: str) -> str:
+    done = launch([(2, [EXAMPLES / program, *options])], folder)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def test_resnet(tmp_path: Path) -> None:
+    small = ["--dataset", "digits", "--width", "4", "--batch", "32", "--steps", "40"]
+    said = run(tmp_path, "resnet18.py", *small, "--method", "dls", "--density", "0.1")
+    first, last = losses(said)
+    assert last < 0.8 * first, said
+    (share,) = re.findall(r"^test accuracy ([\d.]+) %$", said, re.M)
+    assert float(share) > 20, said  # of ten classes
+
+
+def test_gpt(tmp_path: Path) -> None:
+    """It learns an alphabet, and writes it."""
+    (tmp_path / "text").write_text("abcdefghijklmnopqrstuvwxyz\n" * 40)
+    small = ["--width", "32", "--layers", "1", "--context", "16", "--sample", "60"]
+    learn = ["--steps", "100", "--lr", "0.01", "--density", "0.1", "--text", "text"]
+    said = run(tmp_path, "gpt.py", *small, *learn)
+    first, *_, last = losses(said)
+    assert first > 4
+    assert last < 1, said
+    written = said[said.index("def ") :]
+    assert len(written) >= 60
+    assert "klmnop" in written, said
