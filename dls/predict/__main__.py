@@ -25,7 +25,7 @@ from dls.tools import options, plotting
 from reference.collectives import COLLECTIVES
 from reference.wire import VALUE_BYTES
 
-MOST_HOSTS = 1_000_000
+MOST_HOSTS = 4096
 """Ranks beyond which nothing is predicted."""
 DEFAULT = "ethernet-1g"
 """The network where none is named."""
