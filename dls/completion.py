@@ -23,6 +23,7 @@ SHELLS = ("bash", "zsh", "fish")
 PARSERS = {"train": "dls.program.flags", "completion": "dls.completion"}
 """Modules that build a command's parser, where that is not `dls.NAME.__main__`."""
 FOLDERS = ("FOLDER", "DIR")
+"""Metavars whose values are completed as folders."""
 FILES = ("FILE", "RUN")
 """Metavars whose values are completed as paths."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 ROOT = Path(__file__).parent.parent
+"""The folder in which the packages are."""
 PACKAGES = ("dls", "reference", "gpu")
 """What is installed."""
 SUFFIXES = (".py", ".cu", ".npz")

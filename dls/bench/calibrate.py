@@ -27,6 +27,7 @@ from dls.tools.rows import Row, Title
 from reference.collectives import Gather, Round, Sum, Swap
 
 EXPONENTS = (4, 6, 8, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)
+"""Powers of two."""
 SIZES = tuple(2**exponent for exponent in EXPONENTS)
 """Bytes of the messages that are swapped: 16 bytes to 4 MiB."""
 CHECKS = (2**10, 2**14, 2**18, 2**20)
@@ -37,8 +38,10 @@ FEWEST = 5
 """Turns of each size."""
 COMPUTING = 0.03
 """Seconds that a rank computes while it looks how late messages are."""
-SMALL, LARGE = 64, 2**20
-"""Bytes of the messages whose lateness, and whose cost in computing, are measured."""
+SMALL = 64
+"""Bytes of the messages whose lateness is measured."""
+LARGE = 2**20
+"""Bytes of the messages whose cost in computing is measured."""
 WHAT = "the calibration's messages"
 """What an error says that a rank was waiting for."""
 

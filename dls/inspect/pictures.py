@@ -75,7 +75,7 @@ def _bytes(groups: Sequence[Group]) -> Picture:
     return Picture(
         name="bytes",
         title="Bytes beside a ring Allreduce",
-        caption="What a rank hands to MPI in a step, what it receives from the others, and what a"
+        caption="What a rank sends in a step, what it receives from the others, and what a"
         " ring Allreduce of the whole gradient would move each way.",
         draw=partial(bars.bytes_moved, groups),
         points=partial(points.of_bytes, groups),

@@ -27,8 +27,10 @@ MEASURABLE = 5e-4
 """Seconds of recorded work from which on it tells how fast the recorded machine is."""
 SLOWER = 5.0
 """The recorded machine is at most so many times slower or faster than this one is taken for."""
-LOW, HIGH = 10, 90
-"""Percentiles of the steps between which an interval lies."""
+LOW = 10
+"""The percentile of the steps at which an interval begins."""
+HIGH = 90
+"""The percentile at which it ends."""
 RATES = np.logspace(5, 13, 33)
 """Bits per second at which methods are compared to find where two take the same time."""
 WITHOUT = Network((Range(0, 0.0, 0.0),), "no network at all")

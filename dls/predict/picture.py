@@ -11,8 +11,10 @@ from dls.predict.report import About, sentence
 from dls.tools import plotting
 from dls.tools.drawing import looks
 
-WIDTH, ROW = 7.0, 0.32
-"""Inches: of the picture, and of each method's bar."""
+WIDTH = 7.0
+"""The picture's width, in inches."""
+ROW = 0.32
+"""The height of a method's row, in inches."""
 WRAP = 95
 """Letters in a line of the title."""
 

@@ -94,7 +94,7 @@ class Reporter:
         skipped = f", {self._skipped} of them skipped" if self._skipped else ""
         self.say(f"done: {steps} steps in {seconds:.1f} s{skipped}{self._last}")
         self.say(
-            f"rank 0 gave MPI {sent} to send and received {received}; a dense ring Allreduce would"
+            f"rank 0 sent {sent} and received {received}; a dense ring Allreduce would"
             f" move {dense} each way"
         )
         self._warn()

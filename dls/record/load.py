@@ -74,7 +74,7 @@ class Recording:
         variables = {}
         for key, values in rows.items():
             column = self.columns[f"{group}/{key}"]
-            about = {"units": column.unit, "long_name": column.meaning}
+            about = {"units": column.unit, "comment": column.meaning}
             variables[key] = ((first, *column.axes[1:]), values, about)
         axes = {axis for dims, *_ in variables.values() for axis in dims}
         labels = {

@@ -172,7 +172,7 @@ def _of_method(file: h5py.File) -> Iterator[Column]:
         found = file[name]
         if isinstance(found, h5py.Dataset) and found.dtype.kind in "if" and 1 <= found.ndim <= 3:
             kind = np.int64 if found.dtype.kind == "i" else np.float64
-            unit, meaning = (str(_attribute(found, each) or "") for each in ("units", "long_name"))
+            unit, meaning = (str(_attribute(found, each) or "") for each in ("units", "comment"))
             axes = PER_LAYER[: found.ndim]
             yield Column(name, axes, kind, unit, meaning, since=1, optional=True)
 

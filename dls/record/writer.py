@@ -20,11 +20,11 @@ from reference.collectives import ROUNDS
 
 SIGNALS = {
     "steps": ("loss", "payload_bytes"),
-    "evals": ("accuracy",),
+    "evals": ("accuracy", "loss"),
     "diagnostics": ("global_share",),
-    "messages": ("received",),
+    "messages": ("received", "sent"),
 }
-"""What viewers draw of a group at first: the first of these columns that there is."""
+"""What viewers draw of a group: the first of these columns that exists, and then the others."""
 
 
 class Writer:
@@ -173,7 +173,8 @@ def _describe(dataset: h5py.Dataset, column: Column, scales: Mapping[str, h5py.D
     It is done before others read: SWMR allows no new attributes.
     """
     dataset.attrs["units"] = column.unit
-    dataset.attrs["long_name"] = column.meaning
+    dataset.attrs["long_name"] = column.key.replace("/", " ").replace("_", " ")
+    dataset.attrs["comment"] = column.meaning
     if column.name == "messages/kind":
         dataset.attrs["flag_values"] = np.arange(len(ROUNDS))
         dataset.attrs["flag_meanings"] = " ".join(ROUNDS)
@@ -187,12 +188,19 @@ def _describe(dataset: h5py.Dataset, column: Column, scales: Mapping[str, h5py.D
 def _make_plottable(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> None:
     """Say what to draw, as NeXus has it (NXdata), for viewers such as silx and h5web."""
     file.attrs["NX_class"] = "NXroot"
-    file.attrs["default"] = "steps"
+    file.attrs["default"] = "evals"
     for group, signals in SIGNALS.items():
-        signal = next((each for each in signals if f"{group}/{each}" in datasets), None)
-        if signal is None:
+        there = [each for each in signals if f"{group}/{each}" in datasets]
+        if not there:
             continue
-        axes = [GROWING_AXIS[group], *["."] * (datasets[f"{group}/{signal}"].ndim - 1)]
-        attributes = {"NX_class": "NXdata", "signal": signal, "axes": axes}
-        for name, value in attributes.items():
+        shape = _shape(file, group, there[0])
+        alike = [each for each in there[1:] if _shape(file, group, each) == shape]
+        axes = [GROWING_AXIS[group], *["."] * (len(shape) - 1)]
+        attributes = {"NX_class": "NXdata", "signal": there[0], "axes": axes}
+        for name, value in (attributes | {"auxiliary_signals": alike}).items():
             file[group].attrs[name] = value
+
+
+def _shape(file: h5py.File, group: str, name: str) -> tuple[int, ...]:
+    shape: tuple[int, ...] = file[f"{group}/{name}"].shape
+    return shape

@@ -27,7 +27,7 @@ HOW = (
     " logarithms, averaged over ranks and steps; 0 is one threshold for all layers.",
     "split: the share of K that the layers get as in GOAL's own run of the same seed, averaged over"
     " ranks and steps.",
-    "kB a step: what a rank hands to MPI.",
+    "kB a step: what a rank sends.",
     "ms a step: the median step of the slowest rank. Each run was measured at its own time, beside"
     " whatever else the machine did, so these figures do not rank the methods.",
 )

@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Parts = Mapping[str, Any]
-MODEL, BUFFERS = "model", "buffers"
-EXCHANGE, ASIDE = "exchange.", "aside"
+MODEL = "model"
+"""The name of the model's state."""
+BUFFERS = "buffers"
+"""The name of a rank's own buffers."""
+EXCHANGE = "exchange."
+"""How the names of the exchange's arrays begin."""
+ASIDE = "aside"
+"""The name of what frozen parameters have not sent."""
 RANDOM = "random."
 """How the names of a generator's states begin; those of the CPU and of CUDA devices."""
 
@@ -42,10 +48,10 @@ def save(sync: Sync, folder: str | Path, keep: int, parts: Parts) -> Path:
     parts: what has state_dict and load_state_dict, by names of the caller's. CheckpointError, on
     all ranks.
     """
-    steps, comm = sync._steps, sync.comm
+    steps, comm = sync.stepper, sync.comm
     own = _own(sync)
-    out = sync._folders.open(folder)
-    sync._words.confirm(steps.finished)
+    out = sync.folders.open(folder)
+    sync.words.confirm(steps.finished)
     shared = comm.together(lambda: _shared(sync, parts))
     place = checkpoint.place(out, steps.finished)
     layers = tuple(zip(steps.order, steps.layout.sizes, strict=True))
@@ -73,7 +79,7 @@ def resume(sync: Sync, folder: Path, parts: Parts) -> int:
     shared, own = sync.comm.together(lambda: _read(sync, found, list(named)))
     loaded = sync.comm.together(lambda: {name: _object(name, shared[name]) for name in named})
     sync.comm.together(lambda: _load_parts(named, loaded))
-    steps = sync._steps
+    steps = sync.stepper
     about = json.loads(found.config)
     if about["agreed"]:
         order = [name for name, _ in found.layers]
@@ -112,13 +118,13 @@ def _about(sync: Sync) -> str:
     """What a resumed run must have in common with this one, as JSON."""
     about = {"torch": 1, "method": sync.method, "settings": _fixed(sync)}
     about |= {"parameters": [each.describe() for each in sync.parameters]}
-    about |= {"agreed": sync._steps.agreed, ASIDE: list(sync._steps.aside)}
+    about |= {"agreed": sync.stepper.agreed, ASIDE: list(sync.stepper.aside)}
     return json.dumps(about)
 
 
 def _fixed(sync: Sync) -> dict[str, Any]:
     """The method's settings that a resumed run keeps."""
-    own = sync._steps.exchanger.method.settings
+    own = sync.stepper.exchanger.method.settings
     fields = settings.fields_of(type(own)).values()
     fixed = [field.name for field, _ in fields if field.metadata["fixed"]]
     return {name: value for name, value in dataclasses.asdict(own).items() if name in fixed}
@@ -126,7 +132,7 @@ def _fixed(sync: Sync) -> dict[str, Any]:
 
 def _own(sync: Sync) -> Arrays:
     """This rank's own arrays."""
-    steps = sync._steps
+    steps = sync.stepper
     own = {EXCHANGE + name: np.array(array) for name, array in steps.exchanger.state().items()}
     if steps.aside:
         aside = np.zeros(steps.layout.n, dtype=np.float32)

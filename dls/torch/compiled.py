@@ -13,6 +13,7 @@ WORDS = (
     " backward pass: training is right, but no message travels meanwhile. To let them, compile the"
     " blocks one by one, block.compile(), rather than the whole model"
 )
+"""What is said once of a compiled model."""
 
 
 class Watch:

@@ -11,6 +11,7 @@ import torch
 from dls.torch.steps import Steps
 
 FORMAT = "dls.torch/1"
+"""The format of a rank's state."""
 State = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -139,7 +139,7 @@ class Sync:
         self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
         kind = Alone if self.comm.size == 1 and setup.load(method) is Dense else Steps
-        self._steps = kind(
+        self.stepper = kind(
             self.parameters,
             setup.load(method),
             own,
@@ -154,15 +154,15 @@ class Sync:
         if broadcast:
             every = [*model.parameters(), *model.buffers()]
             ranks.copy_from_rank_0(self.comm, every)
-        self._words = Words(self.comm, self.parameters, check_every)
+        self.words = Words(self.comm, self.parameters, check_every)
         self._compiled = compiled.Watch(model) if overlap and self.comm.size > 1 else None
-        self._folders = Folders(self.comm)
+        self.folders = Folders(self.comm)
         self.options = {"backend": self.backend.name, "bucket_size": bucket_size}
         self.options |= {"overlap": overlap, "on_nan": on_nan, "check_every": check_every}
         self.options |= {"threads": self.threads, "buffers": buffers}
         self.resumed_at: int | None = None
         self._diagnose_every = diagnose_every
-        self._trace = Trace(self, self._folders.open(out), trace_every) if out else None
+        self._trace = Trace(self, self.folders.open(out), trace_every) if out else None
         self._lock, self._thread = threading.RLock(), threading.get_ident()
         self._held = 0
         self.row: Row | None = None
@@ -181,7 +181,7 @@ class Sync:
     @property
     def steps(self) -> int:
         """Finished steps, those that were skipped included."""
-        return self._steps.finished
+        return self.stepper.finished
 
     def wait(self) -> bool:
         """End the step: return when every parameter's `grad` is the mean over the ranks.
@@ -194,19 +194,19 @@ class Sync:
         if self._held:
             raise ValueError("wait is called outside of no_sync")
         with self._lock, torch.no_grad():
-            self._steps.leave_all()
-            self._words.post(self._steps.finished)
+            self.stepper.leave_all()
+            self.words.post(self.stepper.finished)
             self._buffers.post()
-            step = self._steps.finished + 1
-            self.row = self._steps.end(record=self._trace is not None and self._trace.due(step))
-            self._words.hear()
+            step = self.stepper.finished + 1
+            self.row = self.stepper.end(record=self._trace is not None and self._trace.due(step))
+            self.words.hear()
             self._buffers.apply()
             if self.row.met_by and self._scaler is None:
                 for each in self.parameters:
                     each.tensor.grad = None
             else:
-                self._steps.hand_over()
-            self._steps.stop_clock()
+                self.stepper.hand_over()
+            self.stepper.stop_clock()
             if self._trace:
                 self._trace.record(step, self.row)
             self._start_clock()
@@ -224,8 +224,8 @@ class Sync:
             )
 
     def _start_clock(self) -> None:
-        following, every = self._steps.finished + 1, self._diagnose_every
-        self._steps.start_clock(with_timeline=every > 0 and following % every == 0)
+        following, every = self.stepper.finished + 1, self._diagnose_every
+        self.stepper.start_clock(with_timeline=every > 0 and following % every == 0)
 
     def log(self, **values: Any) -> None:
         """For the trace: loss, epoch or lr of the step that the next `wait` ends.
@@ -269,8 +269,8 @@ class Sync:
             if torch.compiler.is_compiling():  # what is traced has no phases
                 return
             sync = own()
-            if sync is not None and not sync._steps.begun:
-                sync._steps.enter("forward")
+            if sync is not None and not sync.stepper.begun:
+                sync.stepper.enter("forward")
 
         return begins
 
@@ -281,7 +281,7 @@ class Sync:
                 " one alone: start it with MPI.Init_thread(MPI.THREAD_MULTIPLE)"
             )
         with self._lock, torch.no_grad():
-            self._steps.fired(number)
+            self.stepper.fired(number)
 
     # --- between steps -------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Sync:
         """What this rank needs to go on with the same bits, by names of parameters and layers; its
         residual is its own, so each rank saves and loads its own.
         """
-        return states.save(self._steps, self.method)
+        return states.save(self.stepper, self.method)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
@@ -298,7 +298,7 @@ class Sync:
         are still there is taken over. ValueError, on all ranks.
         """
         self._check()
-        states.load(self._steps, state, self.method, strict)
+        states.load(self.stepper, state, self.method, strict)
 
     def save(self, folder: str | Path, *, keep: int = 2, **parts: Any) -> Path:
         """Write a checkpoint to FOLDER/checkpoints and keep the newest `keep` (0: all); every rank
@@ -322,7 +322,7 @@ class Sync:
         ranks.
         """
         self._check()
-        self.resumed_at = checkpoints.resume(self, self._folders.open(folder), parts) or None
+        self.resumed_at = checkpoints.resume(self, self.folders.open(folder), parts) or None
         self._start_clock()
         return self.resumed_at or 0
 
@@ -336,8 +336,8 @@ class Sync:
             _attached.discard(self)
             if self._trace:
                 self._trace.close()
-            self._folders.close()
-            self._steps.exchanger.finish()
+            self.folders.close()
+            self.stepper.exchanger.finish()
             if self._owns:
                 self.comm.finish()
 

@@ -84,7 +84,7 @@ class Trace:
         comm = self._sync.comm
         there = comm.from_rank_0(lambda: logged)
         without = [name for name in LOGGED if name not in there]
-        method = self._sync._steps.exchanger.method
+        method = self._sync.stepper.exchanger.method
         columns = columns_of(method.columns, [f"steps/{name}" for name in without])
         header = self._header(columns)
         writer = comm.together(lambda: None if comm.rank else self._writer(step - 1, header))
@@ -100,7 +100,7 @@ class Trace:
         return go_on(self._out, finished, header)
 
     def _header(self, columns: tuple[Column, ...]) -> Header:
-        sync, steps = self._sync, self._sync._steps
+        sync, steps = self._sync, self._sync.stepper
         kinds = {name: type(module).__name__ for name, module in sync.model.named_modules()}
         layers: dict[str, list[Any]] = {"name": list(steps.order)}
         layers |= {name: [0] * len(steps.order) for name in LAYER_FIELDS}
@@ -123,7 +123,7 @@ class Trace:
 
     def _config(self) -> dict[str, Any]:
         sync = self._sync
-        own = dataclasses.asdict(sync._steps.exchanger.method.settings)
+        own = dataclasses.asdict(sync.stepper.exchanger.method.settings)
         config = {"method": sync.method, "model": type(sync.model).__name__, **own}
         return config | sync.options | {"out": str(self._out), "trace_every": self._every}
 

@@ -47,7 +47,7 @@ def test_the_first_and_the_last_lines_tell_of_the_bytes(tmp_path: Path) -> None:
             traffic.readable(steps[name][:, 0].sum())
             for name in ("payload_bytes", "received_bytes")
         )
-        assert f"rank 0 gave MPI {sent} to send and received {received}" in words
+        assert f"rank 0 sent {sent} and received {received}" in words
         assert f"a dense ring Allreduce would move {traffic.readable(2 * ring)} each way" in words
         all_received = np.unique(steps["received_bytes"])
         if all_received.size == 1:  # on every rank, in every step

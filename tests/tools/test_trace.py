@@ -105,7 +105,7 @@ def test_viewers_find_a_name_a_scale_and_a_unit_for_every_axis(tmp_path: Path, w
         )
         assert {each.name[1:] for each in found} == set(names) | {each.name for each in KNOWN}
         described = [each for each in found if each.name[1:] not in names]
-        assert all(each.attrs["units"] and each.attrs["long_name"] for each in described)
+        assert all(each.attrs["units"] and each.attrs["comment"] for each in described)
         for dataset in (each for each in found if not h5py.h5ds.is_scale(each.id)):
             group = file[dataset.name.split("/")[1]]
             growing = {"step": group.get("step"), "message": group.get("message")}
