@@ -31,8 +31,9 @@ def draw(about: About, answers: Sequence[Answer], path: Path) -> None:
         _bar(axes, place, answer)
     axes.set_yticks(range(len(answers)), [answer.choice.words for answer in answers])
     axes.invert_yaxis()
-    axes.set_xlabel("a step, ms (dark: computing; line: interval from the spread of steps)")
-    axes.set_title(textwrap.fill(sentence(about, answers), WRAP), loc="left", fontsize=8)
+    axes.set_xlabel("a step, ms; dark: computing")
+    words = textwrap.fill(sentence(about, answers), WRAP)
+    figure.suptitle(words, x=0.02, ha="left", fontsize=8)
     axes.set_xlim(left=0)
     plotting.tidy(axes)
     figure.savefig(path, dpi=150)
@@ -45,4 +46,4 @@ def _bar(axes: Any, place: int, answer: Answer) -> None:
     axes.barh(place, computing, color=colour)
     middle = [[step - 1000 * answer.low], [1000 * answer.high - step]]
     ends = [[max(0.0, each[0])] for each in middle]
-    axes.errorbar(step, place, xerr=ends, color="black", linewidth=1, capsize=2)
+    axes.errorbar(step, place, xerr=ends, color="grey", linewidth=1.2, capsize=2)

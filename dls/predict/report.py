@@ -38,7 +38,7 @@ def sentence(about: About, answers: Sequence[Answer]) -> str:
     """What pays on this network, with an interval."""
     dense = next((each for each in answers if each.choice.method == DENSE), None)
     first = best(answers)
-    where = f"On {about.ranks} hosts and {about.network.name}"
+    where = f"On {about.ranks} hosts ({about.network.name})"
     if dense is None:
         return f"{where} {first.choice.words} takes the shortest step, {_interval(first)}."
     sparse = [each for each in answers if each is not dense]

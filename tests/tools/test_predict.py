@@ -89,7 +89,7 @@ def test_the_table_begins_with_a_sentence(runs: Path, capsys: pytest.CaptureFixt
     given = [str(runs / "dls"), "--methods", "dense,dls", "--network", "internet"]
     assert predict.main(given) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("On 2 hosts and internet, 100 Mbit/s and 30 ms ")
+    assert shown.startswith("On 2 hosts (internet, 100 Mbit/s and 30 ms) ")
     assert "assumed, not measured" in shown
     assert "Outside what was validated" in shown
 

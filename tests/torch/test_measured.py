@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dls import backends
 from dls.predict import __main__ as predict
 from dls.torch import measured
 
@@ -36,6 +37,7 @@ def test_every_layer_has_its_time() -> None:
 def test_a_prediction_of_a_model_of_ones_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(backends, "default", lambda: "numpy")  # which loads in no time
     module = ModuleType("a_module_of_ones_own")
     module.build, module.odd = build, lambda: 3  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
