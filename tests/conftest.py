@@ -33,7 +33,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every test has the marker that its folder is named for: laws, backends, mpi or tools."""
+    """Every test has its folder's marker: laws, backends, mpi, tools or torch."""
     for item in items:
         item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
     waiting = [item for item in items if item.get_closest_marker("gpu")]

@@ -18,11 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dls.comm.lanes import MOST
 from dls.cost.clock import NOBODY, Clocks, Pattern, Sizes, Times
 from dls.cost.network import Network
 
-MOST_LANES = 64
-"""Buckets under way at the same time: a later one waits for the bucket so many before it."""
 TINY = 1e-12
 """Seconds that stand for none where something is divided by them."""
 
@@ -185,8 +184,9 @@ def _carry(
         if number >= len(jobs[job]):
             continue
         begin = done[job] if number == 0 else _seen(done[job], ready, computed)
-        if number == 0 and MOST_LANES <= job < len(plan.rounds):
-            begin = np.maximum(begin, done[job - MOST_LANES])
+        # a lane is free again once the bucket MOST before has returned
+        if number == 0 and MOST <= job < len(plan.rounds):
+            begin = np.maximum(begin, done[job - MOST])
         done[job] = link.carry(jobs[job][number], begin)
         heapq.heappush(waiting, (float(done[job].max()), next(order), job, number + 1))
     return done[:-1], done[-1]

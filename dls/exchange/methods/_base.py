@@ -257,7 +257,7 @@ class Sparse(Method):
 
     @property
     def density(self) -> float:
-        """As it is set."""
+        """The setting's value."""
         return float(self.settings.density)
 
     def budget_of(self, density: float) -> int:
