@@ -94,7 +94,7 @@ def _refusal(typed: str) -> str:
     from dls.cli import near
 
     if typed.startswith("-"):
-        return f"{typed} comes before a command; see {called.by()} --help"
+        return f"{typed} stands before the command; options follow it, see {called.by()} --help"
     hint = near(typed, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
     return f"there is no command '{typed}'{hint}"
 

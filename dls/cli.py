@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from dls import version
 from dls.comm import launcher
 
-SIMILARITY = 0.7
+SIMILARITY = 0.65
 """How similar two names are (0 to 1) where one may be a misspelling of the other."""
 
 

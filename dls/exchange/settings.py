@@ -90,13 +90,12 @@ def setting(
 ) -> Any:
     """A field of a frozen dataclass of settings.
 
-    text: what the setting does, for help and documentation. group: its
-    heading in help and documentation. metavar: stands for the value in help, such as FILE; by
-    default it follows from the type. choices: a function,
-    as the names come from registries that grow. fixed: a resumed run cannot change it. of: the
-    setting ("method", "model" or "dataset") whose value decides whether this one has an effect.
-    idle_with: other settings, each with a function that tells from its value whether this setting
-    has no effect.
+    text: what the setting does, for help and documentation. group: its heading there. metavar:
+    stands for the value in help, such as FILE; by default it follows from the type. choices: a
+    function, as the names come from registries that grow. fixed: a resumed run cannot change it.
+    of: the setting ("method", "model" or "dataset") whose value decides whether this one has an
+    effect. idle_with: other settings, each with a function that tells from its value whether this
+    setting has no effect.
     """
     metadata = {
         "text": text,

@@ -25,15 +25,20 @@ from dls.tools import options, plotting
 from reference.collectives import COLLECTIVES
 from reference.wire import VALUE_BYTES
 
-MOST_HOSTS = 1_000_000
+MOST_HOSTS = 4096
 """Ranks beyond which nothing is predicted."""
 DEFAULT = "ethernet-1g"
 """The network where none is named."""
+DESCRIPTION = (
+    "Replay a recorded step on another network, with other numbers of ranks, methods and densities,"
+    " and say which method takes the shortest step there."
+)
+"""What the command does, for --help."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(prog=usage_name("predict"), description=__doc__.partition(":")[0] + DESCRIPTION)
+    parser = Parser(prog=usage_name("predict"), description=DESCRIPTION)
     words = "a run's folder, or a trace file, of at least two ranks"
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=words)
     _add_here(parser.add_argument_group("without a run"))
@@ -46,12 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-DESCRIPTION = (
-    ": replay a recorded step on another network, with other ranks, methods and densities, and say"
-    " what pays."
-)
-
-
 def _add_here(group: options.Group) -> None:
     words = f"measure a step of this model here: {', '.join(models.names())}"
     group.add_argument("--model", choices=models.names(), metavar="NAME", help=words)
@@ -61,7 +60,7 @@ def _add_here(group: options.Group) -> None:
 
 
 def _add_network(group: options.Group) -> None:
-    words = "hosts with one rank each (as many as were recorded)"
+    words = "hosts with one rank each (default: as many as the run has ranks)"
     group.add_argument("--hosts", type=_hosts, metavar="P", help=words)
     words = (
         f"a file of dls.bench exchange --fit, or a profile: {', '.join(profiles.PROFILES)}"
@@ -77,15 +76,17 @@ def _add_network(group: options.Group) -> None:
 def _add_methods(group: options.Group) -> None:
     names, collectives = methods.names(), tuple(COLLECTIVES)
     options.add_list(group, "--methods", options.one_of(names), names, "NAME", "methods")
-    words = "shares of the gradient that are sent (the run's own, 0.01 and 0.001)"
+    words = "shares of the gradient that are sent (default: the run's own, 0.01 and 0.001)"
     group.add_argument(
         "--densities", type=options.list_of(options.density, words), metavar="X,…", help=words
     )
     kind = options.one_of(collectives)
     options.add_list(group, "--collectives", kind, collectives, "NAME", "collectives")
-    words = "type of the values in messages (the run's own)"
+    words = "type of the values in messages (default: as in the run)"
     group.add_argument("--value-dtype", choices=tuple(VALUE_BYTES), help=words)
-    words = "values from which on layers leave together (the run's own)"
+    words = (
+        "send neighbouring layers as one message once they hold N values (default: as in the run)"
+    )
     group.add_argument("--bucket-size", type=options.count, metavar="N", help=words)
 
 

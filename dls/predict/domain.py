@@ -6,13 +6,15 @@ from dls.cost.network import Network, rate_words
 
 RANKS = (2, 8)
 """The fewest and the most ranks."""
-RATES = (50e6, 1.1e9)
-"""The lowest and the highest rate, in bits per second."""
-LATENCY = 1e-3
+RATES = (80e6, 300e6)
+"""The lowest and the highest rate of messages, in bits per second."""
+LATENCY = 2e-3
 """The longest latency, in seconds."""
+VALUES = 1_000_000
+"""The most values of a gradient."""
 
 
-def outside(ranks: int, network: Network) -> str:
+def outside(ranks: int, network: Network, values: int) -> str:
     """Words for what lies outside of it, or ""."""
     words = []
     if not RANKS[0] <= ranks <= RANKS[1]:
@@ -22,4 +24,6 @@ def outside(ranks: int, network: Network) -> str:
         words.append(f"{rate_words(network.rate)}, not {low} to {high}")
     if network.ranges[0].latency > LATENCY:
         words.append(f"a latency above {1000 * LATENCY:g} ms")
+    if values > VALUES:
+        words.append(f"a gradient of {values:,} values, more than {VALUES:,}")
     return "; ".join(words)

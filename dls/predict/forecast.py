@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ FEW_STEPS = 6
 
 @dataclass(frozen=True)
 class Choice:
-    """A method as it could run: its settings, and values from which on layers leave together."""
+    """A method as it could run: its settings, and the size of its buckets in values."""
 
     method: str
     settings: object
@@ -92,31 +91,6 @@ class Answer:
     break_even: float | None = None
 
 
-class OwnWork(NamedTuple):
-    """Seconds of a method's work in a step on each rank (P), all buckets together: selecting,
-    decoding and adjusting.
-    """
-
-    select: NDArray[np.float64]
-    decode: NDArray[np.float64]
-    adjust: NDArray[np.float64]
-
-    def in_place_of(self, step: Step) -> Step:
-        """The step with this work, split over the buckets as it was there."""
-        select, decode = (
-            own[:, None] * _shares_of(each)
-            for own, each in ((self.select, step.select), (self.decode, step.decode))
-        )
-        return step._replace(select=select, decode=decode, adjust=self.adjust)
-
-
-def _shares_of(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each bucket's share (P, B) of a rank's seconds."""
-    total = seconds.sum(axis=1, keepdims=True)
-    even = np.full_like(seconds, 1 / seconds.shape[1])
-    return np.where(total > 0, seconds / np.where(total > 0, total, 1), even)
-
-
 class Forecast:
     """A recorded run, replayed elsewhere. backend: on which methods are rehearsed."""
 
@@ -130,16 +104,20 @@ class Forecast:
         """What was recorded."""
         return Choice(self.run.method, self.run.settings, self.run.bucket_size)
 
-    def answer(
-        self, choice: Choice, ranks: int, network: Network, own: OwnWork | None = None
+    def answer(self, choice: Choice, ranks: int, network: Network) -> Answer:
+        """A method's step on P ranks of a network."""
+        return self.answer_for(choice, list(self.steps(choice, ranks)), ranks, network)
+
+    def answer_for(
+        self, choice: Choice, steps: Sequence[Step], ranks: int, network: Network, skip: int = 0
     ) -> Answer:
-        """A method's step on P ranks of a network; own: its work, where that was measured there."""
-        plan, steps = self.plan(choice, ranks), list(self.steps(choice, ranks))
-        if own is not None:
-            steps = [own.in_place_of(step) for step in steps]
-        taken = play_all(steps, plan, network)
+        """The same for steps that are given, of which the first ones are replayed and not
+        counted.
+        """
+        plan = self.plan(choice, ranks)
+        taken = play_all(steps, plan, network)[skip:]
         low, middle, high = np.percentile(taken, [LOW, 50, HIGH]).tolist()
-        computing = float(np.median(play_all(steps, plan, WITHOUT)))
+        computing = float(np.median(play_all(steps, plan, WITHOUT)[skip:]))
         sent, received = int(plan.sent().max()), int(plan.received().max())
         return Answer(choice, middle, low, high, computing, sent, received)
 

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def bucket_size(self) -> int:
-        """Values from which on layers leave together."""
+        """The size from which a bucket is sent, in values."""
         return int(self.config.get("bucket_size", BUCKET_SIZE))
 
     @property
@@ -71,7 +71,10 @@ def read(path: Path) -> Run:
         recording = load(path)
     except (TraceError, OSError) as error:
         raise UsageError(str(error)) from None
-    return _of(recording, str(path))
+    try:
+        return _of(recording, str(path))
+    except (KeyError, TypeError, IndexError, OverflowError) as error:
+        raise UsageError(f"{path} lacks what a run's trace has: {error!r}") from None
 
 
 def _of(recording: Recording, name: str) -> Run:
@@ -172,6 +175,10 @@ class _Reader:
                 " otherwise"
             )
         ready, selected = messages["ready"][first], messages["selected"][first]
+        if not (np.isfinite(ready).all() and np.isfinite(selected).all()):
+            raise UsageError(
+                f"times of messages are missing in step {self._recording['steps/step'][row]}"
+            )
         gaps, select = _segments(ready, selected)
         backward = self._seconds("backward", row, rank)
         own = min(gaps[0], max(0.0, backward - sum(gaps[1:])))

@@ -71,6 +71,10 @@ def _ms(seconds: float) -> str:
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
+def _outside(about: About) -> str:
+    return outside(about.ranks, about.network, about.run.layout.n)
+
+
 def notes(about: About) -> list[str]:
     """What to know of the numbers."""
     lines = [
@@ -82,7 +86,7 @@ def notes(about: About) -> list[str]:
             f"The network ({about.network.name}) is assumed, not measured: mpirun … python -m"
             " dls.bench exchange --fit net.toml measures yours."
         )
-    if words := outside(about.ranks, about.network):
+    if words := _outside(about):
         lines.append(f"Outside what was validated: {words}.")
     return lines
 
@@ -131,7 +135,7 @@ def to_json(about: About, answers: Sequence[Answer]) -> str:
             "bits_per_second": about.network.rate,
             "latency_s": about.network.ranges[0].latency,
         },
-        "validated": not outside(about.ranks, about.network),
+        "validated": not _outside(about),
         "best": _record(best(answers)),
         "break_even": best(sparse).break_even if sparse else None,
         "methods": [_record(each) for each in answers],

@@ -186,13 +186,26 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield "## Crossovers"
     yield ""
-    yield "The fewest of these ranks from which on the network takes longer than with the other."
+    yield "The fewest of these ranks from which on the network takes longer than with the other, at"
+    yield "more ranks as well; where it never does, there is no line."
     yield ""
-    heads = ("network", "model", "method", "collective", "slower than", "from")
-    yield from tables.markdown_head(*heads)
-    for found in crossovers(rows):
-        last = "never" if found["from"] is None else f"{found['from']:,} ranks"
-        yield tables.markdown_line(*(str(found[head]) for head in heads[:-1]), last)
+    networks = list(dict.fromkeys(row.network for row in rows))
+    yield from tables.markdown_head("model", "exchange", "is slower than", *networks)
+    for about, ranks in _by_network(rows).items():
+        cells = [f"{ranks[each]:,}" if ranks.get(each) else "never" for each in networks]
+        yield tables.markdown_line(*about, *cells)
+
+
+def _by_network(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, int | None]]:
+    """Crossovers by model, exchange and what overtakes it, for each network, as far as there are
+    any.
+    """
+    found: dict[tuple[str, str, str], dict[str, int | None]] = {}
+    for each in crossovers(rows):
+        words = f"{each['method']} by {each['collective']}"
+        about = each["model"], words, each["slower than"]
+        found.setdefault(about, {})[each["network"]] = each["from"]
+    return {about: ranks for about, ranks in found.items() if any(ranks.values())}
 
 
 def _bytes(rows: Sequence[Row], model: str) -> Iterator[str]:

@@ -22,31 +22,39 @@ from dls import backends
 from dls.backends import Backend
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
+from dls.exchange.clock import PHASES
 from dls.exchange.exchanger import Exchanger
 from dls.exchange.layout import Layer, Layout
 from dls.predict.rehearse import noise
 
-FIGURES = ("seconds", "received", "select", "decode", "adjust")
-"""Of a step: its seconds, the bytes that came, and the seconds of the method's own work. In the
-results each is a table with a row for each rank.
+FIGURES = ("seconds", "received", "select", "decode", "adjust", "exposed")
+"""Of a step: its seconds, the bytes that came, the seconds of the method's own work, and those that
+it waited. In the results each is a table with a row for each rank.
 """
-SHIFT = 7_654_321
-"""How far the noise is shifted from one step to the next."""
 
 
 class _Sleeper:
-    """Sleeps as long as it is told to in sum: what one sleep takes too long, the next ones lack."""
+    """Sleeps in place of computing. What passes outside the exchange's own phases counts as slept:
+    the recorded computing holds it as well.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, exchanger: Exchanger) -> None:
+        exchanger.clock.restart()
+        self._seconds = exchanger.clock.seconds
         self._owed = 0.0
+        self._since = time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
-        """Let so much time pass."""
-        begin = time.perf_counter()
+        """Let so much time pass in sum since the beginning."""
         self._owed += seconds
-        if self._owed > 0:
-            time.sleep(self._owed)
-        self._owed -= time.perf_counter() - begin
+        left = self._owed - self._passed()
+        if left > 0:
+            time.sleep(left)
+
+    def _passed(self) -> float:
+        """Seconds outside the phases since the beginning."""
+        in_phases = sum(self._seconds[phase] for phase in PHASES)
+        return time.perf_counter() - self._since - in_phases
 
 
 def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> list[list[float]]:
@@ -57,17 +65,16 @@ def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> list[list[floa
     exchanger = Exchanger(
         layout, method, own, comm, backend, bucket_size=case["bucket_size"], overlap=case["overlap"]
     )
-    gradient = noise(layout.n, comm.rank)
+    exchanger.gradients[...] = noise(layout.n, comm.rank)
     figures = []
     for number, of_ranks in enumerate(case["steps"]):
-        exchanger.gradients[...] = np.roll(gradient, number * SHIFT)
         if number == 0:
             comm.together(lambda: None)
         begin = time.perf_counter()
         row = _step(exchanger, number, of_ranks[comm.rank])
         taken, seconds = time.perf_counter() - begin, row.seconds
         select = seconds["select"] + seconds["exchange"]
-        work = select, seconds["decode"], seconds["adjust"]
+        work = select, seconds["decode"], seconds["adjust"], seconds["exposed"]
         figures.append([taken, row.received_bytes, *work])
     exchanger.finish()
     return figures
@@ -76,8 +83,7 @@ def run(case: Mapping[str, Any], comm: Comm, backend: Backend) -> list[list[floa
 def _step(exchanger: Exchanger, number: int, of_rank: Sequence[Any]) -> Any:
     """One step: its computing as [before, seconds of each layer, after]."""
     before, backward, after = of_rank
-    sleeper = _Sleeper()
-    exchanger.clock.restart()
+    sleeper = _Sleeper(exchanger)
     sleeper.sleep(before)
     exchanger.begin(number)
     for layer in reversed(range(len(backward))):

@@ -23,18 +23,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dls import backends
 from dls.called import usage_name
 from dls.cli import Parser, UsageError
 from dls.cost.network import Network, Range, bits_per_second
+from dls.cost.replay import Step
 from dls.cost.store import load_network
 from dls.predict import recording
 from dls.predict.choices import Wanted, choices
-from dls.predict.forecast import Choice, Forecast, OwnWork
+from dls.predict.forecast import Choice, Forecast
 from dls.program import memory, output
 from dls.record.files import described, one_line
 from dls.tools import machine, tables
@@ -77,11 +79,13 @@ SLEPT: Sequence[tuple[str, int]] = (
     ("200mbit", 3),
     ("100mbit", 4),
     ("300mbit", 4),
-    ("500mbit", 6),
+    ("200mbit", 6),
+    ("100mbit", 8),
     ("200mbit", 8),
-    ("1gbit", 8),
 )
-"""Rates and numbers of hosts of the slept rows."""
+"""Rates and numbers of hosts of the slept rows: together the hosts send no more than two cores can
+carry between them.
+"""
 TRAINED: Sequence[tuple[Any, ...]] = (
     ("200mbit", "resnet20", "dense", 1.0, "allreduce"),
     ("100mbit", "resnet20", "layerwise-topk", 0.01, "allgather"),
@@ -111,6 +115,32 @@ class Row:
     measured_received: float
     predicted_received: float
     computing_ms: float
+    measured_computing_ms: float
+
+
+class OwnWork(NamedTuple):
+    """Seconds of a method's work in a step on each rank (P), all buckets together: selecting,
+    decoding and adjusting.
+    """
+
+    select: NDArray[np.float64]
+    decode: NDArray[np.float64]
+    adjust: NDArray[np.float64]
+
+    def in_place_of(self, step: Step) -> Step:
+        """The step with this work, split over the buckets as it was there."""
+        select, decode = (
+            own[:, None] * _shares_of(each)
+            for own, each in ((self.select, step.select), (self.decode, step.decode))
+        )
+        return step._replace(select=select, decode=decode, adjust=self.adjust)
+
+
+def _shares_of(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each bucket's share (P, B) of a rank's seconds."""
+    total = seconds.sum(axis=1, keepdims=True)
+    even = np.full_like(seconds, 1 / seconds.shape[1])
+    return np.where(total > 0, seconds / np.where(total > 0, total, 1), even)
 
 
 class Validation:
@@ -237,13 +267,16 @@ class Validation:
             for case, result in zip(CASES, results, strict=True):
                 seconds = np.array(result["seconds"])[:, WARMUP:].mean(axis=0)
                 received = np.array(result["received"])[:, WARMUP:].max(axis=0)
-                figures = float(np.median(seconds)), float(np.median(received))
-                parts = (np.array(result[name])[:, WARMUP:] for name in OwnWork._fields)
-                work = OwnWork(*(np.median(each, axis=1) for each in parts))
+                waited = np.array(result["exposed"])[:, WARMUP:].mean(axis=0)
+                computing = float(np.median(seconds - waited))
+                figures = float(np.median(seconds)), float(np.median(received)), computing
+                parts = [np.array(result[name]).T for name in OwnWork._fields]
+                work = [OwnWork(*each) for each in zip(*parts, strict=True)]
                 yield self._row(rate, hosts, case, "slept", *figures, work)
         for rate, *trained in TRAINED:
             run = recording.read(self._trained(rate, *trained))
-            figures = float(np.median(run.seconds.mean(axis=1))), run.received
+            computing = float(np.median([step.computing.mean() for step in run.steps]))
+            figures = float(np.median(run.seconds.mean(axis=1))), run.received, computing
             yield self._row(rate, 2, trained, "trained", *figures)
 
     def _row(
@@ -254,14 +287,20 @@ class Validation:
         computing: str,
         measured: float,
         received: float,
-        work: OwnWork | None = None,
+        own_computing: float,
+        work: Sequence[OwnWork] = (),
     ) -> Row:
         model, method, density, collective = case
         forecast = self.forecast(model)
         network = self.network(rate)
         network = replace(network, tax=0.0) if computing == "slept" else network
         choice = self._choice(forecast, method, density, collective)
-        answer = forecast.answer(choice, hosts, network, work)
+        if work:
+            slept = forecast.steps(choice, hosts, len(work))
+            steps = [own.in_place_of(step) for own, step in zip(work, slept, strict=True)]
+            answer = forecast.answer_for(choice, steps, hosts, network, WARMUP)
+        else:
+            answer = forecast.answer(choice, hosts, network)
         return Row(
             model,
             computing,
@@ -278,29 +317,36 @@ class Validation:
             received,
             float(answer.received),
             1000 * answer.computing,
+            1000 * own_computing,
         )
 
 
 def between(low: Network, high: Network, at_low: float, at_high: float, at: float) -> Network:
-    """The network of another rate, on the line through two; at…: seconds a byte that the links are
-    set to.
+    """The network of another rate, from fits of a slow one and a fast one; at…: seconds a byte that
+    the links are set to.
+
+    A byte takes as many times longer than the link is set to as in the slow network, and no less
+    than in the fast one, which the processor may limit. All else is on the line through both.
     """
     share = (at - at_low) / (at_high - at_low)
 
-    def mixed(name: str, message: int) -> float:
-        one, other = (float(getattr(each, name)(np.array([message]))[0]) for each in (low, high))
+    def mixed(one: float, other: float) -> float:
         return max(0.0, one + share * (other - one))
 
+    def one_range(least: int) -> Range:
+        of_low, of_high = (_range(each, least) for each in (low, high))
+        slow, fast = of_low.seconds_per_byte * at / at_low, of_high.seconds_per_byte
+        return Range(least, mixed(of_low.latency, of_high.latency), max(slow, fast))
+
     starts = sorted({each.least for network in (low, high) for each in network.ranges})
-    ranges = tuple(
-        Range(least, mixed("latency", least), mixed("wire", max(least, 1)) / max(least, 1))
-        for least in starts
-    )
-    poll, tax = (
-        max(0.0, getattr(low, name) + share * (getattr(high, name) - getattr(low, name)))
-        for name in ("poll", "tax")
-    )
+    ranges = tuple(one_range(least) for least in starts)
+    poll, tax = mixed(low.poll, high.poll), mixed(low.tax, high.tax)
     return Network(ranges, doubling=max(low.doubling, high.doubling), poll=poll, tax=tax)
+
+
+def _range(network: Network, size: int) -> Range:
+    """The range that messages of this size lie in."""
+    return [each for each in network.ranges if each.least <= size][-1]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -350,12 +396,14 @@ def _page(rows: Sequence[Row], found: Mapping[str, Mapping[str, Any]]) -> Iterat
     yield ""
     columns = ("model", "computing", "rate", "hosts", "method", "density", "collective")
     heads = [*columns, "measured, ms", "predicted, ms", "interval, ms", "error, %"]
+    heads += ["computing measured, ms", "computing predicted, ms"]
     yield from tables.markdown_head(*heads)
     for row in rows:
         interval = f"{row.low_ms:.0f} to {row.high_ms:.0f}"
         numbers = f"{row.measured_ms:.1f}", f"{row.predicted_ms:.1f}", interval
         cells = [str(getattr(row, name)) for name in columns]
-        yield tables.markdown_line(*cells, *numbers, f"{row.error_percent:+.1f}")
+        computing = f"{row.measured_computing_ms:.1f}", f"{row.computing_ms:.1f}"
+        yield tables.markdown_line(*cells, *numbers, f"{row.error_percent:+.1f}", *computing)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -95,16 +95,7 @@ NAMES = {
         "strategy",
     ),
     "density": (
-        "compress_ratio",
-        "compression_ratio",
-        "k",
         "keep_ratio",
-        "ratio",
-        "sparse_ratio",
-        "sparsity",
-        "sparsity_ratio",
-        "top_k",
-        "topk",
         "topk_ratio",
     ),
     "density_warmup": ("compression_warmup", "sparsity_warmup", "warmup_density"),
@@ -183,13 +174,35 @@ FLAGS = frozenset({"config", "help", "import", "imports", "resume", "version", "
 """Flags of the command line that are not settings."""
 
 RANKS = "mpirun -n N starts N ranks, --workers N trains with N workers in one process"
+"""The hint for names of the number of ranks."""
+DENSITY = (
+    "--density is the share of the values that is sent: --density 0.01 is a sparsity of 0.99 and a"
+    " compression ratio of 100"
+)
+"""The hint for names that may stand for that share, for the rest, for a quotient or a number."""
 OPTIMIZER = "the optimizer is SGD; its settings are --lr, --momentum, --nesterov and --weight-decay"
+"""The hint for names of optimizers and their settings."""
 RESUME = "--resume continues from the newest checkpoint in --out"
+"""The hint for names of a checkpoint to start from."""
 ERROR_FEEDBACK = "error feedback is always on"
+"""The hint for names of the residual."""
 ACCUMULATION = "gradients are not accumulated over mini-batches; --batch-size sets their size"
+"""The hint for names of gradient accumulation."""
 TRACE = "a run is recorded in its folder, --out; dls inspect shows it"
+"""The hint for names of loggers."""
 
 _TOPICS = {
+    DENSITY: (
+        "compress_ratio",
+        "compression_ratio",
+        "k",
+        "ratio",
+        "sparse_ratio",
+        "sparsity",
+        "sparsity_ratio",
+        "top_k",
+        "topk",
+    ),
     RANKS: (
         "devices",
         "dist_url",

@@ -27,7 +27,7 @@ from dls.program.config import FIELDS, GROUPS, RUN, Config, build, parse_value, 
 
 MOST_WORKERS = 64
 """The largest number of workers in one process."""
-METAVARS = {int: "N", float: "X", str: "NAME", Integers: "N,…", CountOrOptimal: "N"}
+METAVARS = {int: "N", float: "X", str: "NAME", Integers: "N,…", CountOrOptimal: "N|optimal"}
 """What stands for a value of a type in help."""
 
 

@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from dls.exchange.clock import OF_LAYERS
 from dls.exchange.columns import PER_LAYER, PER_RANK, PER_STEP, Column
 from dls.record import reader
-from dls.record.schema import GROUPS, KNOWN, Trace, TraceError
-
-GROWING = {"messages": "message"}
-"""The name of a group's first axis, where it is not `step`."""
+from dls.record.schema import GROUPS, GROWING_AXIS, KNOWN, Trace, TraceError
 
 
 class Recording:
@@ -45,6 +42,7 @@ class Recording:
         self.evals = groups["evals"]
         self.diagnostics = groups["diagnostics"]
         self.messages = groups["messages"]
+        self.messages["message"] = np.arange(len(self.messages["step"]))  # each part counts from 0
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """An array by its full name, such as "steps/loss". KeyError."""
@@ -72,7 +70,7 @@ class Recording:
         """A group as xarray.Dataset, with step, rank, layer and phase as its coordinates."""
         library = _library("xarray")
         rows = self._group(group)
-        first = GROWING.get(group, "step")
+        first = GROWING_AXIS[group]
         variables = {}
         for key, values in rows.items():
             column = self.columns[f"{group}/{key}"]
@@ -94,8 +92,8 @@ class Recording:
         rank and layer. What has fewer axes is repeated. Of messages each is one row.
         """
         rows = self._group(group)
-        if group in GROWING:
-            return _library("pandas").DataFrame(dict(rows)).set_index(GROWING[group])
+        if GROWING_AXIS[group] != "step":
+            return _library("pandas").DataFrame(dict(rows)).set_index(GROWING_AXIS[group])
         wanted = {"step": PER_STEP, "rank": PER_RANK, "layer": PER_LAYER}
         if per not in wanted:
             raise ValueError(f"per is {per!r}, not one of {', '.join(wanted)}")

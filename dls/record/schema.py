@@ -47,6 +47,8 @@ SECONDS = (
 """The columns of `steps/seconds`."""
 GROUPS = ("steps", "evals", "diagnostics", "messages")
 """The groups whose columns grow."""
+GROWING_AXIS = {"steps": "step", "evals": "step", "diagnostics": "step", "messages": "message"}
+"""The first axis of each group's columns, and the column that is its scale."""
 UNKNOWN = -1
 """What stands in a column of integers where nothing was recorded; in one of floats NaN does."""
 

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from dls.exchange.clock import OF_LAYERS
 from dls.exchange.columns import Column
 from dls.record import files, hdf5
-from dls.record.schema import GROUPS, SCHEMA, Header
+from dls.record.schema import GROUPS, GROWING_AXIS, SCHEMA, Header
 from reference.collectives import ROUNDS
 
-SCALES = {"messages": "message"}
-"""The column that is the scale of a group's growing axis, where it is not `step`."""
 SIGNALS = {
     "steps": ("loss", "payload_bytes"),
     "evals": ("accuracy",),
@@ -162,7 +160,7 @@ def _scales(
     file["phase"] = list(OF_LAYERS)
     scales = {name: file[name] for name in ("rank", "layer", "phase")}
     for group in GROUPS:
-        scales[group] = datasets.get(f"{group}/{SCALES.get(group, 'step')}")
+        scales[group] = datasets.get(f"{group}/{GROWING_AXIS[group]}")
     found = {name: scale for name, scale in scales.items() if scale is not None}
     for scale in found.values():
         scale.make_scale(scale.name.rsplit("/", 1)[-1])
@@ -194,7 +192,7 @@ def _make_plottable(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> No
         signal = next((each for each in signals if f"{group}/{each}" in datasets), None)
         if signal is None:
             continue
-        axes = [SCALES.get(group, "step"), *["."] * (datasets[f"{group}/{signal}"].ndim - 1)]
+        axes = [GROWING_AXIS[group], *["."] * (datasets[f"{group}/{signal}"].ndim - 1)]
         attributes = {"NX_class": "NXdata", "signal": signal, "axes": axes}
         for name, value in attributes.items():
             file[group].attrs[name] = value

@@ -59,16 +59,16 @@ def attach(
     method, density, …: as the flags of `dls.train`; a method's own settings by their names. comm:
     an mpi4py communicator; None: all ranks that mpirun has started, or this process alone. backend:
     "numba", "numpy" or "cupy"; unless given, "cupy" for a model on a CUDA device, else "numba".
-    bucket_size: values from which on neighbouring layers travel together. overlap: gradients leave
-    during the backward pass, else all in `wait`. on_nan: "stop" raises NonFiniteError; "skip"
-    leaves the step out on all ranks: every grad is None after `wait`. scaler: the GradScaler that
-    multiplies the loss; where a rank's gradient is infinite, all ranks skip the step. buffers: what
-    each rank has of batch norm's running statistics after a step, the "mean", those of "rank0", or
-    its own ("local"). broadcast: begin with rank 0's weights and buffers. check_every: compare the
-    ranks' weights after so many steps; 0: never. threads: 0, this rank's share of the cores.
-    timeout: seconds that a rank waits for others at most. out: a folder for the run's trace, which
-    `python -m dls.inspect` reads; every trace_every steps are recorded, and every diagnose_every
-    steps are looked at closely (0: none).
+    bucket_size: send neighbouring layers as one message once they hold so many values. overlap:
+    send gradients during the backward pass, else all in `wait`. on_nan: "stop" raises
+    NonFiniteError; "skip" leaves the step out on all ranks: every grad is None after `wait`.
+    scaler: the GradScaler that multiplies the loss; where a rank's gradient is infinite, all ranks
+    skip the step. buffers: what each rank has of batch norm's running statistics after a step, the
+    "mean", those of "rank0", or its own ("local"). broadcast: begin with rank 0's weights and
+    buffers. check_every: compare the ranks' weights after so many steps; 0: never. threads: 0, this
+    rank's share of the cores. timeout: seconds that a rank waits for others at most. out: a folder
+    for the run's trace, which `python -m dls.inspect` reads; every trace_every steps are recorded,
+    and every diagnose_every steps are looked at closely (0: none).
 
     ValueError, on all ranks, where an argument is wrong or ranks differ.
     """

@@ -71,6 +71,8 @@ def test_a_flag_exists_for_every_setting() -> None:
         ("batch", "; did you mean batch_size?"),
         ("gpu", "; did you mean backend?"),
         ("num_workers", f"; {aliases.RANKS}"),
+        ("sparsity", f"; {aliases.DENSITY}"),
+        ("topk", f"; {aliases.DENSITY}"),
         ("optimizer", f"; {aliases.OPTIMIZER}"),
         ("per_device_train_batch_size", "; did you mean batch_size?"),
         ("max_grad_norm", "; did you mean clip_norm?"),
@@ -115,10 +117,11 @@ def test_other_ways_to_write_a_flag_get_the_hint_too(typed: str) -> None:
     [
         ("method", "layerwise_topk", "; did you mean layerwise-topk?"),
         ("method", "DLS", "; did you mean dls?"),
+        ("method", "dsl", "; did you mean dls?"),
         ("method", "signsgd", ""),
         ("model", "resnet", "; did you mean resnet20?"),
         ("dataset", "cifar-10", "; did you mean cifar10?"),
-        ("value_dtype", "bf16", ""),
+        ("value_dtype", "bf16", "; did you mean bfloat16?"),
     ],
 )
 def test_a_name_that_there_is_not_too(name: str, value: str, hint: str) -> None:

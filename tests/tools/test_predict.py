@@ -264,7 +264,7 @@ def test_a_run_all_of_whose_steps_were_skipped_is_refused() -> None:
         (["--latency=-1s"], "impossible"),
         (["--latency", "99s"], "impossible"),
         (["--hosts", "1"], "fewer than 2"),
-        (["--hosts", "2000000"], "is the most"),
+        (["--hosts", "5000"], "4,096 is the most"),
         (["--network", "no-such-network"], "no profile of that name"),
         (["--network", "internet", "--rate", "1gbit"], "leave out"),
         (["--methods", "no-such-method"], "expected"),
@@ -291,6 +291,21 @@ def test_messages_that_do_not_fit_the_buckets_are_refused() -> None:
     found.messages["bucket"][:] = 0
     with pytest.raises(ValueError, match="do not fit"):
         recording._of(found, "odd")
+
+
+def test_missing_times_are_refused() -> None:
+    found = synthetic(4, 0.02, [0.01, 0.01], 10)
+    found.messages["ready"][:] = np.nan
+    with pytest.raises(ValueError, match="times of messages are missing"):
+        recording._of(found, "odd")
+
+
+def test_settings_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = synthetic(4, 0.02, [0.01, 0.01], 10)
+    found.config["bucket_size"] = [1]
+    monkeypatch.setattr(recording, "load", lambda path: found)
+    with pytest.raises(ValueError, match="lacks what a run's trace has"):
+        recording.read(Path("odd"))
 
 
 # --------------------------------------------------------------------------- networks in files

@@ -58,7 +58,7 @@ def test_an_unknown_command_is_one_line(typed: str, hint: str) -> None:
 def test_an_option_before_the_command_is_one_line() -> None:
     done = run(SCRIPT, "--lr", "1", "train")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "dls: --lr comes before a command; see dls --help\n"
+    assert done.stderr == "dls: --lr stands before the command; options follow it, see dls --help\n"
 
 
 def test_under_a_launcher_one_process_speaks() -> None:
@@ -180,7 +180,8 @@ def test_a_shell_without_a_script_is_refused() -> None:
 def test_the_next_commands_are_given_in_the_way_that_was_used(tmp_path: Path, way: str) -> None:
     """Without the folder of the program on the path, and with it."""
     tiny = ("--mlp-widths", "4", "--threads", "1", "--backend", "numpy", "--steps", "1")
-    done = run(*WAYS[way], "train", *tiny, "--workers", "1", "--out", "a", cwd=tmp_path)
+    bare = "/usr/bin:/bin"  # an activated environment would have the program on the path
+    done = run(*WAYS[way], "train", *tiny, "--workers", "1", "--out", "a", cwd=tmp_path, PATH=bare)
     assert done.returncode == 0, done.stderr
     typed = done.stdout.splitlines()[-1].removeprefix("look into it with ")
     assert shlex.split(typed) == [*WAYS[way], "inspect", "a"]

@@ -368,6 +368,9 @@ def test_load_joins_what_went_on_with_other_ranks(tmp_path: Path) -> None:
     assert run["steps/loss"].shape == (5, 2)
     assert np.isnan(run["steps/loss"]).tolist() == [[False, False]] * 3 + [[False, True]] * 2
     assert run["steps/k"][3:, 1].tolist() == [[-1] * len(run.layers["name"])] * 2
+    numbers = run["messages/message"].tolist()
+    assert numbers == list(range(len(run["messages/step"])))
+    assert run.pandas("messages").index.is_unique
 
 
 def test_load_says_what_is_wrong(tmp_path: Path, runs: Path) -> None:
