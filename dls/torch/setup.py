@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from dls import backends
 from dls.comm import cores
@@ -43,6 +44,9 @@ def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends
     number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
     found = backends.load(chosen, number)
     count = threads or cores.of(comm)
-    if threads or comm.size > 1:
-        found.ops.set_threads(count)
+    own = torch.get_num_threads()
+    found.ops.set_threads(count)
+    # numba starts its threads here, in the OpenMP library that PyTorch uses, too, whose number of
+    # threads it changes: PyTorch would compute on all cores from now on.
+    torch.set_num_threads(own)
     return found, count
