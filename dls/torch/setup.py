@@ -39,14 +39,14 @@ def check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any
 
 def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
     """The backend, on a CUDA device that of the model, and how many threads it has."""
+    own = torch.get_num_threads()
     on_cuda = like.device.type == "cuda"
     chosen = name or ("cupy" if on_cuda else backends.default())
     number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
     found = backends.load(chosen, number)
     count = threads or cores.of(comm)
-    own = torch.get_num_threads()
     found.ops.set_threads(count)
-    # numba starts its threads here, in the OpenMP library that PyTorch uses, too, whose number of
-    # threads it changes: PyTorch would compute on all cores from now on.
+    # numba has started its threads, in the OpenMP library that PyTorch uses, too, and has changed
+    # the number of threads there: PyTorch would compute on all cores from now on.
     torch.set_num_threads(own)
     return found, count
