@@ -35,6 +35,8 @@ ADDRESSES = {True: f"{NETWORK}.1", False: "127.0.0.1"}
 """Rank 0's address, on hosts of their own and without."""
 INTERFACES = {True: "eth0", False: "lo"}
 """The network interface of gloo, likewise."""
+ERROR = re.compile(r"(\[.*?\] ?)?([\w.]*(Error|Exception)\b|what\(\):)")
+"""A line that says what went wrong, in Python and in C++."""
 WORDS = 160
 """Characters of an error that a row shows at most."""
 QUARTILES = (25, 50, 75)
@@ -228,7 +230,7 @@ def _run(place: Place, cell: Cell, contenders: Sequence[str]) -> tuple[dict[str,
 def last_words(said: str, status: int) -> str:
     """The line of an error's output that says what went wrong."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(\[.*?\] ?)?[\w.]*(Error|Exception)\b", line)]
+    errors = [line for line in lines if ERROR.match(line)]
     signals = [line for line in lines if "terminated" in line.lower() or "signal" in line.lower()]
     found = (errors or signals or lines or [f"it ended with status {status}"])[0]
     return found[:WORDS]

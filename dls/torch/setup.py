@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from dls import backends
 from dls.comm import cores
@@ -38,11 +39,14 @@ def check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any
 
 def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
     """The backend, on a CUDA device that of the model, and how many threads it has."""
+    own = torch.get_num_threads()
     on_cuda = like.device.type == "cuda"
     chosen = name or ("cupy" if on_cuda else backends.default())
     number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
     found = backends.load(chosen, number)
     count = threads or cores.of(comm)
-    if threads or comm.size > 1:
-        found.ops.set_threads(count)
+    found.ops.set_threads(count)
+    # numba has started its threads, in the OpenMP library that PyTorch uses, too, and has changed
+    # the number of threads there: PyTorch would compute on all cores from now on.
+    torch.set_num_threads(own)
     return found, count
