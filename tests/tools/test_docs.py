@@ -58,7 +58,7 @@ ELSEWHERE = {
     r"^dls completion": "writes to the home folder; tests/tools/test_program.py runs it",
     r"^pip": "the environment is this one; its extras are looked up",
     r"--backend cupy": "needs a GPU",
-    r"--fit |net\.toml": "a busy machine has no fit; tests/tools/test_predict_fit.py runs it",
+    r"--fit |\bnet\.toml": "a busy machine has no fit; tests/tools/test_predict_fit.py runs it",
     r"dls\.predict\.": "takes minutes and needs root",
 }
 """Commands that are not run here, and why."""
