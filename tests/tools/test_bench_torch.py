@@ -110,6 +110,8 @@ def test_names() -> None:
 def test_who_failed_and_how() -> None:
     said = "Traceback (most recent call last):\n  File x\nRuntimeError: no such hook\nrank 0 ended"
     assert last_words(said, 1) == "RuntimeError: no such hook"
+    said = "terminate called after throwing an instance of 'gloo::Enforce'\n  what():  too long"
+    assert last_words(said, 134) == "what():  too long"
     assert last_words("", 139) == "it ended with status 139"
     names = ["none", "ddp", "ddp/fp16", "dls"]
     assert _blamed("ddp/fp16", "words", names) == {"ddp/fp16": "words"}
