@@ -17,6 +17,8 @@ from dls.tools.tables import markdown_head, markdown_line
 
 GREY = "#777777"
 """The colour of DDP's bars, which is no method's."""
+PANELS = 3
+"""Panels side by side."""
 WAITING = "////"
 """The hatching of what a step takes beyond the one without communication."""
 
@@ -111,38 +113,37 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the step times: a line of panels for each model, a panel for each rate.
+    """Draw the step times on several ranks: a panel for each model and network.
 
     `dls.tools.plotting.check_picture` comes first.
     """
     from matplotlib.figure import Figure
 
     steps = [row for row in rows if isinstance(row, TorchRow) and row.hosts > 1]
-    lines = list(dict.fromkeys((row.model, row.batch, row.hosts) for row in steps))
-    rates = list(dict.fromkeys(row.rate for row in steps))
-    if not steps:
+    cells = list(dict.fromkeys(row.cell for row in steps))
+    if not cells:
         return
-    figure = Figure(figsize=(4.2 * len(rates), 0.6 + 2.8 * len(lines)), layout="constrained")
-    panels = figure.subplots(len(lines), len(rates), squeeze=False)
-    for line, (model, batch, hosts) in enumerate(lines):
-        for column, rate in enumerate(rates):
-            own = [row for row in steps if row.cell == (model, batch, rate, hosts)]
-            axes = panels[line, column]
-            if not own:
-                axes.set_axis_off()
-                continue
-            _draw_panel(axes, own)
-            axes.set_title(f"{model}, batch {batch}, {hosts} hosts, {rate}", fontsize=9)
-    figure.savefig(path, dpi=150)
+    columns = min(len(cells), PANELS)
+    lines = -(-len(cells) // columns)
+    figure = Figure(figsize=(4.6 * columns, 0.6 + 2.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, cell in zip(panels, cells, strict=False):
+        _draw_panel(axes, [row for row in steps if row.cell == cell])
+        model, batch, rate, hosts = cell
+        axes.set_title(f"{model}, batch {batch}, {hosts} ranks, {rate}", fontsize=9)
+    for axes in panels[len(cells) :]:
+        axes.set_axis_off()
+    figure.supxlabel("ms per step; hatched: beyond the step without communication", fontsize=9)
+    figure.savefig(path, dpi=120)
 
 
 def _draw_panel(axes: Any, rows: Sequence[TorchRow]) -> None:
     """A bar for each contender: the step without communication, and hatched what comes on top."""
-    names = [row.contender for row in rows]
+    names = [row.contender.replace("/bucket_mb=", "\nbuckets, MB: ") for row in rows]
     whole = [row.step_ms or 0.0 for row in rows]
     exposed = [max(0.0, row.exposed_ms or 0.0) for row in rows]
     plain = [step - over for step, over in zip(whole, exposed, strict=True)]
-    colours = [_colour(name) for name in names]
+    colours = [_colour(row.contender) for row in rows]
     edge: dict[str, Any] = {"edgecolor": colours, "lw": 0.6}
     axes.barh(names, plain, color=colours, **edge)
     bars = axes.barh(names, exposed, left=plain, color="white", hatch=WAITING, **edge)
@@ -153,7 +154,6 @@ def _draw_panel(axes: Any, rows: Sequence[TorchRow]) -> None:
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.invert_yaxis()
-    axes.set_xlabel("ms per step (hatched: beyond the step without communication)", fontsize=8)
     axes.tick_params(labelsize=8)
 
 
