@@ -139,7 +139,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def _draw_panel(axes: Any, rows: Sequence[TorchRow]) -> None:
     """A bar for each contender: the step without communication, and hatched what comes on top."""
-    names = [row.contender.replace("/bucket_mb=", "\nbuckets, MB: ") for row in rows]
+    names = [row.contender.replace("/bucket_mb=", ", MB: ") for row in rows]
     whole = [row.step_ms or 0.0 for row in rows]
     exposed = [max(0.0, row.exposed_ms or 0.0) for row in rows]
     plain = [step - over for step, over in zip(whole, exposed, strict=True)]
