@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from dls.cost.network import Network, NetworkError, Range
+from dls.cost.profiles import PROFILES
 
 FORMAT = "dls-network/1"
 """What the file says that it is."""
@@ -42,7 +43,8 @@ def load_network(path: Path) -> Network:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NetworkError(
-            f"there is no network file {path}, and no profile of that name"
+            f"there is no network file {path}, and no profile of that name; the profiles are"
+            f" {', '.join(PROFILES)}"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise NetworkError(f"{path} cannot be read as a network: {error}") from None
