@@ -80,7 +80,7 @@ class Hook:
         tensors = [each.tensor for each in self.parameters]
         ranks.check_threads(comm, tensors, overlap=True)
         self.backend, self.threads = setup.backend(backend, tensors[0], comm, threads)
-        self._steps = Steps(
+        self.stepper = Steps(
             self.parameters,
             setup.load(method),
             own,
@@ -90,7 +90,7 @@ class Hook:
             on_nan="skip" if scaler is not None else "stop",
             scale=scaler.get_scale if scaler is not None else None,
         )
-        self._words = Words(comm, self.parameters, check_every)
+        self.words = Words(comm, self.parameters, check_every)
         self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._held: list[tuple[Tensor, list[tuple[int, Tensor]], Any]] = []
         self.row: Row | None = None
@@ -98,7 +98,7 @@ class Hook:
     @property
     def steps(self) -> int:
         """Finished steps."""
-        return self._steps.finished
+        return self.stepper.finished
 
     def __call__(self, bucket: Any) -> Any:
         """Send a bucket's gradients; the future of its buffer, which the last bucket completes."""
@@ -109,45 +109,45 @@ class Hook:
         future = torch.futures.Future(devices=devices)
         self._held.append((buffer, gradients, future))
         with torch.no_grad():
-            if self._steps.agreed:
+            if self.stepper.agreed:
                 self._send(gradients)
             if bucket.is_last():
                 self._finish()
         return future
 
     def _send(self, gradients: list[tuple[int, Tensor]]) -> None:
-        self._steps.begin()
+        self.stepper.begin()
         for number, gradient in gradients:
-            self._steps.leave(number, gradient)
+            self.stepper.leave(number, gradient)
 
     def _finish(self) -> None:
         """The last bucket is there: every gradient becomes the mean."""
         everything = [each for _, gradients, _ in self._held for each in gradients]
-        if not self._steps.agreed:
-            self._steps.observe([number for number, _ in everything])
-            self._steps.agree()
+        if not self.stepper.agreed:
+            self.stepper.observe([number for number, _ in everything])
+            self.stepper.agree()
             self._send(everything)
-        self._steps.leave_rest()
-        self._words.post(self._steps.finished)
-        self.row = self._steps.end()
-        self._words.hear()
+        self.stepper.leave_rest()
+        self.words.post(self.stepper.finished)
+        self.row = self.stepper.end()
+        self.words.hear()
         for number, gradient in everything:
             each = self.parameters[number]
             values = torch.view_as_real(gradient) if gradient.is_complex() else gradient
             values.copy_(each.piece.view(each.shape))
-        self._steps.stop_clock()
-        self._steps.start_clock()
+        self.stepper.stop_clock()
+        self.stepper.start_clock()
         held, self._held = self._held, []
         for buffer, _, future in held:
             future.set_result(buffer)
 
     def state_dict(self) -> states.State:
         """What this rank needs to go on; each rank saves and loads its own."""
-        return states.save(self._steps, self.method)
+        return states.save(self.stepper, self.method)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
 
         See `Sync.load_state_dict`.
         """
-        states.load(self._steps, state, self.method, strict)
+        states.load(self.stepper, state, self.method, strict)

@@ -113,7 +113,7 @@ def raises(kind: type[Exception], words: str, act: Callable[[], Any]) -> str:
 
 def flat(sync: dls.torch.Sync, named: dict[str, Any]) -> np.ndarray:
     """Values by parameter as one vector, in the order of the exchange."""
-    pieces = [named[each.name].reshape(-1) for each in sync._steps.in_order()]
+    pieces = [named[each.name].reshape(-1) for each in sync.stepper.in_order()]
     return torch.cat(pieces).numpy()
 
 
@@ -140,24 +140,24 @@ def exact(comm: Comm, method: str, steps: int = 5, **options: Any) -> None:
         recorded.append(own_gradients(model, backward_of(comm.rank, step)))
         loss(model, comm.rank, step).backward()
         if first_k is None:
-            first_k = sync._steps.exchanger.state()["k"].copy()
+            first_k = sync.stepper.exchanger.state()["k"].copy()
         sync.wait()
-        residual = np.array(sync._steps.exchanger.state()["residual"])
+        residual = np.array(sync.stepper.exchanger.state()["residual"])
         seen.append((flat(sync, grads(model)), residual))
         optimizer.step()
         optimizer.zero_grad(set_to_none=step % 2 == 0)
     everyone = comm.allgather_objects([flat(sync, own) for own in recorded])
-    layout, settings = sync._steps.layout, sync._steps.exchanger.method.settings
+    layout, settings = sync.stepper.layout, sync.stepper.exchanger.method.settings
     assert first_k is not None
     if first_k.size != len(layout):
         first_k = methods.split_budget(int(first_k.sum()), layout.sizes)
     cluster = Cluster(
         [FromTorch(theirs, layout.offsets) for theirs in everyone],
-        type(sync._steps.exchanger.method).meaning(settings),
+        type(sync.stepper.exchanger.method).meaning(settings),
         first_k,
         value_dtype=settings.value_dtype,
         collective=settings.collective,
-        buckets=[bucket.layers for bucket in sync._steps.exchanger.buckets],
+        buckets=[bucket.layers for bucket in sync.stepper.exchanger.buckets],
     )
     nothing = [(np.zeros((1, 1), np.float32), np.zeros(1, np.int64))] * comm.size
     budget = methods.budget(layout.n, settings.density)
@@ -232,9 +232,9 @@ def messages_leave_during_the_backward_pass(comm: Comm) -> None:
     before_wait = []
     for step in range(3):
         loss(model, comm.rank, step).backward()
-        before_wait.append(len(sync._steps.exchanger._flights))
+        before_wait.append(len(sync.stepper.exchanger._flights))
         sync.wait()
-    assert sync._steps.order == ["first", "second", "last"]
+    assert sync.stepper.order == ["first", "second", "last"]
     assert before_wait == [0, 3, 3]
     sync.close()
 

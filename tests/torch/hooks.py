@@ -76,8 +76,8 @@ def a_hook_has_the_bits_of_attach_across_rebuilt_buckets(comm: Comm) -> None:
             for each in (ddp, model):
                 loss(each, comm.rank, step).backward()
             if step == 0:
-                sync._steps.lay_out(state._steps.order)
-                sync._steps.agreed = True
+                sync.stepper.lay_out(state.stepper.order)
+                sync.stepper.agreed = True
             sync.wait()
             for one, other in zip(ddp.module.parameters(), model.parameters(), strict=True):
                 assert torch.equal(one.grad, other.grad), step

@@ -339,9 +339,9 @@ def no_sync_adds_up_and_sends_nothing(comm: Comm) -> None:
             for part in range(step + 1):
                 loss(model, comm.rank, 10 * step + part).backward()
             raises(ValueError, "outside of no_sync", sync.wait)
-        assert not sync._steps.begun
+        assert not sync.stepper.begun
         loss(model, comm.rank, 10 * step + step + 1).backward()
-        assert sync._steps.begun == (step > 0)
+        assert sync.stepper.begun == (step > 0)
 
     model = net()
     sync = attach(model, comm, "dense", bucket_size=1)
@@ -395,7 +395,7 @@ def a_half_gradient_s_residual_is_not_rounded(comm: Comm) -> None:
         sync.wait()
         if step == 1:
             assert float(model.weight.grad[0, 1]) in (2048.0, 2050.0)
-            everything = sync._steps.flat[1].item()
+            everything = sync.stepper.flat[1].item()
             assert everything == 2049.0
         model.zero_grad()
     sync.close()
@@ -628,7 +628,7 @@ def a_scaled_loss_gives_the_bits_of_a_plain_one(comm: Comm) -> None:
     for step, (one, two) in enumerate(zip(seen, plain, strict=True)):
         assert all(np.array_equal(one[name], two[name]) for name in one), step
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))  # noqa: B905
-    states = [each._steps.exchanger.state() for each in (sync, beside)]
+    states = [each.stepper.exchanger.state() for each in (sync, beside)]
     assert np.array_equal(states[0]["residual"], states[1]["residual"])
     assert np.array_equal(states[0]["k"], states[1]["k"])
     assert scaler.get_scale() == 2048.0  # 1024, doubled twice and halved once
@@ -641,12 +641,12 @@ def a_step_with_nan_is_left_out_by_all(comm: Comm) -> None:
     model = net()
     sync = attach(model, comm, on_nan="skip")
     for step in range(3):
-        before = np.array(sync._steps.exchanger.state()["residual"])
+        before = np.array(sync.stepper.exchanger.state()["residual"])
         value = loss(model, comm.rank, step)
         (value * float("nan") if step == 1 and comm.rank == 1 else value).backward()
         assert sync.wait() == (step != 1)
         assert all((p.grad is None) == (step == 1) for p in model.parameters())
-        after = np.array(sync._steps.exchanger.state()["residual"])
+        after = np.array(sync.stepper.exchanger.state()["residual"])
         assert np.array_equal(before, after) == (step == 1)
         model.zero_grad()
     sync.close()
