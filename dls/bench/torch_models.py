@@ -180,7 +180,7 @@ KINDS = {
     "resnet18": Kind(resnet18, Images, 0.005),
     "gpt": Kind(GPT, Text, 0.05),
     "mlp": Kind(mlp, Images, 0.01),
-    "small": Kind(small, Images, 0.05),
+    "small": Kind(small, Images, 0.005),
 }
 """The models by their names."""
 
