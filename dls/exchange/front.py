@@ -76,7 +76,7 @@ class Exchange:
                 raise ValueError(f"{name} is {value!r}; it must be a number from {least} on")
         self._shapes = {name: _shape(name, size) for name, size in layers.items()}
         layout = Layout([Layer(name, int(np.prod(shape))) for name, shape in self._shapes.items()])
-        chosen = _method(method)
+        chosen = methods.find(method)
         own = settings.build(chosen.Settings, of_method)
         self.comm = _comm(comm, timeout)
         self._owns = comm is not None and not isinstance(comm, Comm)
@@ -247,12 +247,6 @@ def _check_same(comm: Comm, mine: Mapping[str, Any]) -> None:
     """ValueError on all ranks, naming the first argument in which a rank differs from rank 0."""
     if words := comm.difference({name: repr(value) for name, value in mine.items()}):
         raise ValueError(words)
-
-
-def _method(name: str) -> type[methods.Method]:
-    if name not in methods.names():
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
-    return methods.load(name)
 
 
 def _comm(given: Any, timeout: float) -> Comm:

@@ -18,7 +18,6 @@ from dls.inspect.finding import find, load_all
 from dls.inspect.follow import follow
 from dls.inspect.groups import Group, apart, by_seed
 from dls.inspect.pictures import Picture
-from dls.inspect.reading import files_of
 from dls.inspect.summary import summarise, to_json
 from dls.inspect.tables import comparison, everything
 from dls.program import output
@@ -198,7 +197,7 @@ def _remarks(groups: Sequence[Group], skipped: Sequence[str]) -> Iterator[str]:
         yield f"{len(skipped)} of the runs found are skipped: {'; '.join(skipped)}"
     for group in groups:
         for run in group.runs:
-            for path in files_of(Path(run.about.path)):
+            for path in reader.files_of(Path(run.about.path)):
                 yield from _state_of(path)
 
 
@@ -219,7 +218,7 @@ def _repair(runs: Sequence[tuple[Path, bool]]) -> int:
     status = 0
     for path, was_named in runs:
         try:
-            for file in files_of(path):
+            for file in reader.files_of(path):
                 print(repair(file))
         except (OSError, TraceError) as error:
             if was_named:

@@ -12,7 +12,7 @@ from rich.live import Live
 from dls.inspect import figures
 from dls.inspect.formats import written
 from dls.inspect.groups import by_seed, labels
-from dls.inspect.reading import files_of, load
+from dls.inspect.reading import load
 from dls.inspect.run import Run
 from dls.inspect.summary import Summary, summarise
 from dls.inspect.tables import comparison, over_time, time_of_a_step
@@ -50,7 +50,7 @@ def _looks(paths: Sequence[Path]) -> Iterator[list[Run]]:
     while going_on and output.heard():
         began = time.monotonic()
         going_on = any(
-            reader.state(file) is not State.FREE for path in paths for file in files_of(path)
+            reader.state(file) is not State.FREE for path in paths for file in reader.files_of(path)
         )
         yield [load(path) for path in paths]
         if going_on:

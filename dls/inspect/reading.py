@@ -27,15 +27,7 @@ SETTINGS = ("method", "density", "dls_steps", "model", "dataset", "backend", "lr
 
 def load(path: Path) -> Run:
     """Read a run's folder, or one trace file. TraceError."""
-    return join(path, [_plausible(reader.read(file)) for file in files_of(path)])
-
-
-def files_of(path: Path) -> list[Path]:
-    """The traces of a run's folder, or the one file. TraceError."""
-    files = reader.trace_files(path) if path.is_dir() else [path]
-    if not files:
-        raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
-    return files
+    return join(path, [_plausible(reader.read(file)) for file in reader.files_of(path)])
 
 
 def _plausible(trace: Trace) -> Trace:

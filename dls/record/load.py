@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dls.exchange.clock import OF_LAYERS
 from dls.exchange.columns import PER_LAYER, PER_RANK, PER_STEP, Column
 from dls.record import reader
-from dls.record.schema import GROUPS, GROWING_AXIS, KNOWN, Trace, TraceError
+from dls.record.schema import GROUPS, GROWING_AXIS, KNOWN, Trace
 
 
 class Recording:
@@ -118,11 +118,7 @@ def load(run: str | os.PathLike[str]) -> Recording:
 
     It may still go on; then this is what was written until now.
     """
-    path = Path(run)
-    files = reader.trace_files(path) if path.is_dir() else [path]
-    if not files:
-        raise TraceError(f"{path} holds no trace.h5; give the folder of a run")
-    return Recording([reader.read(file) for file in files])
+    return Recording([reader.read(file) for file in reader.files_of(Path(run))])
 
 
 def _joined(

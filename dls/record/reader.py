@@ -47,6 +47,14 @@ def trace_files(out: Path) -> list[Path]:
     return sorted(found, key=after_step)
 
 
+def files_of(run: Path) -> list[Path]:
+    """The trace files of a run's folder, or the one trace file itself. TraceError."""
+    files = trace_files(run) if run.is_dir() else [run]
+    if not files:
+        raise TraceError(f"{run} holds no trace.h5; give the folder of a run")
+    return files
+
+
 def after_step(path: Path) -> int:
     """The step after which a trace file continues; 0 for trace.h5, and for any other name."""
     number = path.stem.removeprefix("trace-")

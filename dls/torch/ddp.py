@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dls.comm.base import Comm
-from dls.exchange import settings
+from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
 from dls.torch import ranks, setup, states
 from dls.torch.parameters import Tensor, tracked
@@ -46,7 +46,7 @@ def comm_hook(
     hook = Hook(
         getattr(ddp, "module", ddp),
         method,
-        settings.build(setup.load(method).Settings, of_method),
+        settings.build(methods.find(method).Settings, of_method),
         ranks.comm(comm, timeout),
         backend,
         bucket_size=bucket_size,
@@ -82,7 +82,7 @@ class Hook:
         self.backend, self.threads = setup.backend(backend, tensors[0], comm, threads)
         self.stepper = Steps(
             self.parameters,
-            setup.load(method),
+            methods.find(method),
             own,
             comm,
             self.backend,

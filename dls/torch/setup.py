@@ -10,15 +10,7 @@ import torch
 from dls import backends
 from dls.comm import cores
 from dls.comm.base import Comm
-from dls.exchange import methods
 from dls.torch.parameters import Tensor
-
-
-def load(name: str) -> type[methods.Method]:
-    """The method of that name. ValueError where there is none."""
-    if name not in methods.names():
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(methods.names())}")
-    return methods.load(name)
 
 
 def check_number(name: str, value: Any, low: int) -> None:

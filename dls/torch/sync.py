@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dls.comm.base import Comm
-from dls.exchange import settings
+from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
 from dls.exchange.methods.dense import Dense
 from dls.torch import checkpoints, compiled, ranks, setup, states
@@ -124,7 +124,7 @@ class Sync:
             raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
         self.model, self.parameters = model, tracked(model)
         _check_unattached(self.parameters)
-        own = settings.build(setup.load(method).Settings, of_method)
+        own = settings.build(methods.find(method).Settings, of_method)
         self.method = method
         self.comm = ranks.comm(comm, timeout)
         self._owns = not isinstance(comm, Comm)
@@ -138,10 +138,10 @@ class Sync:
         self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
         self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
         self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
-        kind = Alone if self.comm.size == 1 and setup.load(method) is Dense else Steps
+        kind = Alone if self.comm.size == 1 and methods.find(method) is Dense else Steps
         self.stepper = kind(
             self.parameters,
-            setup.load(method),
+            methods.find(method),
             own,
             self.comm,
             self.backend,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 from dls.exchange.methods._base import Method
 from dls.exchange.settings import Field, fields_of
 
-__all__ = ["Method", "load", "names", "reads", "register", "registered", "settings"]
+__all__ = ["Method", "find", "load", "names", "reads", "register", "registered", "settings"]
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 _registered: dict[str, type[Method]] = {}
@@ -44,6 +44,13 @@ def load(name: str) -> type[Method]:
     if len(own) != 1:
         raise ImportError(f"{module.__name__} must define one method, and has {len(own)}")
     return own[0]
+
+
+def find(name: str) -> type[Method]:
+    """The method that a program names. ValueError where there is none."""
+    if name not in names():
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(names())}")
+    return load(name)
 
 
 def _is_own_method(candidate: Any, module: str) -> bool:
