@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from reference.adjustment import Counts, Thresholds
 from reference.nn import Array, Shape
-from reference.ops import Head, Index, Selection, Vector
+from reference.ops import Gradient, Head, Index, Selection, Vector
 from reference.wire import Bytes
 
 
@@ -53,7 +53,7 @@ class Ops(Protocol):
     def select_layers(
         self,
         residual: Vector,
-        gradient: Vector,
+        gradient: Gradient,
         offsets: Index,
         k: Index,
         hints: NDArray[np.float64],
@@ -105,6 +105,9 @@ class Ops(Protocol):
 
     def to_host(self, array: Any) -> NDArray[Any]:
         """The backend's array as a numpy array; the same object if it computes on the host."""
+
+    def from_dlpack(self, array: Any) -> NDArray[Any]:
+        """Another library's array on this backend's device, in the same memory."""
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads."""

@@ -7,6 +7,7 @@ threads and no devices, so the methods about these do nothing here.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,10 @@ class Ops:
 
     from_host = staticmethod(ops.from_host)
     to_host = staticmethod(ops.to_host)
+
+    def from_dlpack(self, array: Any) -> NDArray[Any]:
+        """Another library's array on this backend's device, in the same memory."""
+        return np.from_dlpack(array)
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads; numpy has only those of BLAS, which are set elsewhere."""

@@ -20,6 +20,8 @@ Vector = NDArray[np.float32]
 """Values (n)."""
 Index = NDArray[np.int64]
 """Where entries are, ascending, without repeats (k); also offsets and other integers."""
+Gradient = Vector | Sequence[Vector]
+"""A gradient (n), or the vectors that make it up, one after another."""
 Selection = tuple[Index, Vector]
 """The index and the values of selected entries."""
 
@@ -102,7 +104,7 @@ def select(residual: Vector, gradient: Vector, k: int, hint: float) -> tuple[Ind
 
 def select_layers(
     residual: Vector,
-    gradient: Vector,
+    gradient: Gradient,
     offsets: Index,
     k: Index,
     hints: NDArray[np.float64],
@@ -117,8 +119,9 @@ def select_layers(
     expected (m): about how many of each layer's entries the caller may need in the end, at least k;
     it changes no result.
     """
+    whole = gradient if isinstance(gradient, np.ndarray) else np.concatenate(gradient)
     chosen = [
-        select(residual[start:stop], gradient[start:stop], int(kl), float(hint))
+        select(residual[start:stop], whole[start:stop], int(kl), float(hint))
         for start, stop, kl, hint in zip(offsets[:-1], offsets[1:], k, hints, strict=True)
     ]
     indices, values, thresholds = zip(*chosen, strict=True)

@@ -26,6 +26,8 @@ from reference.ops import Vector
 from tests.cases import Case
 
 STEPS = 5
+PLACES = (lambda _: True, lambda layer: layer % 2 == 0, lambda _: False)
+"""Which layers' gradients are read where they lie, step after step: all, some, none."""
 SKIPPED = 2
 """The step in which the last rank meets NaN, in cases that skip such steps."""
 NAP = 0.002
@@ -98,7 +100,9 @@ def take_step(exchanger: Exchanger, case: Case, step: int, shuffled: bool = Fals
     for layer in order:
         if shuffled and step % comm.size == comm.rank and late.random() < 0.4:
             time.sleep(NAP)
-        exchanger.ready(layer, gradient[layout.span(range(layer, layer + 1))])
+        own = gradient[layout.span(range(layer, layer + 1))]
+        in_place = PLACES[step % len(PLACES)](layer)
+        exchanger.ready(layer, [own[:1], own[1:]], in_place=in_place)
     arrived = [(span, exchanger.update[span].copy()) for span in exchanger.arrivals()]
     row = exchanger.end(record=True)
     update = np.zeros_like(exchanger.update) if row.met_by else exchanger.update.copy()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from dls.exchange.layout import Bucket, Layout
 from dls.exchange.memory import State
 from dls.exchange.methods._base import Landed, Method
 from reference.collectives import Round
-from reference.ops import Vector
+from reference.ops import Gradient, Vector
 
 NO_BUCKET = -1
 """The bucket of a message that belongs to none: of the adjustment, or of `on_nan`."""
@@ -111,6 +111,7 @@ class Exchanger:
         self.update: Vector = self.ops.zeros(layout.n)
         self._overlap = overlap
         self._nan = _Nan(self.ops, comm) if on_nan == "skip" else None
+        self._pieces: dict[int, list[Vector]] = {}
         self._bucket_of = {layer: bucket for bucket in self.buckets for layer in bucket.layers}
         self._lanes = min(len(self.buckets), MOST)
         self._finished = 0
@@ -147,12 +148,13 @@ class Exchanger:
         if self._nan:
             self._nan.met |= met
 
-    def ready(self, layer: int, gradient: Any = None) -> None:
+    def ready(self, layer: int, gradient: Any = None, *, in_place: bool = False) -> None:
         """A layer's gradient is complete: send its bucket, if that is complete and next in order.
 
         gradient: an array, or a list of arrays that make it up, of any shape; None: it is in
-        `gradients`. ValueError for a layer that does not exist or was ready already. NonFiniteError
-        where the gradient holds NaN or infinity.
+        `gradients`. in_place: it does not change before `end`, so that it need not be copied.
+        ValueError for a layer that does not exist or was ready already. NonFiniteError where the
+        gradient holds NaN or infinity.
         """
         bucket = self._bucket_of.get(layer)
         self._expect(self._open is not None, "ready comes after begin")
@@ -161,7 +163,7 @@ class Exchanger:
                 f"{self._name(layer)} has been ready in this step, or there is no such layer"
             )
         if gradient is not None:
-            self._take(layer, gradient)
+            self._take(layer, gradient, in_place)
         with self._closing():
             self.clock.layer_done(layer)
             self.comm.progress()
@@ -234,6 +236,11 @@ class Exchanger:
     # --- pieces --------------------------------------------------------------------------------
 
     @property
+    def takes_pieces(self) -> bool:
+        """Whether `ready` can do without a copy."""
+        return self.method.takes_pieces and not self._nan
+
+    @property
     def _waiting(self) -> dict[int, set[int]]:
         return self._open or {}
 
@@ -280,19 +287,33 @@ class Exchanger:
         self._closed = True
         self.comm.lanes.close()
 
-    def _take(self, layer: int, gradient: Any) -> None:
-        target = self.gradients[self.layout.span(range(layer, layer + 1))]
-        pieces = gradient if isinstance(gradient, list | tuple) else [gradient]
-        size = sum(piece.size for piece in pieces)
-        if size != target.size:
-            raise ValueError(
-                f"layer {self.layout.layers[layer].name} has {target.size} values, and its gradient"
-                f" {size}"
-            )
-        start = 0
+    def _take(self, layer: int, gradient: Any, in_place: bool) -> None:
+        """Copy a gradient, or remember where it lies until it is sent."""
+        given = gradient if isinstance(gradient, list | tuple) else [gradient]
+        pieces = [piece.reshape(-1) for piece in given]
+        size, expected = sum(piece.size for piece in pieces), self.layout.sizes[layer]
+        if size != expected:
+            name = self.layout.layers[layer].name
+            raise ValueError(f"layer {name} has {expected} values, and its gradient {size}")
+        if in_place and self.takes_pieces:
+            self._pieces[layer] = pieces
+        else:
+            self._copy(layer, pieces)
+
+    def _copy(self, layer: int, pieces: Sequence[Vector]) -> None:
+        start = int(self.layout.offsets[layer])
         for piece in pieces:
-            target[start : start + piece.size] = piece.reshape(-1)
+            self.gradients[start : start + piece.size] = piece
             start += piece.size
+
+    def _gradient(self, bucket: Bucket) -> Gradient:
+        """What is to be sent: in pieces if every layer has come in some, else in `gradients`."""
+        came = {layer: self._pieces.pop(layer) for layer in bucket.layers if layer in self._pieces}
+        if len(came) == len(bucket.layers):
+            return [piece for layer in bucket.layers for piece in came[layer]]
+        for layer, pieces in came.items():
+            self._copy(layer, pieces)
+        return self.gradients[bucket.span]
 
     def _send_in_order(self) -> None:
         """Send the next buckets, as far as they are complete."""
@@ -301,12 +322,12 @@ class Exchanger:
 
     def _send(self, bucket: Bucket) -> None:
         """Begin a bucket's exchange."""
-        gradient = self.gradients[bucket.span]
+        gradient = self._gradient(bucket)
         with self.clock.phase("exchange"):
             if self._nan:
                 with self.clock.phase("select", bucket.layers):
-                    self._nan.clear(gradient)
-            generator = self.method.exchange(bucket, gradient)
+                    self._nan.clear(cast(Vector, gradient))
+            generator = self.method.exchange(bucket, cast(Vector, gradient))
             around = lambda: self.clock.phase("decode", bucket.layers)  # noqa: E731
             lane, words = bucket.index % self._lanes, self.layout.words(bucket.layers)
             ready = self._complete_at[bucket.index]

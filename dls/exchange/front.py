@@ -102,7 +102,7 @@ class Exchange:
         values = {name: self._values(name, piece) for name, piece in pieces.items()}
         self.begin()
         for name in reversed(self._shapes):
-            self._exchanger.ready(self._number[name], values[name])
+            self._exchanger.ready(self._number[name], values[name], in_place=True)
         self.end()
         mean = self._mean()
         if not named:

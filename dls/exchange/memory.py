@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dls.backends import Ops
 from reference.collectives import Entries, Exchanged
-from reference.ops import Vector
+from reference.ops import Gradient, Vector
 
 State = dict[str, NDArray[Any]]
 """What a resumed run needs of one rank, by name."""
@@ -25,8 +25,11 @@ class Memory(ABC):
 
     v: Vector
 
+    takes_pieces: bool = False
+    """Whether `pair` also takes a gradient as the vectors that make it up, and passes them on."""
+
     @abstractmethod
-    def pair(self, span: slice, gradient: Vector) -> tuple[Vector, Vector]:
+    def pair(self, span: slice, gradient: Gradient) -> tuple[Vector, Gradient]:
         """Two vectors whose sum is v in that span.
 
         The first one becomes v, in place, when the second is added to it.
@@ -55,11 +58,13 @@ class ErrorFeedback(Memory):
     r and v share one array.
     """
 
+    takes_pieces = True
+
     def __init__(self, n: int, ops: Ops) -> None:
         self._ops = ops
         self.v: Vector = ops.zeros(n)
 
-    def pair(self, span: slice, gradient: Vector) -> tuple[Vector, Vector]:
+    def pair(self, span: slice, gradient: Gradient) -> tuple[Vector, Gradient]:
         """r and g."""
         return self.v[span], gradient
 

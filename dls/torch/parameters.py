@@ -1,7 +1,8 @@
 """A model's parameters as the exchange sees them: pieces of one flat float32 vector.
 
-The gradient and, after the exchange, the mean lie in the same place of that vector. A gradient that
-lies there already is not copied, and where it can, the mean becomes `grad` without a copy.
+A gradient that lies in one piece of float32 is read where PyTorch left it, as far as the method
+can; any other is copied to the place where, after the exchange, the mean lies. Where it can, the
+mean becomes `grad` without a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Tracked:
     """A trainable parameter, its name in the model, and the layer that it is part of.
 
     sparse: its gradient comes as a sparse tensor, and so does the mean. piece (values): its place
-    in the flat vector, once that is laid out.
+    in the flat vector, once that is laid out. source (values): where its gradient is to be read, if
+    that is not its place, as the backend's array.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Tracked:
     layer: str
     sparse: bool = False
     piece: Tensor = field(default=None, repr=False)
+    source: Any = field(default=None, repr=False)
+    _array: Any = field(default=None, repr=False)
     _view: Tensor = field(default=None, repr=False)
 
     @property
@@ -59,12 +63,32 @@ class Tracked:
         kind = str(self.tensor.dtype).removeprefix("torch.")
         return f"{self.name} {tuple(self.tensor.shape)} {kind}"
 
-    def place(self, piece: Tensor) -> None:
-        """Its gradient and its mean lie here from now on."""
-        self.piece = piece
+    def place(self, piece: Tensor, array: Any) -> None:
+        """Its mean lies here from now on, and its gradient, unless that is read where it came.
+
+        array: the same memory as the backend's array.
+        """
+        self.piece, self._array = piece, array
         plain = self.tensor.dtype == torch.float32 and self.tensor.layout == torch.strided
         here = self.tensor.device == piece.device and self.tensor.is_contiguous()
         self._view = piece.view(self.shape) if plain and here else None
+
+    def lies_ready(self, gradient: Tensor) -> bool:
+        """Whether a gradient can be read where it lies."""
+        return (
+            type(gradient) is torch.Tensor
+            and not self.frozen
+            and gradient.layout == torch.strided
+            and gradient.dtype == self.piece.dtype
+            and gradient.device == self.piece.device
+            and gradient.is_contiguous()
+            and not gradient.is_neg()
+        )
+
+    def take_source(self) -> Any:
+        """Where to read its gradient in this step, as the backend's array."""
+        source, self.source = self.source, None
+        return self._array if source is None else source
 
     def read(self, gradient: Tensor) -> None:
         """Bring a gradient to its place, as float32; None is a gradient of zeros."""

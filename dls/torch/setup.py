@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,20 @@ def check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any
 
 
 def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
-    """The backend, on a CUDA device that of the model, and how many threads it has."""
+    """The backend, on a CUDA device that of the model, and how many threads it has.
+
+    PyTorch itself, which starts with all cores, keeps this rank's share of them, unless
+    OMP_NUM_THREADS is set.
+    """
     own = torch.get_num_threads()
     on_cuda = like.device.type == "cuda"
     chosen = name or ("cupy" if on_cuda else backends.default())
     number = like.device.index if on_cuda and chosen == "cupy" else comm.rank_on_node
     found = backends.load(chosen, number)
-    count = threads or cores.of(comm)
+    share = cores.of(comm)
+    count = threads or share
     found.ops.set_threads(count)
-    # numba has started its threads, in the OpenMP library that PyTorch uses, too, and has changed
-    # the number of threads there: PyTorch would compute on all cores from now on.
-    torch.set_num_threads(own)
+    # Also because numba has started its threads, in the OpenMP library that PyTorch uses, too, and
+    # has changed the number of threads there.
+    torch.set_num_threads(own if "OMP_NUM_THREADS" in os.environ else min(own, share))
     return found, count

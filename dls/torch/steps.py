@@ -74,19 +74,19 @@ class Steps:
         self.exchanger.gradients = self.exchanger.update
         self.flat = _as_tensor(self.exchanger.update)
         self._layer_number = {name: number for number, name in enumerate(self.order)}
+        self._of_layer: dict[str, list[Tracked]] = {name: [] for name in self.order}
+        for each in self.parameters:
+            self._of_layer[each.layer].append(each)
         start = 0
         self.places: dict[str, slice] = {}
         for each in self.in_order():
-            self.places[each.name] = slice(start, start + each.values)
-            each.place(self.flat[self.places[each.name]])
+            self.places[each.name] = place = slice(start, start + each.values)
+            each.place(self.flat[place], self.exchanger.gradients[place])
             start += each.values
 
     def in_order(self) -> list[Tracked]:
         """The parameters as they lie in the flat vector."""
-        of_layer: dict[str, list[Tracked]] = {name: [] for name in self.order}
-        for each in self.parameters:
-            of_layer[each.layer].append(each)
-        return [each for name in self.order for each in of_layer[name]]
+        return [each for name in self.order for each in self._of_layer[name]]
 
     def agree(self) -> None:
         """Take over rank 0's order, before the first step leaves; every rank calls it."""
@@ -132,9 +132,7 @@ class Steps:
         self._scale = self._ask_scale() if self._ask_scale else 1.0
         self.enter("backward")
         self.exchanger.begin(self.finished)
-        self._missing = {layer.name: 0 for layer in self.layout.layers}
-        for each in self.parameters:
-            self._missing[each.layer] += 1
+        self._missing = {name: len(some) for name, some in self._of_layer.items()}
 
     def fired(self, number: int) -> None:
         """A parameter's gradient has grown. RuntimeError where it had left already."""
@@ -156,13 +154,25 @@ class Steps:
     def leave(self, number: int, gradient: Tensor) -> None:
         """A parameter's gradient is complete; it leaves with its layer."""
         each = self.parameters[number]
-        each.read(gradient)
+        if self.exchanger.takes_pieces and each.lies_ready(gradient):
+            each.source = self.backend.ops.from_dlpack(gradient.detach().view(-1))
+        else:
+            each.read(gradient)
         if self._scale != 1:
             each.piece.div_(self._scale)
         self._left.add(number)
         self._missing[each.layer] -= 1
         if not self._missing[each.layer]:
-            self.exchanger.ready(self._layer_number[each.layer])
+            self._layer_leaves(each.layer)
+
+    def _layer_leaves(self, name: str) -> None:
+        """Each of its gradients is where it came, or in the flat vector."""
+        pieces = [each.take_source() for each in self._of_layer[name]]
+        number = self._layer_number[name]
+        if self.exchanger.takes_pieces:
+            self.exchanger.ready(number, pieces, in_place=True)
+        else:
+            self.exchanger.ready(number)
 
     def observe(self, numbers: Sequence[int]) -> None:
         """The first step's gradients became complete in this order."""

@@ -65,10 +65,11 @@ def attach(
     scaler: the GradScaler that multiplies the loss; where a rank's gradient is infinite, all ranks
     skip the step. buffers: what each rank has of batch norm's running statistics after a step, the
     "mean", those of "rank0", or its own ("local"). broadcast: begin with rank 0's weights and
-    buffers. check_every: compare the ranks' weights after so many steps; 0: never. threads: 0, this
-    rank's share of the cores. timeout: seconds that a rank waits for others at most. out: a folder
-    for the run's trace, which `python -m dls.inspect` reads; every trace_every steps are recorded,
-    and every diagnose_every steps are looked at closely (0: none).
+    buffers. check_every: compare the ranks' weights after so many steps; 0: never. threads: of the
+    backend, 0: this rank's share of the cores, which PyTorch is held to as well unless
+    OMP_NUM_THREADS is set. timeout: seconds that a rank waits for others at most. out: a folder for
+    the run's trace, which `python -m dls.inspect` reads; every trace_every steps are recorded, and
+    every diagnose_every steps are looked at closely (0: none).
 
     ValueError, on all ranks, where an argument is wrong or ranks differ.
     """

@@ -19,7 +19,7 @@ from gpu.cupy import device
 from gpu.cupy.search import bounds_of, chunks_of, counts_at_least, kth_largest
 from gpu.cupy.selection import choose
 from reference import ops as reference
-from reference.ops import Head, Index, Selection, Vector
+from reference.ops import Gradient, Head, Index, Selection, Vector
 
 
 class Ops(base.Ops):
@@ -59,7 +59,7 @@ class Ops(base.Ops):
     def select_layers(
         self,
         residual: Vector,
-        gradient: Vector,
+        gradient: Gradient,
         offsets: Index,
         k: Index,
         hints: NDArray[np.float64],
@@ -69,7 +69,9 @@ class Ops(base.Ops):
         sizes = np.diff(offsets)
         if np.any(k < 0) or np.any(k > sizes):
             raise ValueError("every k must lie in 0..n of its layer")
-        index, values, thresholds = choose(residual, gradient, offsets, k, hints)
+        in_pieces = isinstance(gradient, list | tuple)
+        whole: Any = device.current().xp.concatenate(gradient) if in_pieces else gradient
+        index, values, thresholds = choose(residual, whole, offsets, k, hints)
         ends = [0, *np.cumsum(k).tolist()]
         heads = [
             Head(index[begin:end] - int(start), values[begin:end], end - begin, float(t), float(t))
@@ -154,6 +156,11 @@ class Ops(base.Ops):
     def to_host(self, array: Any) -> NDArray[Any]:
         """See `gpu.cupy.device.to_host`."""
         return device.to_host(array)
+
+    def from_dlpack(self, array: Any) -> NDArray[Any]:
+        """See `gpu.base.Ops.from_dlpack`."""
+        shared: NDArray[Any] = device.current().xp.from_dlpack(array)
+        return shared
 
     def set_device(self, rank_on_node: int) -> None:
         """The ranks of a machine take its GPUs in turn."""

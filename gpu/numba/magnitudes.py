@@ -31,9 +31,12 @@ def threads_for(n: int) -> int:
 
 def plain(*vectors: Vector) -> bool:
     """Whether all are contiguous, writable float32 vectors, for which the kernels are compiled."""
-    return all(
-        v.dtype == np.float32 and v.flags.c_contiguous and v.flags.writeable for v in vectors
-    )
+    return all(readable(v) and v.flags.writeable for v in vectors)
+
+
+def readable(v: Vector) -> bool:
+    """Whether it is a contiguous float32 vector."""
+    return bool(v.dtype == np.float32 and v.flags.c_contiguous)
 
 
 @njit(nogil=True)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from gpu import base
 from gpu.numba import cache
 from gpu.numba.cache import njit
-from gpu.numba.magnitudes import plain, threads_for
+from gpu.numba.magnitudes import plain, readable, threads_for
 from gpu.numba.rest import choose_rest
 from gpu.numba.search import kth_largest, kth_magnitude
 from gpu.numba.selection import choose_layers
 from gpu.numba.sweep import INFINITE
 from reference import ops as reference
-from reference.ops import Head, Index, Selection, Vector, float32_ceiling
+from reference.ops import Gradient, Head, Index, Selection, Vector, float32_ceiling
 
 _NO_POSITIONS = np.empty(0, dtype=np.uint32)
 """The positions of a head that nobody will ask for."""
@@ -36,7 +36,7 @@ class Ops(base.Ops):
     def select_layers(
         self,
         residual: Vector,
-        gradient: Vector,
+        gradient: Gradient,
         offsets: Index,
         k: Index,
         hints: NDArray[np.float64],
@@ -46,7 +46,9 @@ class Ops(base.Ops):
 
         A wrong k is refused before any layer is changed; NaN and infinity afterwards.
         """
-        if not plain(residual, gradient):
+        pieces = [gradient] if isinstance(gradient, np.ndarray) else gradient
+        fits = sum(piece.size for piece in pieces) == residual.size
+        if not (fits and plain(residual) and all(map(readable, pieces))):
             return reference.select_layers(residual, gradient, offsets, k, hints)
         offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         k = np.ascontiguousarray(k, dtype=np.int64)
@@ -56,7 +58,7 @@ class Ops(base.Ops):
                 f"{offsets.size - 1} layers need as many k and hints, not {k.size} and {hints.size}"
             )
         index, values, thresholds, heads = choose_layers(
-            residual, gradient, offsets, k, hints, expected
+            residual, pieces, offsets, k, hints, expected
         )
         if expected is None:  # nobody will ask for the positions of a head's values
             heads = [head._replace(positions=_NO_POSITIONS) for head in heads]
@@ -80,7 +82,7 @@ class Ops(base.Ops):
         if not plain(v):
             return reference.top_k(v, k)
         index, values, _, _ = choose_layers(
-            v, v[:0], np.array([0, v.size]), np.array([k]), np.zeros(1)
+            v, (), np.array([0, v.size]), np.array([k]), np.zeros(1)
         )
         return index, values
 

@@ -93,7 +93,7 @@ def _collect(v: Vector, cut: int, expected: int) -> tuple[Positions, Bits]:
     )
     cuts, room = np.array([cut], dtype=np.int32), np.array([expected + SLACK])
     _, positions, candidates, summary = sweep_layers(
-        v, NOTHING, offsets, ends, cuts, room, none, NOTHING, np.zeros(1, dtype=np.int32)
+        v, (), offsets, ends, cuts, room, none, NOTHING, np.zeros(1, dtype=np.int32)
     )
     at, count = summary[0].tolist()
     if count >= 0:

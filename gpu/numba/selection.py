@@ -12,6 +12,7 @@ magnitudes (`gpu.numba.search`). Neither the hint nor the number of threads chan
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numba import prange
@@ -27,7 +28,17 @@ from gpu.numba.magnitudes import (
     threads_for,
 )
 from gpu.numba.search import ROOM, SMALL, Positions, choose_by_histogram
-from gpu.numba.sweep import INFINITE, MAGNITUDE, SLACK, Bits, gather, plan, scratch, sweep_share
+from gpu.numba.sweep import (
+    INFINITE,
+    MAGNITUDE,
+    SLACK,
+    Bits,
+    gather,
+    pieces_of,
+    plan,
+    scratch,
+    sweep_share,
+)
 from gpu.numba.words import LINE
 from reference.ops import Head, Index, NonFiniteError, Vector
 
@@ -44,6 +55,8 @@ DENSE = 8
 """From k = n/DENSE on candidates save no time, and only histograms are used."""
 SAMPLE = 1 << 16
 """Fewest values in a sample."""
+GREAT = 3e38
+"""A hint from which on there is none."""
 NOTHING = np.empty(0, dtype=np.float32)
 """In place of a gradient: nothing is accumulated."""
 
@@ -65,7 +78,7 @@ def cuts_of(v, gradient, offsets, k, hints, margin):
         if not 0 <= k[layer] < max((stop - first) // DENSE, 1):
             continue
         guess = hints[layer] * (1 - min(0.9, margin + SPREAD / math.sqrt(max(k[layer], 1))))
-        if 0 < guess < 3e38:
+        if 0 < guess < GREAT:
             cuts[layer] = np.float32(guess).view(np.int32)
         elif k[layer] > 0 and stop - first > SMALL:
             cuts[layer] = guess_cut(v[first:stop], gradient[first:stop], k[layer])
@@ -148,12 +161,10 @@ def _choose_share(
 
 
 @njit(nogil=True)
-def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
+def _step(v, bits, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """`_step_threads` on this thread alone, without waking others."""
     positions, candidates, counts, finite = scratch(parts)
-    sweep_share(
-        0, v, bits, gradient, offsets, cuts, parts, starts, positions, candidates, counts, finite
-    )
+    sweep_share(0, v, bits, offsets, cuts, parts, starts, positions, candidates, counts, finite)
     summary = gather(parts, counts, positions, candidates, cuts.size)
     if finite.all():
         _choose_share(
@@ -175,7 +186,7 @@ def _step(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, 
 
 
 @njit(nogil=True, parallel=True)
-def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, values, thresholds):
+def _step_threads(v, bits, offsets, ends, cuts, parts, starts, index, values, thresholds):
     """Accumulate all layers, and select where one pass suffices, unless a value is not finite.
 
     Returns whether all values are finite, the candidates' positions and bits, and the summary of
@@ -188,7 +199,6 @@ def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, 
             thread,
             v,
             bits,
-            gradient,
             offsets,
             cuts,
             parts,
@@ -224,13 +234,16 @@ def _step_threads(v, bits, gradient, offsets, ends, cuts, parts, starts, index, 
 
 def choose_layers(
     v: Vector,
-    gradient: Vector,
+    gradient: Sequence[Vector],
     offsets: Index,
     k: Index,
     hints: NDArray[np.float64],
     expected: Index | None = None,
 ) -> tuple[Index, Vector, NDArray[np.float64], list[Head]]:
-    """`select_layers` on checked arrays; an empty gradient accumulates nothing."""
+    """`select_layers` on checked arrays.
+
+    gradient: its pieces from v's first value on; without one, nothing is accumulated.
+    """
     wanted, margin = (k, MARGIN) if expected is None else (np.maximum(k, expected), WIDE)
     sizes = np.diff(offsets)
     if wrong := np.flatnonzero((k < 0) | (k > sizes)).tolist():
@@ -238,7 +251,10 @@ def choose_layers(
     ends = np.concatenate([[0], np.cumsum(k)])
     index, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1], dtype=np.float32)
     thresholds = np.full(k.size, -1, dtype=np.int32)
-    cuts, room = cuts_of(v, gradient, offsets, wanted, hints, margin)
+    if len(gradient) > 1 and _samples(sizes, wanted, hints):
+        gradient = _accumulated(v, gradient)
+    sampled = gradient[0] if len(gradient) == 1 else NOTHING
+    cuts, room = cuts_of(v, sampled, offsets, wanted, hints, margin)
     finite, positions, candidates, summary = sweep_layers(
         v, gradient, offsets, ends, cuts, room, index, values, thresholds
     )
@@ -254,6 +270,21 @@ def choose_layers(
     exact = thresholds.view(np.float32).astype(np.float64)
     heads = [head._replace(threshold=t) for head, t in zip(heads, exact.tolist(), strict=True)]
     return index, values, exact, heads
+
+
+def _samples(sizes: Index, k: Index, hints: NDArray[np.float64]) -> bool:
+    """Whether any layer's cut is estimated from a sample, for want of a hint."""
+    useless = ~((hints > 0) & (hints < GREAT))
+    return bool((useless & (k > 0) & (sizes > SMALL)).any())
+
+
+def _accumulated(v: Vector, gradient: Sequence[Vector]) -> Sequence[Vector]:
+    """What is left of a gradient once it is added to v: nothing."""
+    start = 0
+    for piece in gradient:
+        v[start : start + piece.size] += piece
+        start += piece.size
+    return ()
 
 
 def _heads(
@@ -299,7 +330,7 @@ def whole(v: Vector, k: int) -> Head:
 
 def sweep_layers(
     v: Vector,
-    gradient: Vector,
+    gradient: Sequence[Vector],
     offsets: Index,
     ends: Index,
     cuts: Bits,
@@ -310,11 +341,10 @@ def sweep_layers(
 ) -> Swept:
     """`_step` on the number of threads that suits the number of values."""
     threads = threads_for(int(offsets[-1] - offsets[0]))
-    parts, starts = plan(offsets, room, threads)
+    pieces = pieces_of(gradient, int(offsets[0]), int(offsets[-1]))
+    parts, starts = plan(offsets, room, threads, *pieces)
     step = _step if threads == 1 else _step_threads
-    return step(
-        v, v.view(np.int32), gradient, offsets, ends, cuts, parts, starts, index, values, thresholds
-    )
+    return step(v, v.view(np.int32), offsets, ends, cuts, parts, starts, index, values, thresholds)
 
 
 def _choose_large(
@@ -330,7 +360,7 @@ def _choose_large(
         room, exact = np.array([ROOM * expected + SLACK]), np.array([-1], dtype=np.int32)
         offsets, ends = np.array([0, v.size]), np.array([0, k])
         _, positions, candidates, summary = sweep_layers(
-            v, NOTHING, offsets, ends, cuts, room, index, values, exact
+            v, (), offsets, ends, cuts, room, index, values, exact
         )
         if exact[0] >= 0:
             return int(exact[0]), _heads(

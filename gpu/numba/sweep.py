@@ -14,12 +14,15 @@ and no further pass looks for them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numba import carray
 from numpy.typing import NDArray
 
 from gpu.numba.cache import njit
-from gpu.numba.words import WORD, add_and_mark, lowest, mark, ones
+from gpu.numba.words import WORD, add_and_mark, lowest, mark, ones, pointer_to
+from reference.ops import Index, Vector
 
 Bits = NDArray[np.int32]
 """Bit patterns of float32 values. Without the sign they are ordered like the magnitudes."""
@@ -30,6 +33,8 @@ INFINITE = np.int32(0x7F800000)
 """The magnitude bits of infinity; those of NaN are larger."""
 TILE = 64 * WORD
 """Values in a tile: few enough that they and their gradient fit into the fastest cache."""
+VALUE_BYTES = 4
+"""Bytes of a value."""
 COMMON = 4
 """Marks of a word that are always written, whether it has as many or not.
 
@@ -148,30 +153,53 @@ def _all_finite(bits):
 # All layers of a call -----------------------------------------------------------------------------
 
 
-@njit(nogil=True)
-def plan(offsets, room, threads):
-    """Divide the values into equal shares for the threads, and these into parts at layers' ends.
+def pieces_of(gradient: Sequence[Vector], start: int, stop: int) -> tuple[Index, Index]:
+    """For `plan`: where the pieces of v's gradient lie in memory (p), and where in v each begins,
+    and the last ends (p + 1).
 
-    Returns parts int64 (p, 5), p <= layers + threads: layer, first value, last value + 1, and the
-    start and length of the part's memory for candidates; and starts int64 (threads + 1): where each
-    thread's parts start.
+    gradient: the pieces, from v's first value on; none, or empty ones: nothing is to be added to
+    v[start:stop]. They must not be freed before the sweep is over.
+    """
+    some = [piece for piece in gradient if piece.size]
+    if not some:
+        return np.zeros(1, dtype=np.int64), np.array([start, stop])
+    addresses = [piece.__array_interface__["data"][0] for piece in some]
+    sizes = [piece.size for piece in some]
+    return np.array(addresses, dtype=np.int64), np.cumsum([0, *sizes], dtype=np.int64)
+
+
+@njit(nogil=True)
+def plan(offsets, room, threads, addresses, bounds):
+    """Divide the values into equal shares for the threads, and these into parts at the ends of
+    layers, and of the pieces that `pieces_of` has given.
+
+    Returns parts int64 (p, 6), p <= layers + threads + pieces: layer, first value, last value + 1,
+    the start and length of the part's memory for candidates, and the address at which the layer's
+    gradient would begin if all of it lay as this part's does, 0 without one; and starts int64
+    (threads + 1): where each thread's parts start.
     """
     parts, starts = (
-        np.zeros((room.size + threads, 5), dtype=np.int64),
+        np.zeros((room.size + threads + addresses.size, 6), dtype=np.int64),
         np.zeros(threads + 1, dtype=np.int64),
     )
     begin, total = offsets[0], offsets[-1] - offsets[0]
-    count, layer, at = 0, 0, 0
+    count, layer, piece, at = 0, 0, 0, 0
     for thread in range(threads):
         end, first = begin + total * (thread + 1) // threads, begin + total * thread // threads
         starts[thread] = count
         while first < end:
             while offsets[layer + 1] <= first:
                 layer += 1
-            stop, n = min(end, offsets[layer + 1]), offsets[layer + 1] - offsets[layer]
+            while bounds[piece + 1] <= first:
+                piece += 1
+            stop = min(end, offsets[layer + 1], bounds[piece + 1])
+            n = offsets[layer + 1] - offsets[layer]
             share = math.ceil(room[layer] * ((stop - first) / n))
             size = min(stop - first, share + SLACK) + COMMON if room[layer] else 0
-            parts[count] = (layer, first, stop, at, size)
+            address = addresses[piece]
+            if address:
+                address += VALUE_BYTES * (offsets[layer] - bounds[piece])
+            parts[count] = (layer, first, stop, at, size, address)
             count, at, first = count + 1, at + size, stop
     starts[threads] = count
     return parts[:count], starts
@@ -187,17 +215,18 @@ def scratch(parts):
 
 @njit(nogil=True)
 def sweep_share(
-    thread, v, bits, gradient, offsets, cuts, parts, starts, positions, candidates, counts, finite
+    thread, v, bits, offsets, cuts, parts, starts, positions, candidates, counts, finite
 ):
     """`sweep` the parts of one thread; positions count from the start of the layer."""
     marks = tile_marks()
     for part in range(starts[thread], starts[thread + 1]):
-        layer, first, stop, begin, size = parts[part]
+        layer, first, stop, begin, size, address = parts[part]
         origin, end = offsets[layer], begin + size
+        gradient = carray(pointer_to(address), (stop - origin if address else 0,), np.float32)
         counts[part], finite[part] = sweep(
             v[origin:stop],
             bits[origin:stop],
-            gradient[origin:stop],
+            gradient,
             first - origin,
             stop - origin,
             cuts[layer],

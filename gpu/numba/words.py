@@ -1,6 +1,7 @@
-"""Words of marks: one integer whose bits say which of 64 values are large, for numba's functions.
+"""What numba's functions take from LLVM: words of marks, one integer whose bits say which of 64
+values are large, and arrays by their address.
 
-LLVM does not generate this from a loop. So the comparison of 64 values is written in LLVM's
+LLVM does not generate words from a loop. So the comparison of 64 values is written in LLVM's
 intermediate language, which becomes vector instructions of the processor that it is compiled for.
 Positions are not checked against the arrays' bounds.
 """
@@ -100,3 +101,13 @@ def lowest(_typing: Any, word: Any) -> Any:
 def _count(word: Any) -> Any:
     """The signature of a function that counts bits."""
     return types.uint64(word) if word == types.uint64 else None
+
+
+@intrinsic
+def pointer_to(_typing: Any, address: Any) -> Any:
+    """A pointer from an int64, for `numba.carray`."""
+
+    def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), generate

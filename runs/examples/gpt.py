@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import dls.torch  # dls
-from dls.comm import cores
 
 BYTES = 256
 """The vocabulary."""
@@ -118,7 +117,6 @@ def main() -> None:
     method = {} if given.method == "dense" else {"density": given.density}
     sync = dls.torch.attach(model, given.method, **method)  # dls
     rank = sync.comm.rank
-    torch.set_num_threads(min(torch.get_num_threads(), cores.of(sync.comm)))
     torch.manual_seed(given.seed + 1 + rank)  # each rank draws other pieces
 
     optimizer = torch.optim.AdamW(model.parameters(), given.lr, betas=(0.9, 0.95))

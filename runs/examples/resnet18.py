@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import dls.torch  # dls
-from dls.comm import cores
 from dls.tasks import data
 
 
@@ -95,7 +94,6 @@ def main() -> None:
     method = {} if given.method == "dense" else {"density": given.density}
     sync = dls.torch.attach(model, given.method, **method)  # dls
     rank, ranks = sync.comm.rank, sync.comm.size
-    torch.set_num_threads(min(torch.get_num_threads(), cores.of(sync.comm)))
     torch.manual_seed(given.seed + 1 + rank)  # each rank draws other images
 
     steps = given.steps or 12 * len(images) // (given.batch * ranks)

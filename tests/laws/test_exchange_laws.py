@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import dls
+from dls import backends
+from dls.comm import local
 from dls.exchange import methods
+from dls.exchange.exchanger import Exchanger
+from dls.exchange.layout import Layer, Layout
+from dls.exchange.methods.dense import Dense
+from dls.exchange.methods.dls import Dls
+from dls.exchange.methods.global_topk import GlobalTopk
+from dls.exchange.methods.layerwise_topk import LayerwiseTopk
+from dls.exchange.settings import build
 from reference import collectives
 from reference.collectives import LockStepError
 from tests import cases, exchanging, newcomers
 from tests.cases import Case
+from tests.parts import EF21
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -58,6 +70,76 @@ def test_buckets_mean_nothing_where_no_collective_chooses_inside_them(case: Case
         runs = [exchanging.workers(replace(case, bucket_size=size), 2) for size in (1, 0)]
         bits = [[[seen.bits for seen in own] for own in run] for run in runs]
         assert bits[0] == bits[1]
+
+
+# --- gradients that are read where they lie -----------------------------------------------------
+
+
+class Chooses(Dls):
+    """A method that looks at gradients itself."""
+
+    def select(self, bucket: Any, gradient: Any) -> Any:
+        assert gradient.shape == (bucket.size,)
+        return super().select(bucket, gradient)
+
+
+class Remembers(LayerwiseTopk):
+    """A method with a memory that says nothing of pieces."""
+
+    def make_memory(self) -> Any:
+        return EF21(self.layout.n, self.ops)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "on_nan", "copied"),
+    [
+        (Dls, {}, "stop", False),
+        (LayerwiseTopk, {}, "stop", False),
+        (GlobalTopk, {}, "stop", False),
+        (Dls, {"dls_from": "left"}, "stop", False),
+        (Dls, {"dls_from": "ahead"}, "stop", True),
+        (Dls, {}, "skip", True),
+        (Dense, {}, "stop", True),
+        (Chooses, {}, "stop", True),
+        (Remembers, {}, "stop", True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_gradient_is_copied_only_where_a_method_needs_it_in_one_piece(
+    method: Any, settings: dict[str, Any], on_nan: str, copied: bool, in_place: bool
+) -> None:
+    layout = Layout([Layer("a", 6), Layer("b", 4)])
+    own = build(method.Settings, settings | ({} if method is Dense else {"density": 0.5}))
+    exchanger = Exchanger(
+        layout, method, own, local.alone(), backends.load("numba"), bucket_size=1, on_nan=on_nan
+    )
+    exchanger.clock.restart()
+    exchanger.begin(0)
+    pieces = {0: [np.arange(1, 5, dtype=np.float32), np.array([[9.0, 8.0]], dtype=np.float32)]}
+    pieces[1] = [np.array([5, -6, 7, -8], dtype=np.float32)]
+    for layer in (1, 0):
+        exchanger.ready(layer, pieces[layer], in_place=in_place)
+    exchanger.end()
+    given = np.concatenate([piece.reshape(-1) for piece in (*pieces[0], *pieces[1])])
+    expected = given if copied or not in_place else np.zeros(10)
+    assert exchanger.gradients.tolist() == expected.tolist()
+    sent = exchanger.update != 0
+    assert exchanger.update[sent].tolist() == given[sent].tolist()
+    assert sent.sum() == (10 if method is Dense else 5)
+
+
+def test_pieces_that_do_not_make_up_the_layer_are_refused() -> None:
+    layout, method = Layout([Layer("a", 6)]), LayerwiseTopk
+    own = build(method.Settings, {"density": 0.5})
+    exchanger = Exchanger(layout, method, own, local.alone(), backends.load("numpy"))
+    exchanger.clock.restart()
+    exchanger.begin(0)
+    for in_place in (True, False):
+        with pytest.raises(ValueError, match="layer a has 6 values, and its gradient 5"):
+            exchanger.ready(
+                0, [np.ones(2, dtype=np.float32), np.ones(3, dtype=np.float32)], in_place=in_place
+            )
 
 
 # --- newcomers ------------------------------------------------------------------------------------

@@ -115,6 +115,39 @@ def a_frozen_parameter_keeps_what_it_has_not_sent(comm: Comm) -> None:
 
 
 @case
+def a_gradient_is_read_where_pytorch_has_put_it(comm: Comm) -> None:
+    """Until the mean comes, its place still holds the last one; where the gradient is not float32
+    in one piece, or a method needs all in one vector, that is where it is copied to.
+    """
+
+    class Turned(nn.Module):
+        """Its weight lies column by column, and so does the gradient."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 4).t())
+            self.bias = nn.Parameter(torch.zeros(3))
+
+    for method, copied in (("layerwise-topk", False), ("dls", False), ("dense", True)):
+        model = Turned()
+        sync = attach(model, comm, method, backend="numba")
+        for step in range(3):
+            before = sync.stepper.flat.clone()
+            (model.bias + inputs(comm.rank, step, 5, 4) @ model.weight).square().sum().backward()
+            assert not model.weight.grad.is_contiguous()
+            weight, bias = (sync.stepper.places[name] for name in ("weight", "bias"))
+            if step:  # the first step leaves in wait
+                flat = sync.stepper.flat
+                assert flat[weight].tolist() == model.weight.grad.reshape(-1).tolist()
+                expected = model.bias.grad if copied else before[bias]
+                assert flat[bias].tolist() == expected.tolist(), method
+                assert copied or expected.tolist() != model.bias.grad.tolist()
+            sync.wait()
+            model.zero_grad()
+        sync.close()
+
+
+@case
 def a_parameter_frozen_on_one_rank_is_named(comm: Comm) -> None:
     model = Branches()
     sync = attach(model, comm)

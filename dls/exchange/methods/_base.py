@@ -27,7 +27,7 @@ from dls.exchange.settings import COUNT, Range, setting
 from reference import collectives, methods
 from reference.adjustment import Counts, Thresholds
 from reference.collectives import Chosen, Exchanged, Gather, Net, Round
-from reference.ops import Head, Index, NonFiniteError, Vector
+from reference.ops import Gradient, Head, Index, NonFiniteError, Vector
 from reference.wire import VALUE_BYTES
 
 Landed = Sequence[tuple[slice, Exchanged]]
@@ -49,15 +49,17 @@ class Method(ABC):
     `global_share` may be called between `complete` and `release`.
 
     Settings: a frozen dataclass whose fields, made by `settings.setting`, are the method's flags
-    and TOML keys. whole: all layers are one bucket and one part. library_sums: sums are formed in
-    the MPI library's order, so that the bits depend on the library. columns: what it records of
-    each step, one dataset of the trace each; `describe_selection` and `describe_memory` give their
-    values.
+    and TOML keys. whole: all layers are one bucket and one part. takes_pieces: `exchange` also
+    takes a gradient as the vectors that make it up, so that these need not be copied together.
+    library_sums: sums are formed in the MPI library's order, so that the bits depend on the
+    library. columns: what it records of each step, one dataset of the trace each;
+    `describe_selection` and `describe_memory` give their values.
     """
 
     Settings: ClassVar[type] = NoSettings
     columns: ClassVar[tuple[Column, ...]] = (K, THRESHOLD, RESIDUAL_NORM)
     whole: ClassVar[bool] = False
+    takes_pieces: bool = False
     library_sums: ClassVar[bool] = False
 
     def __init__(
@@ -229,14 +231,24 @@ class Sparse(Method):
     moves (`adjust`). `memory.v` holds v, the accumulated gradient, from a part's selection to
     `release`. `sent`: how many values of each part this step sends; `thresholds`: the smallest
     magnitude of these, as far as there are any.
+
+    A subclass with an `exchange` or `select` of its own is given no pieces, unless it says that it
+    takes them.
     """
 
     Settings = SparseSettings
     settings: Any
+    takes_pieces = True
+
+    def __init_subclass__(cls) -> None:
+        """See `takes_pieces`."""
+        if {"exchange", "select"} & vars(cls).keys() and "takes_pieces" not in vars(cls):
+            cls.takes_pieces = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.memory: Memory = self.make_memory()
+        self.takes_pieces &= self.memory.takes_pieces
         self.collective = collectives.COLLECTIVES[self.settings.collective]
         self.sizes = self.layout.sizes_of(self.buckets)
         self.offsets: Index = np.cumsum([0, *self.sizes], dtype=np.int64)
@@ -248,6 +260,10 @@ class Sparse(Method):
         self.thresholds = np.zeros(len(self.sizes))
         self.sent = np.zeros_like(self.k)
         self.chosen: dict[int, list[Section]] = {}
+        self.forget_heads()
+
+    def forget_heads(self) -> None:
+        """Free what this step's selection has come across."""
         nothing = Head(np.empty(0, dtype=np.int64), self.memory.v[:0], 0, math.inf, math.inf)
         self.heads: list[Head] = [nothing] * len(self.sizes)
 
@@ -315,7 +331,7 @@ class Sparse(Method):
         """How many of its k values each part chooses by itself; k [..., parts]."""
         return k
 
-    def exchange(self, bucket: Bucket, gradient: Vector) -> Generator[Round, Any, Landed]:
+    def exchange(self, bucket: Bucket, gradient: Gradient) -> Generator[Round, Any, Landed]:
         """Choose, then let the collective carry each section; they travel together."""
         with self.clock.phase("select", bucket.layers):
             sections = self.chosen[bucket.index] = self.select(bucket, gradient)
@@ -326,7 +342,7 @@ class Sparse(Method):
         done = yield from collectives.together(exchanges)
         return [(place, exchanged) for (place, _), exchanged in zip(sections, done, strict=True)]
 
-    def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
+    def select(self, bucket: Bucket, gradient: Gradient) -> list[Section]:
         """v = r + g, then top-k in each part; the last step's thresholds are the hints."""
         here, residual = (
             slice(bucket.parts.start, bucket.parts.stop),

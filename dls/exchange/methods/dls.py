@@ -16,7 +16,8 @@ import typing
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from reference import methods, variance
 from reference.adjustment import Counts, Thresholds
 from reference.collectives import Round
 from reference.methods import Source
-from reference.ops import Index, Vector
+from reference.ops import Gradient, Index, Vector
 
 RESERVE = Column(
     "steps/reserve",
@@ -85,11 +86,13 @@ class Dls(LayerwiseTopk):
 
     Settings = DlsSettings
     columns = (*LayerwiseTopk.columns, RESERVE)
+    takes_pieces = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.brought: Counts = np.zeros_like(self.k)
         self.gradients: list[Vector] = [self.memory.v[:0]] * len(self.sizes)
+        self.takes_pieces &= not self._looks_ahead
 
     @classmethod
     def meaning(cls, settings: Any) -> methods.Method:
@@ -128,16 +131,23 @@ class Dls(LayerwiseTopk):
         """
         return methods.own_k(k, self.settings.dls_reserve)
 
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether the adjustment needs this step's gradients."""
+        return bool(self.settings.dls_from == "ahead")
+
     def _brings_reserve(self, bucket: Bucket) -> bool:
         """Whether this bucket leaves last, and with it what the reserve brings."""
         return bucket.is_last and self.settings.dls_reserve > 0
 
-    def select(self, bucket: Bucket, gradient: Vector) -> list[Section]:
+    def select(self, bucket: Bucket, gradient: Gradient) -> list[Section]:
         """Each part by itself; with the last ones also the largest of all that is left, as many as
         the reserve holds.
         """
-        for part, start, stop in zip(bucket.parts, bucket.cuts[:-1], bucket.cuts[1:], strict=True):
-            self.gradients[part] = gradient[start:stop]
+        if self._looks_ahead:
+            flat, bounds = cast(Vector, gradient), pairwise(bucket.cuts)
+            for part, (start, stop) in zip(bucket.parts, bounds, strict=True):
+                self.gradients[part] = flat[start:stop]
         own = super().select(bucket, gradient)
         if not self._brings_reserve(bucket):
             return own
@@ -176,6 +186,7 @@ class Dls(LayerwiseTopk):
         if finished % self.settings.dls_every:
             return
         own = self.checked(self.next_k(), int(self.sent.sum()))
+        self.forget_heads()
         self.k_of_ranks = yield from gather_counts(own, self.net, "<u4")
 
     def next_k(self) -> Counts:
@@ -208,7 +219,7 @@ class Dls(LayerwiseTopk):
 
     def _guess(self, part: int) -> Vector:
         left = self.v(part)
-        if self.settings.dls_from == "ahead":
+        if self._looks_ahead:
             left = left.copy()
             with np.errstate(over="ignore"):
                 self.ops.accumulate(left, self.gradients[part])
