@@ -142,7 +142,7 @@ def _own(sync: Sync) -> Arrays:
     own[RANDOM + "cpu"] = torch.get_rng_state().numpy()
     if torch.cuda.is_initialized():
         own[RANDOM + "cuda"] = torch.cuda.get_rng_state().numpy()
-    if sync.buffers == "local":
+    if sync.options.buffers == "local":
         own[BUFFERS] = _bytes(dict(sync.model.named_buffers()))
     return own
 
@@ -152,7 +152,7 @@ def _take_own(sync: Sync, own: Arrays) -> None:
     torch.set_rng_state(torch.from_numpy(own[RANDOM + "cpu"]))
     if RANDOM + "cuda" in own and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.from_numpy(own[RANDOM + "cuda"]))
-    if BUFFERS in own and sync.buffers == "local":
+    if BUFFERS in own and sync.options.buffers == "local":
         saved = _object(BUFFERS, own[BUFFERS])
         with torch.no_grad():
             for name, buffer in sync.model.named_buffers():

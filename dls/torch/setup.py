@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,50 @@ from dls import backends
 from dls.comm import cores
 from dls.comm.base import Comm
 from dls.torch.parameters import Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `attach`, by their names there. ValueError where one is wrong."""
+
+    comm: Any
+    backend: str
+    bucket_size: int
+    overlap: bool
+    on_nan: str
+    scaler: Any
+    buffers: str
+    broadcast: bool
+    check_every: int
+    threads: int
+    timeout: float
+    out: str | Path
+    trace_every: int
+    diagnose_every: int
+
+    def __post_init__(self) -> None:
+        check_numbers(self.bucket_size, self.check_every, self.threads, self.timeout)
+        check_number("trace_every", self.trace_every, 1)
+        check_number("diagnose_every", self.diagnose_every, 0)
+        if self.on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan is {self.on_nan!r}, not 'stop' or 'skip'")
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step in which a rank meets NaN or infinity is left out."""
+        return self.scaler is not None or self.on_nan == "skip"
+
+    def same(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        names = ("bucket_size", "on_nan", "buffers", "broadcast", "check_every")
+        same = {name: getattr(self, name) for name in names}
+        same |= {"scaler": self.scaler is not None, "out": str(self.out)}
+        return same | {"trace_every": self.trace_every, "diagnose_every": self.diagnose_every}
+
+    def recorded(self) -> dict[str, Any]:
+        """What a trace names, beside backend and threads."""
+        names = ("bucket_size", "overlap", "on_nan", "check_every", "buffers")
+        return {name: getattr(self, name) for name in names}
 
 
 def check_number(name: str, value: Any, low: int) -> None:

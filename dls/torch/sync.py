@@ -14,6 +14,7 @@ import torch
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
 from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.exchange.methods import Method
 from dls.exchange.methods.dense import Dense
 from dls.torch import checkpoints, compiled, ranks, setup, states
 from dls.torch.alone import Alone
@@ -73,9 +74,7 @@ def attach(
 
     ValueError, on all ranks, where an argument is wrong or ranks differ.
     """
-    return Sync(
-        model,
-        method,
+    options = setup.Options(
         comm=comm,
         backend=backend,
         bucket_size=bucket_size,
@@ -90,92 +89,74 @@ def attach(
         out=out,
         trace_every=trace_every,
         diagnose_every=diagnose_every,
-        **of_method,
     )
+    return Sync(model, method, options, of_method)
 
 
 class Sync:
     """What `attach` returns. `steps`: finished steps; `row`: of the last one bytes and seconds."""
 
     def __init__(
-        self,
-        model: Tensor,
-        method: str,
-        *,
-        comm: Any,
-        backend: str,
-        bucket_size: int,
-        overlap: bool,
-        on_nan: str,
-        scaler: Any,
-        buffers: str,
-        broadcast: bool,
-        check_every: int,
-        threads: int,
-        timeout: float,
-        out: str | Path,
-        trace_every: int,
-        diagnose_every: int,
-        **of_method: Any,
+        self, model: Tensor, method: str, options: setup.Options, of_method: Mapping[str, Any]
     ) -> None:
-        setup.check_numbers(bucket_size, check_every, threads, timeout)
-        setup.check_number("trace_every", trace_every, 1)
-        setup.check_number("diagnose_every", diagnose_every, 0)
-        if on_nan not in ("stop", "skip"):
-            raise ValueError(f"on_nan is {on_nan!r}, not 'stop' or 'skip'")
         self.model, self.parameters = model, tracked(model)
         _check_unattached(self.parameters)
-        own = settings.build(methods.find(method).Settings, of_method)
-        self.method = method
-        self.comm = ranks.comm(comm, timeout)
-        self._owns = not isinstance(comm, Comm)
-        same = {"method": method, "settings": own, "bucket_size": bucket_size, "on_nan": on_nan}
-        same |= {"buffers": buffers, "broadcast": broadcast, "check_every": check_every}
-        same |= {"scaler": scaler is not None, "out": str(out), "trace_every": trace_every}
-        same |= {"diagnose_every": diagnose_every}
+        self.method, self.options = method, options
+        kind = methods.find(method)
+        own = settings.build(kind.Settings, of_method)
+        self.comm = ranks.comm(options.comm, options.timeout)
+        self._owns = not isinstance(options.comm, Comm)
+        same = {"method": method, "settings": own, **options.same()}
         ranks.check_same(self.comm, same, [each.describe() for each in self.parameters])
         tensors = [each.tensor for each in self.parameters]
-        ranks.check_threads(self.comm, tensors, overlap)
-        self.buffers, self._buffers = buffers, Buffers(model, buffers, self.comm)
-        self.backend, self.threads = setup.backend(backend, tensors[0], self.comm, threads)
-        self._scaler, self._skips = scaler, scaler is not None or on_nan == "skip"
-        kind = Alone if self.comm.size == 1 and methods.find(method) is Dense else Steps
-        self.stepper = kind(
-            self.parameters,
-            methods.find(method),
-            own,
-            self.comm,
-            self.backend,
-            bucket_size=bucket_size,
-            on_nan="skip" if self._skips else "stop",
-            overlap=overlap,
-            scale=scaler.get_scale if scaler is not None else None,
-            check=self._check_newcomers,
-        )
-        if broadcast:
-            every = [*model.parameters(), *model.buffers()]
-            ranks.copy_from_rank_0(self.comm, every)
-        self.words = Words(self.comm, self.parameters, check_every)
-        self._compiled = compiled.Watch(model) if overlap and self.comm.size > 1 else None
+        ranks.check_threads(self.comm, tensors, options.overlap)
+        self._buffers = Buffers(model, options.buffers, self.comm)
+        found = setup.backend(options.backend, tensors[0], self.comm, options.threads)
+        self.backend, self.threads = found
+        self.stepper = self._steps(kind, own)
+        if options.broadcast:
+            ranks.copy_from_rank_0(self.comm, [*model.parameters(), *model.buffers()])
+        self.words = Words(self.comm, self.parameters, options.check_every)
+        several = options.overlap and self.comm.size > 1
+        self._compiled = compiled.Watch(model) if several else None
         self.folders = Folders(self.comm)
-        self.options = {"backend": self.backend.name, "bucket_size": bucket_size}
-        self.options |= {"overlap": overlap, "on_nan": on_nan, "check_every": check_every}
-        self.options |= {"threads": self.threads, "buffers": buffers}
         self.resumed_at: int | None = None
-        self._diagnose_every = diagnose_every
-        self._trace = Trace(self, self.folders.open(out), trace_every) if out else None
+        self._trace: Trace | None = None
+        if options.out:
+            self._trace = Trace(self, self.folders.open(options.out), options.trace_every)
         self._lock, self._thread = threading.RLock(), threading.get_ident()
         self._held = 0
         self.row: Row | None = None
         self._opened = ExitStack()
+        self._listen()
+        self._start_clock()
+        _attached.add(self)
+
+    def _steps(self, kind: type[Method], own: Any) -> Steps:
+        """The exchange of the gradients. own: the method's settings."""
+        options, scaler = self.options, self.options.scaler
+        alone = self.comm.size == 1 and kind is Dense
+        return (Alone if alone else Steps)(
+            self.parameters,
+            kind,
+            own,
+            self.comm,
+            self.backend,
+            bucket_size=options.bucket_size,
+            on_nan="skip" if options.skips else "stop",
+            overlap=options.overlap,
+            scale=scaler.get_scale if scaler is not None else None,
+            check=self._check_newcomers,
+        )
+
+    def _listen(self) -> None:
+        """Be told of every gradient that grows, and for a trace of the forward pass."""
         for number, each in enumerate(self.parameters):
             hook = each.tensor.register_post_accumulate_grad_hook(self._hook(number))
             self._opened.callback(hook.remove)
         if self._trace:
-            forward = model.register_forward_pre_hook(self._forward_begins())
+            forward = self.model.register_forward_pre_hook(self._forward_begins())
             self._opened.callback(forward.remove)
-        self._start_clock()
-        _attached.add(self)
 
     # --- a step --------------------------------------------------------------------------------
 
@@ -202,7 +183,7 @@ class Sync:
             self.row = self.stepper.end(record=self._trace is not None and self._trace.due(step))
             self.words.hear()
             self._buffers.apply()
-            if self.row.met_by and self._scaler is None:
+            if self.row.met_by and self.options.scaler is None:
                 for each in self.parameters:
                     each.tensor.grad = None
             else:
@@ -225,7 +206,7 @@ class Sync:
             )
 
     def _start_clock(self) -> None:
-        following, every = self.stepper.finished + 1, self._diagnose_every
+        following, every = self.stepper.finished + 1, self.options.diagnose_every
         self.stepper.start_clock(with_timeline=every > 0 and following % every == 0)
 
     def log(self, **values: Any) -> None:

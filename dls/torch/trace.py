@@ -125,7 +125,8 @@ class Trace:
         sync = self._sync
         own = dataclasses.asdict(sync.stepper.exchanger.method.settings)
         config = {"method": sync.method, "model": type(sync.model).__name__, **own}
-        return config | sync.options | {"out": str(self._out), "trace_every": self._every}
+        config |= {"backend": sync.backend.name, "threads": sync.threads, **sync.options.recorded()}
+        return config | {"out": str(self._out), "trace_every": self._every}
 
 
 def _number(value: Any) -> float:
