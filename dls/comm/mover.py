@@ -45,7 +45,7 @@ class Posted:
         """Whether it is complete; this also makes progress. `done` raises errors."""
         try:
             complete = self._requests is not None and all(
-                [request.Test() for request in self._requests]
+                request.Test() for request in self._requests
             )
         except MPI.Exception as error:
             self._requests, self._error = [], error
@@ -99,8 +99,10 @@ class Mover:
             return
         try:
             self._post()
-            for _ in range(tests):
-                self._under_way = [posted for posted in self._under_way if not posted.test()]
+            for _ in range(tests):  # a test of one operation makes progress on all of them
+                if self._under_way and self._under_way[0].test():
+                    self._under_way.pop(0)
+            self._under_way = [posted for posted in self._under_way if not posted.test()]
             self._work.clear()
             if self._under_way or self._new or self._stopped:  # after clear: nothing is missed
                 self._work.set()

@@ -30,12 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Make the files that the options name, so that an obstacle shows before hours of measuring.
+    """Open the files that the options name, so that an obstacle shows before hours of measuring.
 
-    OSError where one cannot be written.
+    What a file holds stays until there are rows. OSError where one cannot be written.
     """
     if options.json:
-        options.json.write_text("[]\n", encoding="utf-8")
+        with options.json.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write("[]\n")
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
         files.check_folder(options.report)

@@ -14,7 +14,7 @@ import torch
 
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
-from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.exchange.exchanger import Row
 from dls.torch import ranks, setup, states
 from dls.torch.parameters import Tensor, tracked
 from dls.torch.steps import Steps
@@ -27,7 +27,7 @@ def comm_hook(
     *,
     comm: Any = None,
     backend: str = "",
-    bucket_size: int = BUCKET_SIZE,
+    bucket_size: int = setup.BUCKET_SIZE,
     scaler: Any = None,
     check_every: int = 100,
     threads: int = 0,

@@ -16,6 +16,12 @@ from dls.comm.base import Comm
 from dls.torch.parameters import Tensor
 
 
+BUCKET_SIZE = 1 << 20
+"""The default size of a bucket, in values: larger than that of `dls.exchange`, as these models are
+larger, and a bucket takes about half a millisecond whatever it holds.
+"""
+
+
 @dataclass(frozen=True)
 class Options:
     """The arguments of `attach`, by their names there. ValueError where one is wrong."""

@@ -13,7 +13,7 @@ import torch
 
 from dls.comm.base import Comm
 from dls.exchange import methods, settings
-from dls.exchange.exchanger import BUCKET_SIZE, Row
+from dls.exchange.exchanger import Row
 from dls.exchange.methods import Method
 from dls.exchange.methods.dense import Dense
 from dls.torch import checkpoints, compiled, ranks, setup, states
@@ -34,7 +34,7 @@ def attach(
     *,
     comm: Any = None,
     backend: str = "",
-    bucket_size: int = BUCKET_SIZE,
+    bucket_size: int = setup.BUCKET_SIZE,
     overlap: bool = True,
     on_nan: str = "stop",
     scaler: Any = None,
