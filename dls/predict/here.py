@@ -14,7 +14,6 @@ import numpy as np
 from dls.cli import UsageError
 from dls.cost.replay import Step
 from dls.exchange import methods
-from dls.exchange.exchanger import BUCKET_SIZE
 from dls.exchange.layout import Layout
 from dls.predict import recording
 from dls.tools import networks
@@ -64,17 +63,18 @@ def of_torch(where: str) -> recording.Run:
     """
     sys.path.insert(0, "")
     try:
-        from dls.torch import measured
+        from dls.torch import measured, setup
     except ImportError as error:
         raise UsageError(f"--torch needs PyTorch: {error}") from None
     layers, taken = measured.measure(*measured.built(where), STEPS)
     layout = Layout(layers)
-    buckets = layout.buckets(BUCKET_SIZE)
+    config = {"bucket_size": setup.BUCKET_SIZE}
+    buckets = layout.buckets(setup.BUCKET_SIZE)
     steps = [_step(each.forward, each.backward, len(buckets)) for each in taken]
     seconds = np.array([step.computing for step in steps])
     settings = methods.load(DENSE).Settings()
     return recording.Run(
-        where, layout, DENSE, settings, {}, buckets, steps, seconds, 0.0, 0.0, worked=False
+        where, layout, DENSE, settings, config, buckets, steps, seconds, 0.0, 0.0, worked=False
     )
 
 

@@ -15,7 +15,6 @@ from dls.comm import cores
 from dls.comm.base import Comm
 from dls.torch.parameters import Tensor
 
-
 BUCKET_SIZE = 1 << 20
 """The default size of a bucket, in values: larger than that of `dls.exchange`, as these models are
 larger, and a bucket takes about half a millisecond whatever it holds.
