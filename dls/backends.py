@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -108,6 +109,9 @@ class Ops(Protocol):
 
     def from_dlpack(self, array: Any) -> NDArray[Any]:
         """Another library's array on this backend's device, in the same memory."""
+
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """Meanwhile compute in the order of another library's CUDA stream, given by its handle."""
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads."""

@@ -6,6 +6,7 @@ threads and no devices, so the methods about these do nothing here.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -53,6 +54,10 @@ class Ops:
     def from_dlpack(self, array: Any) -> NDArray[Any]:
         """Another library's array on this backend's device, in the same memory."""
         return np.from_dlpack(array)
+
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """Meanwhile compute in the order of another library's CUDA stream; numpy has no streams."""
+        return nullcontext()
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads; numpy has only those of BLAS, which are set elsewhere."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -41,6 +42,8 @@ TESTS = (
     "tests/backends/test_replay.py",
     "tests/tools/test_bench.py",
 )
+TORCH = ("tests/torch/test_attach.py",)
+"""What is added where PyTorch reaches the GPU as well."""
 CARD = "not numba and not numpy"
 """What of these is for the card, as pytest's -k has it: the turns of numpy and numba need none."""
 PLUGINS = ("pytest_timeout", "xdist.plugin", "_hypothesis_pytestplugin")
@@ -54,8 +57,10 @@ LIMIT, OF_TESTS = 345.0, 0.6
 SIZES = {"select": "1000000,25600000,vgg16,resnet20,100000000", "adjust": "vgg16,resnet20"}
 """What is measured, the longest last: 100,000,000 values take 5 GB of the card's memory."""
 ON_HOST = {"select": "2000,resnet20", "adjust": "resnet20"}
-RESULT, HOST = "DLS_TEST_RESULT", "DLS_TEST_HOST"
-"""Variables that tell a part where the tests' outcome goes, and whether the CPU stands in."""
+RESULT, HOST, OF_TORCH = "DLS_TEST_RESULT", "DLS_TEST_HOST", "DLS_TEST_TORCH"
+"""Variables that tell a part where the tests' outcome goes, whether the CPU stands in, and where
+PyTorch's tensors are.
+"""
 
 
 # The parts ----------------------------------------------------------------------------------------
@@ -104,7 +109,18 @@ def _pytest(more: Sequence[str]) -> list[str]:
     plugins = [name for name in PLUGINS if importlib.util.find_spec(name.split(".")[0])]
     named = [word for name in (*plugins, "tests.card") for word in ("-p", name)]
     workers = ["-n", str(WORKERS), "--dist", "worksteal"] if "xdist.plugin" in plugins else []
-    return ["-m", "pytest", *named, *workers, "-W", "default", "-k", CARD, *TESTS, *more]
+    tests = TESTS + (TORCH if _torch_has_a_card() else ())
+    return ["-m", "pytest", *named, *workers, "-W", "default", "-k", CARD, *tests, *more]
+
+
+def _torch_has_a_card() -> bool:
+    """Whether there is PyTorch, and it uses this GPU, which its tests are then told."""
+    if os.environ.get(HOST) or importlib.util.find_spec("torch") is None:
+        return False
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        os.environ[OF_TORCH] = "cuda"
+    return bool(torch.cuda.is_available())
 
 
 def _bench(name: str, options: argparse.Namespace) -> list[str]:

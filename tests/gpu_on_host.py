@@ -8,6 +8,7 @@ import ctypes
 import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,9 @@ class Host:
 
     def wait(self) -> None:
         pass
+
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def address(self, array: Any) -> int:
         return int(array.ctypes.data)

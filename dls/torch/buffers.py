@@ -49,16 +49,21 @@ class Buffers:
         answer, self._word = self._word.wait(), None
         mean = self._kind == "mean"
         values = answer * np.float32(1 / self._comm.size) if mean else answer[0].view(np.float32)
-        start = 0
-        for buffer in self._floating():
-            piece = torch.from_numpy(np.array(values[start : start + buffer.numel()]))
-            with torch.no_grad():
+        buffers = self._floating()
+        moved = torch.from_numpy(np.array(values)).to(buffers[0].device)
+        pieces = moved.split([buffer.numel() for buffer in buffers])
+        with torch.no_grad():
+            for buffer, piece in zip(buffers, pieces, strict=True):
                 buffer.copy_(piece.view(buffer.shape))
-            start += buffer.numel()
 
     def _own(self) -> np.ndarray[Any, Any]:
-        pieces = [buffer.detach().reshape(-1).float().cpu() for buffer in self._floating()]
-        whole: np.ndarray[Any, Any] = torch.cat(pieces or [torch.zeros(0)]).numpy()
+        """One copy from a GPU, and in `apply` one to it."""
+        buffers = self._floating()
+        if not buffers:
+            return np.zeros(0, dtype=np.float32)
+        device = buffers[0].device
+        pieces = [buffer.detach().reshape(-1).to(device, torch.float32) for buffer in buffers]
+        whole: np.ndarray[Any, Any] = torch.cat(pieces).cpu().numpy()
         return whole
 
     def _floating(self) -> list[Tensor]:

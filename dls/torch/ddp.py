@@ -7,7 +7,8 @@ not sent stays with its parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,16 +81,17 @@ class Hook:
         tensors = [each.tensor for each in self.parameters]
         ranks.check_threads(comm, tensors, overlap=True)
         self.backend, self.threads = setup.backend(backend, tensors[0], comm, threads)
-        self.stepper = Steps(
-            self.parameters,
-            methods.find(method),
-            own,
-            comm,
-            self.backend,
-            bucket_size=bucket_size,
-            on_nan="skip" if scaler is not None else "stop",
-            scale=scaler.get_scale if scaler is not None else None,
-        )
+        with self._computing():
+            self.stepper = Steps(
+                self.parameters,
+                methods.find(method),
+                own,
+                comm,
+                self.backend,
+                bucket_size=bucket_size,
+                on_nan="skip" if scaler is not None else "stop",
+                scale=scaler.get_scale if scaler is not None else None,
+            )
         self.words = Words(comm, self.parameters, check_every)
         self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._held: list[tuple[Tensor, list[tuple[int, Tensor]], Any]] = []
@@ -108,12 +110,18 @@ class Hook:
         devices = [buffer.device] if buffer.device.type == "cuda" else []
         future = torch.futures.Future(devices=devices)
         self._held.append((buffer, gradients, future))
-        with torch.no_grad():
+        with self._computing():
             if self.stepper.agreed:
                 self._send(gradients)
             if bucket.is_last():
                 self._finish()
         return future
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without a graph, in the order of PyTorch's own work."""
+        with torch.no_grad(), setup.in_stream_of(self.parameters[0].tensor, self.backend):
+            yield
 
     def _send(self, gradients: list[tuple[int, Tensor]]) -> None:
         self.stepper.begin()
@@ -143,11 +151,13 @@ class Hook:
 
     def state_dict(self) -> states.State:
         """What this rank needs to go on; each rank saves and loads its own."""
-        return states.save(self.stepper, self.method)
+        with self._computing():
+            return states.save(self.stepper, self.method)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
 
         See `Sync.load_state_dict`.
         """
-        states.load(self.stepper, state, self.method, strict)
+        with self._computing():
+            states.load(self.stepper, state, self.method, strict)

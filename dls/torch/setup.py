@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,12 @@ def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends
     # has changed the number of threads there.
     torch.set_num_threads(own if "OMP_NUM_THREADS" in os.environ else min(own, share))
     return found, count
+
+
+def in_stream_of(like: Tensor, backend: backends.Backend) -> AbstractContextManager[Any]:
+    """Meanwhile what the backend computes on a CUDA device comes in the order of PyTorch's current
+    stream there.
+    """
+    if like.device.type != "cuda":
+        return nullcontext()
+    return backend.ops.in_stream(torch.cuda.current_stream(like.device).cuda_stream)

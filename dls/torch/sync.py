@@ -113,7 +113,9 @@ class Sync:
         self._buffers = Buffers(model, options.buffers, self.comm)
         found = setup.backend(options.backend, tensors[0], self.comm, options.threads)
         self.backend, self.threads = found
-        self.stepper = self._steps(kind, own)
+        self._lock, self._thread = threading.RLock(), threading.get_ident()
+        with self._computing():
+            self.stepper = self._steps(kind, own)
         if options.broadcast:
             ranks.copy_from_rank_0(self.comm, [*model.parameters(), *model.buffers()])
         self.words = Words(self.comm, self.parameters, options.check_every)
@@ -124,7 +126,6 @@ class Sync:
         self._trace: Trace | None = None
         if options.out:
             self._trace = Trace(self, self.folders.open(options.out), options.trace_every)
-        self._lock, self._thread = threading.RLock(), threading.get_ident()
         self._held = 0
         self.row: Row | None = None
         self._opened = ExitStack()
@@ -175,7 +176,7 @@ class Sync:
         self._check()
         if self._held:
             raise ValueError("wait is called outside of no_sync")
-        with self._lock, torch.no_grad():
+        with self._computing():
             self.stepper.leave_all()
             self.words.post(self.stepper.finished)
             self._buffers.post()
@@ -262,8 +263,15 @@ class Sync:
                 "a backward pass runs in another thread than attach did, and MPI was started for"
                 " one alone: start it with MPI.Init_thread(MPI.THREAD_MULTIPLE)"
             )
-        with self._lock, torch.no_grad():
+        with self._computing():
             self.stepper.fired(number)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """One thread at a time, without a graph and in the order of PyTorch's own work."""
+        stream = setup.in_stream_of(self.parameters[0].tensor, self.backend)
+        with self._lock, torch.no_grad(), stream:
+            yield
 
     # --- between steps -------------------------------------------------------------------------
 
@@ -271,7 +279,8 @@ class Sync:
         """What this rank needs to go on with the same bits, by names of parameters and layers; its
         residual is its own, so each rank saves and loads its own.
         """
-        return states.save(self.stepper, self.method)
+        with self._computing():
+            return states.save(self.stepper, self.method)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Go on from what `state_dict` gave on this rank; every rank calls it, between two steps.
@@ -280,7 +289,8 @@ class Sync:
         are still there is taken over. ValueError, on all ranks.
         """
         self._check()
-        states.load(self.stepper, state, self.method, strict)
+        with self._computing():
+            states.load(self.stepper, state, self.method, strict)
 
     def save(self, folder: str | Path, *, keep: int = 2, **parts: Any) -> Path:
         """Write a checkpoint to FOLDER/checkpoints and keep the newest `keep` (0: all); every rank
@@ -294,7 +304,8 @@ class Sync:
         self._check()
         if self._trace:
             self._trace.flush()
-        return checkpoints.save(self, folder, keep, parts)
+        with self._computing():
+            return checkpoints.save(self, folder, keep, parts)
 
     def resume(self, folder: str | Path, **parts: Any) -> int:
         """Go on from the newest whole checkpoint in a folder, on any number of ranks; every rank
@@ -304,7 +315,8 @@ class Sync:
         ranks.
         """
         self._check()
-        self.resumed_at = checkpoints.resume(self, self.folders.open(folder), parts) or None
+        with self._computing():
+            self.resumed_at = checkpoints.resume(self, self.folders.open(folder), parts) or None
         self._start_clock()
         return self.resumed_at or 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,9 @@ class Device(Protocol):
     def wait(self) -> None:
         """Return when everything launched so far is done."""
 
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """Meanwhile this thread computes in a CUDA stream of another library, by its handle."""
+
     def address(self, array: Any) -> int:
         """The address of an array's first value in the device's memory."""
 
@@ -84,6 +88,11 @@ class Cuda:
     def wait(self) -> None:
         """See Device."""
         self.xp.cuda.get_current_stream().synchronize()
+
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """See Device."""
+        entered: AbstractContextManager[Any] = self.xp.cuda.ExternalStream(stream)
+        return entered
 
     def address(self, array: Any) -> int:
         """See Device."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -161,6 +162,10 @@ class Ops(base.Ops):
         """See `gpu.base.Ops.from_dlpack`."""
         shared: NDArray[Any] = device.current().xp.from_dlpack(array)
         return shared
+
+    def in_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """See `gpu.base.Ops.in_stream`; for this thread alone."""
+        return device.current().in_stream(stream)
 
     def set_device(self, rank_on_node: int) -> None:
         """The ranks of a machine take its GPUs in turn."""

@@ -1,9 +1,16 @@
-"""What every rank does in a test: run by workers of one process, and by ranks under mpirun."""
+"""What every rank does in a test: run by workers of one process, and by ranks under mpirun.
+
+On the CPU, unless DLS_TEST_TORCH names a CUDA device: models and inputs are then there, and CuPy
+takes numpy's part.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,30 +27,53 @@ Case = Callable[[Comm], None]
 CASES: dict[str, Case] = {}
 
 
+DEVICE = torch.device(os.environ.get("DLS_TEST_TORCH", "cpu"))
+BACKENDS = ("cupy", "cupy") if DEVICE.type == "cuda" else ("numpy", "numba")
+"""The exact one there, and the fast one."""
+
+
+def on_device(function: Case) -> Case:
+    """With PyTorch's tensors made on the tests' device, which is a setting of each thread."""
+
+    @functools.wraps(function)
+    def there(comm: Comm) -> None:
+        with DEVICE:
+            function(comm)
+
+    return there
+
+
 def case(function: Case) -> Case:
     """A case of tests/torch: it asserts on each rank."""
-    CASES[function.__name__] = function
+    CASES[function.__name__] = on_device(function)
     return function
 
 
 def attach(model: Any, comm: Comm, method: str = "dls", **options: Any) -> dls.torch.Sync:
-    chosen = {"backend": "numpy", "threads": 1, "bucket_size": 24} | options
+    chosen = {"backend": BACKENDS[0], "threads": 1, "bucket_size": 24} | options
     if method != "dense":
         chosen = {"density": 0.2} | chosen
     return dls.torch.attach(model, method, comm=comm, **chosen)
 
 
 def net(seed: int = 3) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed), DEVICE:
         return nn.Sequential(
             nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 4)
         )
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Meanwhile PyTorch's random numbers are these, on every device."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 def inputs(rank: int, step: int, *shape: int) -> Any:
-    generator = torch.Generator().manual_seed(1000 * rank + step)
-    return torch.randn(shape or (5, 6), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(1000 * rank + step)
+    return torch.randn(shape or (5, 6), generator=generator, device="cpu").to(DEVICE)
 
 
 def loss(model: Any, rank: int, step: int) -> Any:
@@ -114,7 +144,7 @@ def raises(kind: type[Exception], words: str, act: Callable[[], Any]) -> str:
 def flat(sync: dls.torch.Sync, named: dict[str, Any]) -> np.ndarray:
     """Values by parameter as one vector, in the order of the exchange."""
     pieces = [named[each.name].reshape(-1) for each in sync.stepper.in_order()]
-    return torch.cat(pieces).numpy()
+    return torch.cat(pieces).cpu().numpy()
 
 
 class FromTorch(Recorded):
@@ -222,6 +252,28 @@ def weights_that_differ_are_found(comm: Comm) -> None:
     words = raises(RuntimeError, "after step 2 the weights of rank 1 are not those of", sync.wait)
     assert ("most ranks" if comm.size > 2 else "rank 0") in words
     sync.close()
+
+
+@case
+def the_exchange_follows_the_stream_of_a_gpu(comm: Comm) -> None:
+    """A backward pass in a stream of its own, which is late."""
+    model, late = net(), torch.ones(2048, 2048)
+    on_card = DEVICE.type == "cuda"
+    for method in ("dense", "global-topk"):
+        density = {} if method == "dense" else {"density": 1.0}
+        sync = attach(model, comm, method, **density)
+        with torch.cuda.stream(torch.cuda.Stream()) if on_card else nullcontext():
+            for step in range(4):
+                expected = mean_of_ranks(comm, own_gradients(model, backward_of(comm.rank, step)))
+                for _ in range(50 if on_card else 0):
+                    late = late @ late / 2048
+                loss(model, comm.rank, step).backward()
+                sync.wait()
+                assert_close(grads(model), expected)
+                model.zero_grad(set_to_none=step % 2 == 0)
+            state = sync.state_dict()["values"].get("residual", {})
+            assert not any(kept.any() for kept in state.values())
+        sync.close()
 
 
 @case

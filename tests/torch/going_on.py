@@ -14,14 +14,23 @@ from torch import nn
 
 from dls.comm.base import Comm
 from dls.record.checkpoint import CheckpointError
-from tests.torch.cases import attach, case, inputs, raises
+from tests.torch.cases import DEVICE, attach, case, inputs, raises, seeded
 
 
 def dropping() -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
+    with seeded(4), DEVICE:
         layers = nn.Linear(6, 8), nn.Dropout(0.3), nn.BatchNorm1d(8), nn.Linear(8, 4)
         return nn.Sequential(*layers)
+
+
+def random_state() -> list[Any]:
+    """Of the CPU's generator, and of a GPU's."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def set_random(state: list[Any]) -> None:
+    torch.set_rng_state(state[0])
+    torch.cuda.set_rng_state_all(state[1:])
 
 
 class Run:
@@ -32,15 +41,14 @@ class Run:
         self.sync = attach(self.model, comm, check_every=1, **options)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [2, 4])
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + comm.rank)
-            self.random = torch.get_rng_state()
+        with seeded(seed + comm.rank):
+            self.random = random_state()
 
     def steps(self, count: int) -> Run:
         for _ in range(count):
-            torch.set_rng_state(self.random)  # workers of one process share a generator
+            set_random(self.random)  # workers of one process share a generator
             value = self.model(inputs(self.comm.rank, self.sync.steps)).square().sum()
-            self.random = torch.get_rng_state()
+            self.random = random_state()
             value.backward()
             self.sync.wait()
             self.optimizer.step()
@@ -55,7 +63,8 @@ class Run:
     @property
     def bits(self) -> list[bytes]:
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        return [each.detach().numpy().tobytes() for each in tensors] + [self.residual.tobytes()]
+        bits = [each.detach().cpu().numpy().tobytes() for each in tensors]
+        return [*bits, self.residual.tobytes()]
 
     @property
     def residual(self) -> np.ndarray:
@@ -64,13 +73,13 @@ class Run:
         return torch.cat([kept[each.name].reshape(-1) for each in self.sync.parameters]).numpy()
 
     def save(self, folder: Path, **options: Any) -> Path:
-        torch.set_rng_state(self.random)
+        set_random(self.random)
         return self.sync.save(folder, **self.parts, **options)
 
     def resume(self, folder: Path) -> int:
         found = self.sync.resume(folder, **self.parts)
         if found:
-            self.random = torch.get_rng_state()
+            self.random = random_state()
         return found
 
 

@@ -16,12 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 import dls.torch
 from dls.comm.base import Comm
 from tests.torch.cases import (
+    BACKENDS,
     attach,
     grads,
     inputs,
     loss,
     mean_of_ranks,
     net,
+    on_device,
     own_gradients,
     raises,
 )
@@ -30,7 +32,7 @@ HOOKED: dict[str, Any] = {}
 
 
 def hooked(function: Any) -> Any:
-    HOOKED[function.__name__] = function
+    HOOKED[function.__name__] = on_device(function)
     return function
 
 
@@ -51,7 +53,7 @@ def hook(
     ddp: Any, comm: Comm, method: str, packed: list[int] | None = None, **options: Any
 ) -> dls.torch.ddp.Hook:
     """packed: how many parameters each bucket holds, as the buckets come."""
-    chosen = {"backend": "numpy", "threads": 1, "bucket_size": 24, "check_every": 1} | options
+    chosen = {"backend": BACKENDS[0], "threads": 1, "bucket_size": 24, "check_every": 1} | options
     state, function = dls.torch.comm_hook(ddp, method, comm=comm, **chosen)
 
     def spied(state, bucket):  # type: ignore[no-untyped-def]  # PyTorch reads annotations

@@ -18,6 +18,8 @@ from dls.comm.errors import ExchangeError
 from dls.torch.compiled import WORDS
 from reference.ops import NonFiniteError
 from tests.torch.cases import (
+    BACKENDS,
+    DEVICE,
     assert_close,
     attach,
     case,
@@ -28,6 +30,7 @@ from tests.torch.cases import (
     net,
     own_gradients,
     raises,
+    seeded,
 )
 
 
@@ -36,8 +39,7 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
+        with seeded(5):
             self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
 
     def forward(self, x: Any, which: str) -> Any:
@@ -130,7 +132,7 @@ def a_gradient_is_read_where_pytorch_has_put_it(comm: Comm) -> None:
 
     for method, copied in (("layerwise-topk", False), ("dls", False), ("dense", True)):
         model = Turned()
-        sync = attach(model, comm, method, backend="numba")
+        sync = attach(model, comm, method, backend=BACKENDS[1])
         for step in range(3):
             before = sync.stepper.flat.clone()
             (model.bias + inputs(comm.rank, step, 5, 4) @ model.weight).square().sum().backward()
@@ -201,8 +203,7 @@ class Tied(nn.Module):
 
     def __init__(self, sparse: bool = False) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(6)
+        with seeded(6):
             self.embedding = nn.Embedding(11, 4, sparse=sparse)
             self.middle, self.out = nn.Linear(4, 4), nn.Linear(4, 11, bias=False)
         if not sparse:
@@ -213,8 +214,8 @@ class Tied(nn.Module):
 
 
 def tokens(rank: int, step: int) -> Any:
-    generator = torch.Generator().manual_seed(1000 * rank + step)
-    return torch.randint(0, 11, (7,), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(1000 * rank + step)
+    return torch.randint(0, 11, (7,), generator=generator, device="cpu").to(DEVICE)
 
 
 @case
@@ -258,7 +259,7 @@ def a_sparse_gradient_stays_sparse(comm: Comm) -> None:
 
 def alike(comm: Comm, model: Any) -> bool:
     """Whether all ranks have the same weights."""
-    own = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy().tobytes()
+    own = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).cpu().numpy().tobytes()
     return len(set(comm.allgather_objects(own))) == 1
 
 
@@ -295,8 +296,7 @@ class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
         self.first, self.inner, self.last = net(1), nn.Linear(4, 4), nn.Linear(4, 2)
-        with torch.random.fork_rng():
-            torch.manual_seed(8)
+        with seeded(8):
             for parameter in [*self.inner.parameters(), *self.last.parameters()]:
                 nn.init.normal_(parameter)
         self.reentrant = reentrant
@@ -439,8 +439,7 @@ def gradients_that_do_not_lie_in_order(comm: Comm) -> None:
     def backward(model: Any, step: int) -> None:
         model(inputs(comm.rank, step, 2, 3, 5, 5)).square().sum().backward()
 
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
+    with seeded(2):
         model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
     model = model.to(memory_format=torch.channels_last)
     means(comm, model, attach(model, comm, "dense"), backward)
@@ -595,10 +594,10 @@ def running_statistics(comm: Comm) -> None:
         for step in range(2):
             twin = copy.deepcopy(model)
             twin(inputs(comm.rank, step))
-            everyone = comm.allgather_objects(twin.norm.running_mean.numpy())
+            everyone = comm.allgather_objects(twin.norm.running_mean.cpu().numpy())
             loss(model, comm.rank, step).backward()
             sync.wait()
-            found = model.norm.running_mean
+            found = model.norm.running_mean.cpu()
             expected = {"mean": np.mean(everyone, axis=0), "rank0": everyone[0]}
             expected["local"] = everyone[comm.rank]
             torch.testing.assert_close(found, torch.from_numpy(expected[kind]))
@@ -643,7 +642,7 @@ def scaled_steps(comm: Comm, scaler: Any, bad: int = -1) -> tuple[list[Any], Any
         assert finite == (step != bad), step
         scaler.unscale_(optimizer)
         if finite:
-            seen.append({name: mean.numpy() for name, mean in grads(model).items()})
+            seen.append({name: mean.cpu().numpy() for name, mean in grads(model).items()})
         else:
             bad = -1
         scaler.step(optimizer)
@@ -655,9 +654,9 @@ def scaled_steps(comm: Comm, scaler: Any, bad: int = -1) -> tuple[list[Any], Any
 @case
 def a_scaled_loss_gives_the_bits_of_a_plain_one(comm: Comm) -> None:
     """The scale changes on the way, and infinity on one rank skips a step on all of them."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0, growth_interval=2)
     seen, model, sync = scaled_steps(comm, scaler, bad=2)
-    plain, other, beside = scaled_steps(comm, torch.amp.GradScaler("cpu", enabled=False))
+    plain, other, beside = scaled_steps(comm, torch.amp.GradScaler(DEVICE.type, enabled=False))
     for step, (one, two) in enumerate(zip(seen, plain, strict=True)):
         assert all(np.array_equal(one[name], two[name]) for name in one), step
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))  # noqa: B905
