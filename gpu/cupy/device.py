@@ -31,7 +31,16 @@ SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
 """The constants above, as macros of the kernels."""
 OPTIONS = ("--fmad=false", "--std=c++17", *SIZES)
 """Options of CUDA's compiler."""
-KERNELS = ("collect", "count_at_least", "digit_histogram", "next_digit", "sum_of_squares")
+KERNELS = (
+    "collect",
+    "count_at_least",
+    "digit_histogram",
+    "next_digit",
+    "sum_of_squares",
+    "add_at",
+    "scale",
+    "sgd",
+)
 """The names of the kernels."""
 
 

@@ -4,10 +4,10 @@
 // A kernel is a sequence of phases: all threads of a block end one phase before any starts the
 // next, and only shared memory, and variables with the same value in all threads, outlive a phase.
 // So a phase can also be a loop over the threads: compiled as plain C++ this source gives the same
-// results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off, and
-// denormals are not flushed. "bits" are those of |v|: as integers they are ordered like the
-// magnitudes, and 0x7f800000 and above are infinity and NaN. CHUNK, THREADS and DIGITS, the
-// largest sizes of each, come from gpu/cupy/device.py.
+// results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off. "bits" are
+// those of |v|: as integers they are ordered like the magnitudes, and 0x7f800000 and above are
+// infinity and NaN. CHUNK, THREADS and DIGITS, the largest sizes of each, come from
+// gpu/cupy/device.py.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -17,6 +17,35 @@ typedef long long i64;
 #ifndef PHASE
 #define PHASE for (bool once = (__syncthreads(), true); once; once = false)
 #endif
+
+// Arithmetic that keeps denormals: CuPy has all code compiled with -ftz=true, which flushes them in
+// CUDA C++, but not in instructions that say so themselves.
+#ifdef __CUDACC__
+#define ROUNDED(name, instruction)                                                      \
+    __device__ inline float name(float a, float b) {                                    \
+        float result;                                                                   \
+        asm(instruction " %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));                \
+        return result;                                                                  \
+    }
+ROUNDED(plus, "add.rn.f32")
+ROUNDED(minus, "sub.rn.f32")
+ROUNDED(times, "mul.rn.f32")
+__device__ inline double widened(float v) {
+    double result;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(result) : "f"(v));
+    return result;
+}
+#else
+__device__ inline float plus(float a, float b) { return a + b; }
+__device__ inline float minus(float a, float b) { return a - b; }
+__device__ inline float times(float a, float b) { return a * b; }
+__device__ inline double widened(float v) { return v; }
+#endif
+
+union Bits {
+    u32 u;
+    float f;
+};
 
 // The values start..stop of a layer, at most CHUNK.
 struct Chunk {
@@ -29,7 +58,7 @@ struct Room {
 };
 
 __device__ inline u32 magnitude(float v) {
-    union { float f; u32 u; } bits;
+    Bits bits;
     bits.f = v;
     return bits.u & 0x7fffffffu;
 }
@@ -51,7 +80,7 @@ __global__ void collect(float* __restrict__ residual, const float* __restrict__ 
     const u32 cut = cuts[chunk.layer];
     PHASE if (threadIdx.x == 0) count = 0;
     PHASE for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x) {
-        if (gradient) residual[i] += gradient[i];
+        if (gradient) residual[i] = plus(residual[i], gradient[i]);
         const u32 bits = magnitude(residual[i]);
         if (bits >= INFINITE) atomicAdd(bad, 1ull);
         if (bits >= cut) positions[atomicAdd(&count, 1u)] = (unsigned short)(i - chunk.start);
@@ -134,7 +163,7 @@ __global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restr
     PHASE {
         double sum = 0;
         for (i64 i = chunk.start + threadIdx.x; i < chunk.stop; i += blockDim.x)
-            sum += (double)v[i] * v[i];
+            sum += widened(v[i]) * widened(v[i]);
         parts[threadIdx.x] = sum;
     }
     for (i64 count = blockDim.x; count > 1; count = (count + 1) / 2) {
@@ -142,4 +171,38 @@ __global__ void sum_of_squares(const float* __restrict__ v, const Chunk* __restr
         PHASE if (threadIdx.x + half < count) parts[threadIdx.x] += parts[threadIdx.x + half];
     }
     PHASE if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
+}
+
+// target[index[i]] += values[i], or −= if subtracted; without an index target[i]. A block does
+// CHUNK of them.
+__global__ void add_at(float* __restrict__ target, const i64* __restrict__ index,
+                       const float* __restrict__ values, i64 size, i64 subtracted) {
+    const i64 start = (i64)blockIdx.x * CHUNK, stop = start + CHUNK < size ? start + CHUNK : size;
+    PHASE for (i64 i = start + threadIdx.x; i < stop; i += blockDim.x) {
+        const i64 at = index ? index[i] : i;
+        target[at] = subtracted ? minus(target[at], values[i]) : plus(target[at], values[i]);
+    }
+}
+
+// v *= factor, given by its bits.
+__global__ void scale(float* __restrict__ v, i64 size, i64 factor) {
+    const i64 start = (i64)blockIdx.x * CHUNK, stop = start + CHUNK < size ? start + CHUNK : size;
+    Bits by;
+    by.u = (u32)factor;
+    PHASE for (i64 i = start + threadIdx.x; i < stop; i += blockDim.x) v[i] = times(v[i], by.f);
+}
+
+// u += decay·w; m = mu·m + u; w −= lr·m, or with Nesterov lr·(u + mu·m); the factors by their bits.
+__global__ void sgd(float* __restrict__ weights, float* __restrict__ momentum,
+                    float* __restrict__ update, i64 size, i64 lr, i64 mu, i64 decay, i64 nesterov) {
+    const i64 start = (i64)blockIdx.x * CHUNK, stop = start + CHUNK < size ? start + CHUNK : size;
+    Bits rate, keep, pull;
+    rate.u = (u32)lr, keep.u = (u32)mu, pull.u = (u32)decay;
+    PHASE for (i64 i = start + threadIdx.x; i < stop; i += blockDim.x) {
+        const float u = plus(update[i], times(pull.f, weights[i]));
+        const float m = plus(times(momentum[i], keep.f), u);
+        const float direction = nesterov ? plus(u, times(keep.f, m)) : m;
+        update[i] = u, momentum[i] = m;
+        weights[i] = minus(weights[i], times(rate.f, direction));
+    }
 }

@@ -33,7 +33,7 @@ class Ops(base.Ops):
 
     def accumulate(self, residual: Vector, gradient: Vector) -> None:
         """See `reference.ops.accumulate`."""
-        residual += gradient
+        _add(residual, None, gradient)
 
     def all_finite(self, v: Vector) -> bool:
         """See `reference.ops.all_finite`."""
@@ -122,15 +122,29 @@ class Ops(base.Ops):
 
     def scatter_add(self, target: Vector, index: Index, values: Vector) -> None:
         """See `reference.ops.scatter_add`."""
-        target[device.from_host(index)] += device.from_host(values)
+        _add(target, index, values)
 
     def scatter_subtract(self, target: Vector, index: Index, values: Vector) -> None:
         """See `reference.ops.scatter_subtract`."""
-        target[device.from_host(index)] -= device.from_host(values)
+        _add(target, index, values, subtracted=True)
 
     def scale(self, v: Vector, factor: float) -> None:
         """See `reference.ops.scale`."""
-        v *= np.float32(factor)
+        _over(v, "scale", [v, v.size, _bits(factor)])
+
+    def sgd_update(
+        self,
+        weights: Vector,
+        momentum: Vector,
+        update: Vector,
+        lr: float,
+        mu: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """See `reference.ops.sgd_update`: in one launch."""
+        factors = [_bits(lr), _bits(mu), _bits(weight_decay), int(nesterov)]
+        _over(weights, "sgd", [weights, momentum, update, weights.size, *factors])
 
     def l2_norm(self, v: Vector) -> float:
         """See `reference.ops.l2_norm`; summed in another order, so the last bits may differ."""
@@ -182,3 +196,20 @@ class Ops(base.Ops):
     def library(self) -> str:
         """CuPy's version."""
         return str(importlib.import_module("cupy").__version__)
+
+
+def _add(target: Vector, index: Index | None, values: Vector, subtracted: bool = False) -> None:
+    """target += values, or −=; at these places, if there is an index."""
+    moved = device.from_host(values)
+    places: Any = 0 if index is None else device.from_host(index.astype(np.int64, copy=False))
+    _over(moved, "add_at", [target, places, moved, moved.size, int(subtracted)])
+
+
+def _over(v: Vector, kernel: str, args: list[Any]) -> None:
+    """A kernel each block of which does CHUNK of v's values."""
+    device.current().launch(kernel, -(-v.size // device.CHUNK), args)
+
+
+def _bits(factor: float) -> int:
+    """A float32 as the kernels take it."""
+    return int(np.float32(factor).view(np.uint32))

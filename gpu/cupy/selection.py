@@ -139,7 +139,7 @@ class Candidates:
         start, stop = self.bounds[layer].tolist()
         k, first = int(self.k[layer]), int(self.k[:layer].sum())
         xp = device.current().xp
-        bits = xp.abs(self.v[start:stop]).view(np.uint32)
+        bits = self.v[start:stop].view(np.uint32) & np.uint32(0x7FFFFFFF)
         above = xp.flatnonzero(bits > threshold)
         equal = xp.flatnonzero(bits == threshold)[: k - above.size]
         chosen[first : first + k] = start + xp.sort(xp.concatenate([above, equal]))

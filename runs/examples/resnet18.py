@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05, help="the largest learning rate")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--dataset", default="fashion-mnist", help="or digits, which come with dls")
-    parser.add_argument("--data-dir", help="folder of the data set's files")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data set's files")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 

@@ -59,6 +59,7 @@ ON_HOST = {
 }
 """Functions of the reference on single numbers and bytes, which no backend has."""
 OF_DEVICES = {
+    "in_stream",
     "set_threads",
     "set_device",
     "wait",

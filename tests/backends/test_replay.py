@@ -198,9 +198,14 @@ def test_one_question_finds_a_whole_gradient_finite(
         next(exchange.method.exchange(bucket, buffer))
 
 
-def test_cuda_compiles_for_the_cards_of_today() -> None:
-    """NVRTC needs no GPU."""
+def test_cuda_compiles_for_the_cards_of_today_and_keeps_denormals() -> None:
+    """NVRTC needs no GPU. CuPy adds the last option to those of every module."""
     for architecture in ("sm_80", "sm_90"):
         program = nvrtc.createProgram(device.SOURCE.read_text(), "kernels.cu", [], [])
-        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *device.OPTIONS])
+        options = [f"--gpu-architecture={architecture}", *device.OPTIONS, "-ftz=true"]
+        nvrtc.compileProgram(program, options)
         assert len(nvrtc.getCUBIN(program)) > 1000
+        code = nvrtc.getPTX(program)
+        instructions = code if isinstance(code, str) else code.decode()
+        assert "add.rn.f32" in instructions
+        assert ".ftz" not in instructions
