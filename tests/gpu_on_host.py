@@ -62,7 +62,7 @@ class Host:
     def choose(self, number: int) -> None:
         pass
 
-    def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
+    def launch(self, kernel: str, blocks: int, args: Sequence[Any], threads: int = 0) -> None:
         self.launches += 1
         assert all(arg.flags.c_contiguous for arg in args if not isinstance(arg, int))
         ready = [

@@ -20,6 +20,8 @@ SOURCE = Path(__file__).with_name("kernels.cu")
 """The source of the kernels."""
 THREADS = 256
 """Threads of a block."""
+WIDE = 1 << 10
+"""Threads of a block that has a layer to itself."""
 CHUNK = 1 << 13
 """Most values of a block: few, so that a small model also occupies a whole GPU, and at most 2**16.
 
@@ -27,12 +29,19 @@ Their positions have 16 bits.
 """
 DIGITS = 1 << 11
 """Most digits of a level of the radix search; a block counts each in shared memory."""
-SIZES = (f"-DTHREADS={THREADS}", f"-DCHUNK={CHUNK}", f"-DDIGITS={DIGITS}")
+SIZES = (
+    f"-DTHREADS={THREADS}",
+    f"-DWIDE={WIDE}",
+    f"-DCHUNK={CHUNK}",
+    f"-DDIGITS={DIGITS}",
+)
 """The constants above, as macros of the kernels."""
 OPTIONS = ("--fmad=false", "--std=c++17", *SIZES)
 """Options of CUDA's compiler."""
 KERNELS = (
     "collect",
+    "pick",
+    "unpack",
     "count_at_least",
     "digit_histogram",
     "next_digit",
@@ -52,8 +61,8 @@ class Device(Protocol):
     def choose(self, number: int) -> None:
         """From now on compute on this GPU of the machine, its number modulo their count."""
 
-    def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
-        """Run a kernel of kernels.cu on so many blocks.
+    def launch(self, kernel: str, blocks: int, args: Sequence[Any], threads: int = THREADS) -> None:
+        """Run a kernel of kernels.cu on so many blocks of so many threads.
 
         args: arrays of `xp`, or numbers, which become i64; 0 stands for no array.
         """
@@ -88,11 +97,11 @@ class Cuda:
         self.xp.cuda.Device(number % self.xp.cuda.runtime.getDeviceCount()).use()
         cut_once.cache_clear()  # its tables are on the device used before
 
-    def launch(self, kernel: str, blocks: int, args: Sequence[Any]) -> None:
+    def launch(self, kernel: str, blocks: int, args: Sequence[Any], threads: int = THREADS) -> None:
         """See Device."""
         if blocks:
             ready = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
-            self._module.get_function(kernel)((blocks,), (THREADS,), ready)
+            self._module.get_function(kernel)((blocks,), (threads,), ready)
 
     def wait(self) -> None:
         """See Device."""
@@ -184,6 +193,6 @@ def cut(bounds: NDArray[np.int64]) -> Chunks:
 
 
 @lru_cache(maxsize=64)
-def cut_once(bounds: tuple[tuple[int, int], ...]) -> Chunks:
-    """`cut`, kept for the next step."""
-    return cut(np.array(bounds, dtype=np.int64).reshape(-1, 2))
+def cut_once(bounds: bytes) -> Chunks:
+    """`cut`, kept for the next step; bounds: the bytes of its argument."""
+    return cut(np.frombuffer(bounds, dtype=np.int64).reshape(-1, 2))

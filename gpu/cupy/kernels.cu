@@ -6,7 +6,7 @@
 // So a phase can also be a loop over the threads: compiled as plain C++ this source gives the same
 // results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off. "bits" are
 // those of |v|: as integers they are ordered like the magnitudes, and 0x7f800000 and above are
-// infinity and NaN. CHUNK, THREADS and DIGITS, the largest sizes of each, come from
+// infinity and NaN. CHUNK, THREADS, WIDE and DIGITS, the largest sizes of each, come from
 // gpu/cupy/device.py.
 
 typedef unsigned int u32;
@@ -52,10 +52,19 @@ struct Chunk {
     i64 layer, start, stop;
 };
 
-// Where a layer's candidates start, and how many fit.
+// A layer's candidates: where they start, how many fit, where those that are chosen go, how many are
+// chosen; and where the layer starts.
 struct Room {
-    i64 slot, size;
+    i64 slot, size, first, k, start;
 };
+
+// The thread whose digits hold the rank-th largest value, from how many values each thread's digits
+// hold, those of the last thread the largest; rank becomes its rank among them.
+__device__ inline i64 holder(const i64* sums, i64* rank) {
+    i64 thread = blockDim.x - 1;
+    while (thread > 0 && *rank > sums[thread]) *rank -= sums[thread--];
+    return thread;
+}
 
 __device__ inline u32 magnitude(float v) {
     Bits bits;
@@ -89,6 +98,75 @@ __global__ void collect(float* __restrict__ residual, const float* __restrict__ 
     PHASE for (i64 j = threadIdx.x; j < count && first + j < room.size; j += blockDim.x) {
         const i64 i = chunk.start + positions[j];
         candidates[room.slot + first + j] = (u64)i << 32 | magnitude(residual[i]);
+    }
+}
+
+// Candidates in the order in which they are chosen: by magnitude, then the lower index first.
+__device__ inline u64 order(u64 candidate) {
+    return candidate << 32 | (u32)~(u32)(candidate >> 32);
+}
+
+// A block for each layer: the k largest of its candidates, in no particular order, and the bits of
+// the least of them; nothing where there are fewer, or more than fit. A radix search over `order`,
+// of which no two are equal: it ends where all that share the digits found so far are chosen.
+__global__ void pick(const u64* __restrict__ candidates, const Room* __restrict__ rooms,
+                     const u64* __restrict__ counts, u64* __restrict__ chosen,
+                     u64* __restrict__ thresholds) {
+    __shared__ u32 found[DIGITS], written;
+    __shared__ i64 sums[WIDE], rank;
+    __shared__ u64 prefix;
+    __shared__ bool settled;
+    const Room room = rooms[blockIdx.x];
+    const u64* __restrict__ own = candidates + room.slot;
+    const i64 size = (i64)counts[blockIdx.x];
+    if (!room.k || size < room.k || size > room.size) return;
+    PHASE if (threadIdx.x == 0) rank = room.k, prefix = 0, written = 0;
+    i64 shift = 63;
+    do {
+        const i64 left = shift > 32 ? shift - 32 : shift, width = left < 11 ? left : 11;
+        const i64 digits = 1ll << width, higher = shift;
+        const i64 share = (digits + blockDim.x - 1) / blockDim.x;
+        shift -= width;
+        PHASE for (i64 digit = threadIdx.x; digit < digits; digit += blockDim.x) found[digit] = 0;
+        PHASE for (i64 j = threadIdx.x; j < size; j += blockDim.x) {
+            const u64 key = order(own[j]);
+            if (key >> higher == prefix) atomicAdd(&found[(key >> shift) & (u64)(digits - 1)], 1u);
+        }
+        PHASE {
+            i64 sum = 0;
+            const i64 end = (threadIdx.x + 1) * share, stop = end < digits ? end : digits;
+            for (i64 digit = threadIdx.x * share; digit < stop; digit++) sum += found[digit];
+            sums[threadIdx.x] = sum;
+        }
+        PHASE if (threadIdx.x == 0) {
+            i64 rest = rank;
+            const i64 thread = holder(sums, &rest), end = (thread + 1) * share;
+            i64 digit = (end < digits ? end : digits) - 1;
+            while (digit > 0 && rest > (i64)found[digit]) rest -= (i64)found[digit--];
+            rank = rest, prefix = prefix << width | (u64)digit;
+            settled = shift <= 32 && rest == (i64)found[digit];
+        }
+        PHASE;
+    } while (!settled && shift > 0);
+    const u64 least = prefix << shift;
+    PHASE if (threadIdx.x == 0) thresholds[blockIdx.x] = least >> 32;
+    PHASE for (i64 j = threadIdx.x; j < size; j += blockDim.x)
+        if (order(own[j]) >= least) chosen[room.first + atomicAdd(&written, 1u)] = own[j];
+}
+
+// What was chosen, ascending, taken apart: the index in v, the position in its layer, the value.
+__global__ void unpack(const u64* __restrict__ chosen, i64 size, const Room* __restrict__ rooms,
+                       i64 layers, const float* __restrict__ v, i64* __restrict__ index,
+                       i64* __restrict__ positions, float* __restrict__ values) {
+    const i64 start = (i64)blockIdx.x * CHUNK, stop = start + CHUNK < size ? start + CHUNK : size;
+    PHASE for (i64 i = start + threadIdx.x; i < stop; i += blockDim.x) {
+        i64 low = 0, high = layers;
+        while (high - low > 1) {
+            const i64 middle = (low + high) / 2;
+            if (rooms[middle].first <= i) low = middle; else high = middle;
+        }
+        const i64 at = (i64)(chosen[i] >> 32);
+        index[i] = at, positions[i] = at - rooms[low].start, values[i] = v[at];
     }
 }
 
@@ -146,8 +224,8 @@ __global__ void next_digit(const u64* __restrict__ histogram, i64 digits, u32* p
         sums[threadIdx.x] = sum;
     }
     PHASE if (threadIdx.x == 0) {
-        i64 rank = k[blockIdx.x], thread = blockDim.x - 1;
-        while (thread > 0 && rank > sums[thread]) rank -= sums[thread--];
+        i64 rank = k[blockIdx.x];
+        const i64 thread = holder(sums, &rank);
         i64 digit = (thread + 1) * share < digits ? (thread + 1) * share - 1 : digits - 1;
         while (digit > 0 && rank > (i64)counts[digit]) rank -= (i64)counts[digit--];
         prefixes[blockIdx.x] = prefixes[blockIdx.x] * (u32)digits + (u32)digit;

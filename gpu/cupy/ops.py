@@ -44,8 +44,8 @@ class Ops(base.Ops):
         if not 0 <= k <= v.size:
             raise ValueError(f"k must lie in 0..{v.size}, not {k}")
         whole = np.array([0, v.size], dtype=np.int64)
-        index, values, _ = choose(v, None, whole, np.array([k]), np.array([math.nan]))
-        return index, values
+        selected = choose(v, None, whole, np.array([k]), np.array([math.nan]))
+        return selected.index, selected.values
 
     def select(
         self, residual: Vector, gradient: Vector, k: int, hint: float
@@ -72,13 +72,13 @@ class Ops(base.Ops):
             raise ValueError("every k must lie in 0..n of its layer")
         in_pieces = isinstance(gradient, list | tuple)
         whole: Any = device.current().xp.concatenate(gradient) if in_pieces else gradient
-        index, values, thresholds = choose(residual, whole, offsets, k, hints)
-        ends = [0, *np.cumsum(k).tolist()]
+        found = choose(residual, whole, offsets, k, hints)
+        ends = pairwise([0, *np.cumsum(k).tolist()])
         heads = [
-            Head(index[begin:end] - int(start), values[begin:end], end - begin, float(t), float(t))
-            for (begin, end), start, t in zip(pairwise(ends), offsets, thresholds, strict=False)
+            Head(found.positions[begin:end], found.values[begin:end], end - begin, t, t)
+            for (begin, end), t in zip(ends, found.thresholds.tolist(), strict=True)
         ]
-        return index, values, thresholds, heads
+        return found.index, found.values, found.thresholds, heads
 
     def top_k_of_rest(self, v: Vector, offsets: Index, heads: Sequence[Head], k: int) -> Selection:
         """See `reference.ops.top_k_of_rest`.
@@ -86,10 +86,9 @@ class Ops(base.Ops):
         What was selected before is set to zero during the search; if that selects a zero, the
         reference is called.
         """
-        positions = [
-            self._chosen(head) + int(start) for start, head in zip(offsets, heads, strict=False)
-        ]
-        taken = device.current().xp.concatenate(positions)
+        positions = [self._chosen(head) for head in heads]
+        layer = np.repeat(offsets[: len(heads)], [each.size for each in positions])
+        taken = device.current().xp.concatenate(positions) + device.from_host(layer)
         before = v[taken]
         v[taken] = 0
         try:

@@ -29,7 +29,7 @@ class Layers(NamedTuple):
 
 def apart(layers: Sequence[Vector]) -> Layers:
     """Layers that are separate vectors."""
-    return Layers(_addresses(layers), device.cut_once(tuple((0, layer.size) for layer in layers)))
+    return Layers(_addresses(layers), chunks_of(np.array([(0, layer.size) for layer in layers])))
 
 
 def neighbours(v: NDArray[Any], chunks: Chunks) -> Layers:
@@ -50,7 +50,7 @@ def bounds_of(offsets: Index) -> Index:
 
 def chunks_of(bounds: Index) -> Chunks:
     """The chunks of the layers with these bounds (m, 2)."""
-    return device.cut_once(tuple(map(tuple, bounds.tolist())))
+    return device.cut_once(bounds.astype(np.int64, copy=False).tobytes())
 
 
 def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[np.uint32], Index]:

@@ -1,15 +1,17 @@
 """Selecting the k largest values of each layer on the device.
 
 The pass that accumulates collects candidates: the values that reach a cut a little below the hint.
-If there are enough of them and they fit, the exact selection is made among them. If the hint was
-bad, a radix search over the bits of the layer's magnitudes first finds the exact threshold.
-Gradient, residual and selection stay on the device; the host only reads the numbers of candidates
-and the thresholds.
+If there are enough of them and they fit, the exact selection is made among them, by a block of
+threads for each layer. If the hint was bad, a radix search over the bits of the layer's magnitudes
+first finds the exact threshold. Gradient, residual and selection stay on the device; the host only
+reads, at once, the numbers of candidates and the thresholds.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,32 +28,41 @@ NEVER = 0xFFFFFFFF
 """A cut that no value reaches."""
 
 
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What was chosen of all layers (K of L): index in v and position in its layer, ascending in
+    each layer, value, all on the device; and each layer's threshold (L).
+    """
+
+    index: Index
+    positions: Index
+    values: Vector
+    thresholds: NDArray[np.float64]
+
+
 def choose(
     v: Vector, gradient: Vector | None, offsets: Index, k: Index, hints: NDArray[np.float64]
-) -> tuple[Index, Vector, NDArray[np.float64]]:
+) -> Selected:
     """v += gradient, if there is one; then select the k largest of each layer.
 
-    Returns index, values and thresholds.
+    NonFiniteError if a value is not finite.
     """
     if v.size > 1 << 32:
         raise ValueError(
             f"{v.size} values are too many: an index has 32 bits here, as in a message"
         )
-    bounds, k = bounds_of(offsets), k.astype(np.int64)
-    candidates = Candidates(v, bounds, k)
-    candidates.collect(
-        np.arange(k.size), device.from_host(_cuts(np.diff(offsets), k, hints)), gradient
-    )
+    k = k.astype(np.int64)
+    candidates = Candidates(v, bounds_of(offsets), k)
+    every = np.arange(k.size)
+    candidates.search(every, device.from_host(_cuts(np.diff(offsets), k, hints)), gradient)
     missed = candidates.missed()
     if missed.size:
-        exact, _ = kth_bits(neighbours(v, chunks_of(bounds[missed])), k[missed])
-        candidates.collect(missed, exact)
-    index, threshold = candidates.choose()
-    return (
-        index,
-        v[index],
-        np.where(k > 0, device.to_host(threshold).view(np.float32).astype(np.float64), math.inf),
-    )
+        exact, _ = kth_bits(neighbours(v, chunks_of(candidates.bounds[missed])), k[missed])
+        candidates.search(missed, exact)
+        crowded = np.isin(missed, candidates.missed())
+        for layer, threshold in zip(missed[crowded], device.to_host(exact)[crowded], strict=True):
+            candidates.take_equals(int(layer), threshold)
+    return candidates.selected()
 
 
 def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint32]:
@@ -63,91 +74,72 @@ def _cuts(sizes: Index, k: Index, hints: NDArray[np.float64]) -> NDArray[np.uint
 
 
 class Candidates:
-    """The candidates of each layer of v, one layer after another, and the selection among them.
+    """The candidates of each layer of v, one layer after another, and those chosen among them.
 
     An entry holds the index in v and, in its lower 32 bits, the bits of the magnitude. Public
-    attribute: `counts` (L), how many candidates each layer has, including those that did not fit.
+    attribute: `bounds` (L, 2), where each layer starts and ends.
     """
 
     def __init__(self, v: Vector, bounds: Index, k: Index) -> None:
-        self.v, self.bounds, self.k = v, bounds, k
+        self.bounds, self._v, self._k = bounds, v, k
         size = np.minimum(ROOM * k + SLACK, bounds[:, 1] - bounds[:, 0])
-        self.rooms = np.stack([np.cumsum(size) - size, size], axis=1)
-        self.entries = device.current().xp.empty(int(size.sum()), dtype=np.uint64)
-        self.counts = np.zeros(k.size, dtype=np.int64)
+        parts = [np.cumsum(size) - size, size, np.cumsum(k) - k, k, bounds[:, 0]]
+        self._rooms = np.stack(parts, axis=1)
+        xp = device.current().xp
+        self._entries = xp.empty(int(size.sum()), dtype=np.uint64)
+        self._chosen = xp.empty(int(k.sum()), dtype=np.uint64)
+        self._counts = np.zeros(k.size, dtype=np.int64)
+        self._bits = np.zeros(k.size, dtype=np.uint32)
 
-    def collect(
+    def search(
         self, layers: Index, cuts: NDArray[np.uint32], gradient: Vector | None = None
     ) -> None:
-        """v += gradient, if there is one, in these layers; collect what reaches their cuts.
+        """v += gradient, if there is one, in these layers; collect what reaches their cuts, and
+        choose among it.
 
         cuts: bits, on the device. NonFiniteError if a value is not finite.
         """
-        tally = device.current().xp.zeros(layers.size + 1, dtype=np.uint64)
-        chunks = chunks_of(self.bounds[layers])
-        args = [
-            self.v,
-            0 if gradient is None else gradient,
-            chunks.table,
-            cuts,
-            device.from_host(self.rooms[layers]),
-        ]
-        device.current().launch(
-            "collect", chunks.layer.size, [*args, tally[:-1], tally[-1:], self.entries]
-        )
-        *counts, bad = device.to_host(tally).tolist()
-        if bad:
+        tally = device.current().xp.zeros(2 * layers.size + 1, dtype=np.uint64)
+        counts, bits, bad = tally[: layers.size], tally[layers.size : -1], tally[-1:]
+        chunks, rooms = chunks_of(self.bounds[layers]), device.from_host(self._rooms[layers])
+        grown: Any = 0 if gradient is None else gradient
+        args = [self._v, grown, chunks.table, cuts, rooms, counts, bad, self._entries]
+        device.current().launch("collect", chunks.layer.size, args)
+        args = [self._entries, rooms, counts, self._chosen, bits]
+        device.current().launch("pick", layers.size, args, threads=device.WIDE)
+        on_host = device.to_host(tally)
+        if on_host[-1]:
             raise NonFiniteError("NaN or infinity in the accumulated gradient")
-        self.counts[layers] = counts
+        self._counts[layers] = on_host[: layers.size]
+        self._bits[layers] = on_host[layers.size : -1]
 
     def missed(self) -> Index:
-        """The layers with too few candidates, or with more than fit."""
-        return np.flatnonzero((self.counts < self.k) | (self.counts > self.rooms[:, 1]))
+        """The layers with too few candidates, or with more than fit: nothing is chosen there."""
+        return np.flatnonzero((self._counts < self._k) | (self._counts > self._rooms[:, 1]))
 
-    def choose(self) -> tuple[Index, NDArray[np.uint32]]:
-        """The index of each layer's k largest, ascending, and the bits of the k-th largest.
-
-        The lower index comes first among equals.
-        """
-        xp = device.current().xp
-        if not self.k.any():
-            return xp.empty(0, dtype=np.int64), xp.zeros(self.k.size, dtype=np.uint32)
-        stop = np.cumsum(np.minimum(self.counts, self.rooms[:, 1]))
-        start = np.concatenate([[0], stop[:-1]])
-        begin, end, shift = device.from_host(np.stack([start, stop, self.rooms[:, 0] - start]))
-        position = xp.arange(int(stop[-1]))
-        layer = xp.searchsorted(end, position, side="right")
-        # sorted by index, so that each layer's entries stay together
-        entries = xp.sort(self.entries[position + shift[layer]])
-        index, bits = (entries >> 32).astype(np.int64), entries.astype(np.uint32)
-        exact, equals = kth_bits(
-            neighbours(bits, device.cut(np.stack([start, stop], axis=1))), self.k
-        )
-        tied = bits == exact[layer]
-        chosen = index[
-            (bits > exact[layer]) | (tied & (_ranks(tied, begin[layer]) <= equals[layer]))
-        ]
-        for crowded in np.flatnonzero(self.counts > self.rooms[:, 1]):
-            self._many_equals(int(crowded), exact[crowded], chosen)
-        return chosen, exact
-
-    def _many_equals(self, layer: int, threshold: NDArray[np.uint32], chosen: Index) -> None:
-        """Select in a layer in which more values equal the threshold than fit.
+    def take_equals(self, layer: int, threshold: np.uint32) -> None:
+        """Select in a layer in which more values equal the threshold (bits) than fit.
 
         All values above it are taken, then equal ones from the lowest index on.
         """
         start, stop = self.bounds[layer].tolist()
-        k, first = int(self.k[layer]), int(self.k[:layer].sum())
+        k, first = int(self._k[layer]), int(self._rooms[layer, 2])
         xp = device.current().xp
-        bits = self.v[start:stop].view(np.uint32) & np.uint32(0x7FFFFFFF)
+        bits = self._v[start:stop].view(np.uint32) & np.uint32(0x7FFFFFFF)
         above = xp.flatnonzero(bits > threshold)
         equal = xp.flatnonzero(bits == threshold)[: k - above.size]
-        chosen[first : first + k] = start + xp.sort(xp.concatenate([above, equal]))
+        index = (start + xp.concatenate([above, equal])).astype(np.uint64)
+        self._chosen[first : first + k] = index << np.uint64(32)
+        self._bits[layer] = threshold
 
-
-def _ranks(flags: NDArray[np.bool_], begin: Index) -> Index:
-    """How many flags are set from begin[i] up to i (n)."""
-    xp = device.current().xp
-    count = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(flags, dtype=np.int64)])
-    ranks: Index = count[1:] - count[begin]
-    return ranks
+    def selected(self) -> Selected:
+        """What was chosen, once all layers are searched."""
+        self._chosen.sort()  # by index, so that each layer's entries stay together
+        xp, total, layers = device.current().xp, self._chosen.size, len(self._k)
+        index, positions = xp.empty((2, total), dtype=np.int64)
+        values = xp.empty(total, dtype=np.float32)
+        args = [self._chosen, total, device.from_host(self._rooms), layers, self._v]
+        blocks = -(-total // device.CHUNK)
+        device.current().launch("unpack", blocks, [*args, index, positions, values])
+        thresholds = np.where(self._k > 0, self._bits.view(np.float32), np.float32(math.inf))
+        return Selected(index, positions, values, thresholds.astype(np.float64))

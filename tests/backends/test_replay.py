@@ -165,7 +165,9 @@ def test_a_run_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> 
     launch = device.current().launch
     monkeypatch.setattr(device.current(), "choose", told.append)
     monkeypatch.setattr(
-        device.current(), "launch", lambda name, *args: (told.append(name), launch(name, *args))
+        device.current(),
+        "launch",
+        lambda *args, **more: (told.append(args[0]), launch(*args, **more)),
     )
     settings = config.build(flags.parse_command_line(["--backend", "cupy"]).flags)
     comm = local.alone()
@@ -189,7 +191,9 @@ def test_one_question_finds_a_whole_gradient_finite(
     launched: list[str] = []
     launch = device.current().launch
     monkeypatch.setattr(
-        device.current(), "launch", lambda name, *args: (launched.append(name), launch(name, *args))
+        device.current(),
+        "launch",
+        lambda *args, **more: (launched.append(args[0]), launch(*args, **more)),
     )
     next(exchange.method.exchange(bucket, buffer))
     assert len(launched) == 1
