@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.launch import ROOT, launch
+from tests.tools.test_data import idx_contents, write_idx
 
 EXAMPLES = ROOT / "runs" / "examples"
 
@@ -15,8 +16,8 @@ def losses(said: str) -> list[float]:
     return [float(number) for number in re.findall(r"^step .*?: (?:loss )?([\d.]+)", said, re.M)]
 
 
-def run(folder: Path, program: str, *options: str) -> str:
-    done = launch([(2, [EXAMPLES / program, *options])], folder)
+def run(folder: Path, program: str, *options: str, ranks: int = 2) -> str:
+    done = launch([(ranks, [EXAMPLES / program, *options])], folder)
     assert done.status == 0, done.err
     return done.out
 
@@ -28,6 +29,12 @@ def test_resnet(tmp_path: Path) -> None:
     assert last < 0.8 * first, said
     (share,) = re.findall(r"^test accuracy ([\d.]+) %$", said, re.M)
     assert float(share) > 20, said  # of ten classes
+
+
+def test_resnet_on_files_of_ones_own_in_bfloat16(tmp_path: Path) -> None:
+    write_idx(tmp_path / "files", idx_contents())
+    small = ["--data-dir", "files", "--width", "4", "--batch", "8", "--steps", "2", "--bfloat16"]
+    assert "test accuracy" in run(tmp_path, "resnet18.py", *small, ranks=0)
 
 
 def test_gpt(tmp_path: Path) -> None:
