@@ -61,10 +61,8 @@ class Recording:
 
     def __repr__(self) -> str:
         method = self.config.get("method", "an unknown method")
-        return (
-            f"<recording of {len(self.steps['step'])} steps of {method} on {self.ranks} ranks with"
-            f" {len(self.layers['name'])} layers>"
-        )
+        steps, layers = len(self.steps["step"]), len(self.layers["name"])
+        return f"<recording of {method}: steps={steps}, ranks={self.ranks}, layers={layers}>"
 
     def xarray(self, group: str = "steps") -> Any:
         """A group as xarray.Dataset, with step, rank, layer and phase as its coordinates."""
