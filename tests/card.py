@@ -109,18 +109,18 @@ def _pytest(more: Sequence[str]) -> list[str]:
     plugins = [name for name in PLUGINS if importlib.util.find_spec(name.split(".")[0])]
     named = [word for name in (*plugins, "tests.card") for word in ("-p", name)]
     workers = ["-n", str(WORKERS), "--dist", "worksteal"] if "xdist.plugin" in plugins else []
-    tests = TESTS + (TORCH if _torch_has_a_card() else ())
+    tests = list(TESTS)
+    if _torch_has_a_card():
+        os.environ[OF_TORCH] = "cuda"
+        tests += TORCH
     return ["-m", "pytest", *named, *workers, "-W", "default", "-k", CARD, *tests, *more]
 
 
 def _torch_has_a_card() -> bool:
-    """Whether there is PyTorch, and it uses this GPU, which its tests are then told."""
+    """Whether there is PyTorch, and it uses this GPU as well."""
     if os.environ.get(HOST) or importlib.util.find_spec("torch") is None:
         return False
-    torch = importlib.import_module("torch")
-    if torch.cuda.is_available():
-        os.environ[OF_TORCH] = "cuda"
-    return bool(torch.cuda.is_available())
+    return bool(importlib.import_module("torch").cuda.is_available())
 
 
 def _bench(name: str, options: argparse.Namespace) -> list[str]:

@@ -78,7 +78,7 @@ class ErrorFeedback(Memory):
 
     def _subtract(self, residual: Vector, entries: Entries) -> None:
         if entries.index is None:
-            residual -= entries.values
+            residual -= self._ops.from_host(entries.values)
         else:
             self._ops.scatter_subtract(residual, entries.index, entries.values)
 

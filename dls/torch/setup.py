@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,15 @@ def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends
     return found, count
 
 
-def in_stream_of(like: Tensor, backend: backends.Backend) -> AbstractContextManager[Any]:
+@contextmanager
+def in_stream_of(like: Tensor, backend: backends.Backend) -> Iterator[None]:
     """Meanwhile what the backend computes on a CUDA device comes in the order of PyTorch's current
     stream there.
     """
     if like.device.type != "cuda":
-        return nullcontext()
-    return backend.ops.in_stream(torch.cuda.current_stream(like.device).cuda_stream)
+        yield
+        return
+    with torch.cuda.device(like.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        with backend.ops.in_stream(stream):
+            yield

@@ -130,7 +130,8 @@ class Sync:
         self.row: Row | None = None
         self._opened = ExitStack()
         self._listen()
-        self._start_clock()
+        with self._computing():
+            self._start_clock()
         _attached.add(self)
 
     def _steps(self, kind: type[Method], own: Any) -> Steps:
@@ -253,7 +254,8 @@ class Sync:
                 return
             sync = own()
             if sync is not None and not sync.stepper.begun:
-                sync.stepper.enter("forward")
+                with sync._computing():
+                    sync.stepper.enter("forward")
 
         return begins
 
@@ -317,7 +319,7 @@ class Sync:
         self._check()
         with self._computing():
             self.resumed_at = checkpoints.resume(self, self.folders.open(folder), parts) or None
-        self._start_clock()
+            self._start_clock()
         return self.resumed_at or 0
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class Adjustment(base.Adjustment):
         """
         total, threshold = int(k.sum()), np.inf
         if total:
-            bits, _ = kth_bits(apart(v), np.array([total]), together=True)
+            bits = kth_bits(apart(v), np.array([total]), together=True)
             threshold = float(device.to_host(bits).view(np.float32)[0])
         of_interest = [threshold, np.nextafter(threshold, np.inf), np.inf]
         above_or_equal, above, infinite = counts_at_least(v, np.tile(of_interest, (len(v), 1))).T
@@ -89,7 +89,7 @@ class Adjustment(base.Adjustment):
 
 def _kth(v: Sequence[Vector], k: NDArray[np.int64]) -> NDArray[np.float64]:
     """The k-th largest magnitude of each vector."""
-    bits, _ = kth_bits(apart(v), k)
+    bits = kth_bits(apart(v), k)
     return device.to_host(bits).view(np.float32).astype(np.float64)
 
 

@@ -6,9 +6,10 @@ Tests put another Device here, which runs the same source on the CPU.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -100,6 +101,9 @@ class Cuda:
     def launch(self, kernel: str, blocks: int, args: Sequence[Any], threads: int = THREADS) -> None:
         """See Device."""
         if blocks:
+            arrays = [arg for arg in args if not isinstance(arg, int)]
+            if not all(array.flags.c_contiguous for array in arrays):
+                raise ValueError(f"{kernel} takes arrays that lie in one piece")
             ready = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
             self._module.get_function(kernel)((blocks,), (threads,), ready)
 
@@ -109,8 +113,7 @@ class Cuda:
 
     def in_stream(self, stream: int) -> AbstractContextManager[Any]:
         """See Device."""
-        entered: AbstractContextManager[Any] = self.xp.cuda.ExternalStream(stream)
-        return entered
+        return _external(self.xp, stream, self.xp.cuda.runtime.getDevice())
 
     def address(self, array: Any) -> int:
         """See Device."""
@@ -131,6 +134,17 @@ class Cuda:
             "CUDA runtime": _version(runtime.runtimeGetVersion()),
             "NVRTC": ".".join(map(str, self.xp.cuda.nvrtc.getVersion())),
         }
+
+
+@cache
+def _external(xp: ModuleType, stream: int, device: int) -> AbstractContextManager[Any]:
+    """Another library's stream. CuPy 14 advises to use `Stream.from_external` instead, but that may
+    destroy the stream together with its own object; so its advice is not passed on.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        entered: AbstractContextManager[Any] = xp.cuda.ExternalStream(stream, device)
+    return entered
 
 
 def _version(number: int) -> str:
@@ -194,5 +208,9 @@ def cut(bounds: NDArray[np.int64]) -> Chunks:
 
 @lru_cache(maxsize=64)
 def cut_once(bounds: bytes) -> Chunks:
-    """`cut`, kept for the next step; bounds: the bytes of its argument."""
-    return cut(np.frombuffer(bounds, dtype=np.int64).reshape(-1, 2))
+    """`cut`, kept for the next step, which may run in another stream; bounds: the bytes of its
+    argument.
+    """
+    chunks = cut(np.frombuffer(bounds, dtype=np.int64).reshape(-1, 2))
+    current().wait()
+    return chunks

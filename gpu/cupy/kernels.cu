@@ -6,8 +6,8 @@
 // So a phase can also be a loop over the threads: compiled as plain C++ this source gives the same
 // results, and tests/gpu_on_host.py runs it without a GPU. Contraction to FMA is off. "bits" are
 // those of |v|: as integers they are ordered like the magnitudes, and 0x7f800000 and above are
-// infinity and NaN. CHUNK, THREADS, WIDE and DIGITS, the largest sizes of each, come from
-// gpu/cupy/device.py.
+// infinity and NaN. gpu/cupy/device.py sets CHUNK, the most values of a chunk, THREADS and WIDE, the
+// most threads of a block, and DIGITS, the most digits of a level of a radix search.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -58,8 +58,9 @@ struct Room {
     i64 slot, size, first, k, start;
 };
 
-// The thread whose digits hold the rank-th largest value, from how many values each thread's digits
-// hold, those of the last thread the largest; rank becomes its rank among them.
+// Each thread has counted the values that have one of its digits; the last thread's digits are the
+// largest. Returns the thread that has counted the rank-th largest value. rank becomes the rank of
+// that value among those that this thread has counted.
 __device__ inline i64 holder(const i64* sums, i64* rank) {
     i64 thread = blockDim.x - 1;
     while (thread > 0 && *rank > sums[thread]) *rank -= sums[thread--];
@@ -123,6 +124,7 @@ __global__ void pick(const u64* __restrict__ candidates, const Room* __restrict_
     PHASE if (threadIdx.x == 0) rank = room.k, prefix = 0, written = 0;
     i64 shift = 63;
     do {
+        static_assert(DIGITS >= 1 << 11, "a level has up to 11 bits");
         const i64 left = shift > 32 ? shift - 32 : shift, width = left < 11 ? left : 11;
         const i64 digits = 1ll << width, higher = shift;
         const i64 share = (digits + blockDim.x - 1) / blockDim.x;

@@ -33,7 +33,7 @@ def apart(layers: Sequence[Vector]) -> Layers:
 
 
 def neighbours(v: NDArray[Any], chunks: Chunks) -> Layers:
-    """The layers of v (float32 or bits) that these chunks describe."""
+    """The layers of v that these chunks describe."""
     return Layers(_addresses([v] * chunks.layers), chunks)
 
 
@@ -53,15 +53,15 @@ def chunks_of(bounds: Index) -> Chunks:
     return device.cut_once(bounds.astype(np.int64, copy=False).tobytes())
 
 
-def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[np.uint32], Index]:
-    """The bits of each layer's k-th largest magnitude, and how many equal values are among the k.
+def kth_bits(layers: Layers, k: Index, together: bool = False) -> NDArray[np.uint32]:
+    """The bits of each layer's k-th largest magnitude, on the device.
 
-    Both are on the device. A radix search from the highest digit down takes two launches a level
-    for all layers. If k is 0, the bits exceed all magnitudes. together: treat all layers as one; k
-    then has one value.
+    A radix search from the highest digit down takes two launches a level for all layers. If k is 0,
+    the bits exceed all magnitudes. together: treat all layers as one; k then has one value.
     """
     xp, launch = device.current().xp, device.current().launch
-    prefix, left = xp.zeros(k.size, dtype=np.uint32), xp.array(k, dtype=np.int64)
+    prefix: NDArray[np.uint32] = xp.zeros(k.size, dtype=np.uint32)
+    left = xp.array(k, dtype=np.int64)
     for shift, digits, higher in LEVELS:
         histogram = xp.zeros((k.size, digits), dtype=np.uint64)
         level = [
@@ -76,14 +76,14 @@ def kth_bits(layers: Layers, k: Index, together: bool = False) -> tuple[NDArray[
         ]
         launch("digit_histogram", layers.chunks.layer.size, level)
         launch("next_digit", k.size, [histogram, digits, prefix, left])
-    return prefix, left
+    return prefix
 
 
 def kth_largest(v: Vector, k: int) -> float:
     """See `reference.ops.kth_largest`."""
     if not 0 < k <= v.size:
         return reference.kth_largest(np.empty(v.size, dtype=np.float32), k)
-    bits, _ = kth_bits(apart([v]), np.array([k]))
+    bits = kth_bits(apart([v]), np.array([k]))
     return float(device.to_host(bits).view(np.float32)[0])
 
 

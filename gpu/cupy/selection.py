@@ -4,7 +4,7 @@ The pass that accumulates collects candidates: the values that reach a cut a lit
 If there are enough of them and they fit, the exact selection is made among them, by a block of
 threads for each layer. If the hint was bad, a radix search over the bits of the layer's magnitudes
 first finds the exact threshold. Gradient, residual and selection stay on the device; the host only
-reads, at once, the numbers of candidates and the thresholds.
+reads the numbers of candidates and the thresholds, in one copy unless a hint was bad.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ NEVER = 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What was chosen of all layers (K of L): index in v and position in its layer, ascending in
-    each layer, value, all on the device; and each layer's threshold (L).
+    """The K entries that were chosen of all L layers, ascending by index, on the device.
+
+    index: where they are in v (K). positions: where they are in their layers (K). values (K).
+    thresholds: each layer's, on the host (L).
     """
 
     index: Index
@@ -53,15 +55,14 @@ def choose(
         )
     k = k.astype(np.int64)
     candidates = Candidates(v, bounds_of(offsets), k)
-    every = np.arange(k.size)
-    candidates.search(every, device.from_host(_cuts(np.diff(offsets), k, hints)), gradient)
+    cuts = device.from_host(_cuts(np.diff(offsets), k, hints))
+    candidates.collect_and_pick(np.arange(k.size), cuts, gradient)
     missed = candidates.missed()
     if missed.size:
-        exact, _ = kth_bits(neighbours(v, chunks_of(candidates.bounds[missed])), k[missed])
-        candidates.search(missed, exact)
-        crowded = np.isin(missed, candidates.missed())
-        for layer, threshold in zip(missed[crowded], device.to_host(exact)[crowded], strict=True):
-            candidates.take_equals(int(layer), threshold)
+        exact = kth_bits(neighbours(v, chunks_of(candidates.bounds[missed])), k[missed])
+        candidates.collect_and_pick(missed, exact)
+        for layer in candidates.missed():  # more values equal the threshold than fit
+            candidates.take_equals(int(layer), exact[int(np.searchsorted(missed, layer))])
     return candidates.selected()
 
 
@@ -91,7 +92,7 @@ class Candidates:
         self._counts = np.zeros(k.size, dtype=np.int64)
         self._bits = np.zeros(k.size, dtype=np.uint32)
 
-    def search(
+    def collect_and_pick(
         self, layers: Index, cuts: NDArray[np.uint32], gradient: Vector | None = None
     ) -> None:
         """v += gradient, if there is one, in these layers; collect what reaches their cuts, and
@@ -102,8 +103,8 @@ class Candidates:
         tally = device.current().xp.zeros(2 * layers.size + 1, dtype=np.uint64)
         counts, bits, bad = tally[: layers.size], tally[layers.size : -1], tally[-1:]
         chunks, rooms = chunks_of(self.bounds[layers]), device.from_host(self._rooms[layers])
-        grown: Any = 0 if gradient is None else gradient
-        args = [self._v, grown, chunks.table, cuts, rooms, counts, bad, self._entries]
+        added: Any = 0 if gradient is None else gradient
+        args = [self._v, added, chunks.table, cuts, rooms, counts, bad, self._entries]
         device.current().launch("collect", chunks.layer.size, args)
         args = [self._entries, rooms, counts, self._chosen, bits]
         device.current().launch("pick", layers.size, args, threads=device.WIDE)
@@ -117,10 +118,11 @@ class Candidates:
         """The layers with too few candidates, or with more than fit: nothing is chosen there."""
         return np.flatnonzero((self._counts < self._k) | (self._counts > self._rooms[:, 1]))
 
-    def take_equals(self, layer: int, threshold: np.uint32) -> None:
-        """Select in a layer in which more values equal the threshold (bits) than fit.
+    def take_equals(self, layer: int, threshold: NDArray[np.uint32]) -> None:
+        """Choose in a layer in which more values equal the threshold than there is room for.
 
-        All values above it are taken, then equal ones from the lowest index on.
+        All values above it are taken, then equal ones from the lowest index on. threshold: bits, on
+        the device, without an axis.
         """
         start, stop = self.bounds[layer].tolist()
         k, first = int(self._k[layer]), int(self._rooms[layer, 2])
@@ -130,7 +132,7 @@ class Candidates:
         equal = xp.flatnonzero(bits == threshold)[: k - above.size]
         index = (start + xp.concatenate([above, equal])).astype(np.uint64)
         self._chosen[first : first + k] = index << np.uint64(32)
-        self._bits[layer] = threshold
+        self._bits[layer] = int(threshold)
 
     def selected(self) -> Selected:
         """What was chosen, once all layers are searched."""

@@ -142,6 +142,14 @@ def test_single_layers_too(n: int, seed: int, nasty: bool, t: float) -> None:
             assert cupy_wire.encode(*one, n).tobytes() == wire.encode(*two, n).tobytes()
 
 
+def test_the_lower_index_first_however_large_it_is() -> None:
+    v = np.zeros(1 << 22, dtype=np.float32)
+    places = np.sort(np.random.default_rng(0).choice(v.size, 50, replace=False))
+    v[places] = np.where(np.arange(50) % 3, 1, -1)
+    for k in (1, 20, 49):
+        assert_same(cupy_ops.top_k(put(v), k), (places[:k], v[places[:k]]))
+
+
 class Record:
     """What crosses to the device and back, and how many blocks each kernel takes."""
 

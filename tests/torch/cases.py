@@ -29,7 +29,7 @@ CASES: dict[str, Case] = {}
 
 DEVICE = torch.device(os.environ.get("DLS_TEST_TORCH", "cpu"))
 BACKENDS = ("cupy", "cupy") if DEVICE.type == "cuda" else ("numpy", "numba")
-"""The exact one there, and the fast one."""
+"""What the tests take there: mostly the first, and where it matters the fast one."""
 
 
 def on_device(function: Case) -> Case:

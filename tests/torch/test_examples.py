@@ -31,7 +31,7 @@ def test_resnet(tmp_path: Path) -> None:
     assert float(share) > 20, said  # of ten classes
 
 
-def test_resnet_on_files_of_ones_own_in_bfloat16(tmp_path: Path) -> None:
+def test_resnet_reads_files_and_takes_bfloat16(tmp_path: Path) -> None:
     write_idx(tmp_path / "files", idx_contents())
     small = ["--data-dir", "files", "--width", "4", "--batch", "8", "--steps", "2", "--bfloat16"]
     assert "test accuracy" in run(tmp_path, "resnet18.py", *small, ranks=0)

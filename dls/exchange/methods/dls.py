@@ -223,7 +223,8 @@ class Dls(LayerwiseTopk):
             left = left.copy()
             with np.errstate(over="ignore"):
                 self.ops.accumulate(left, self.gradients[part])
-            left.clip(-methods.LARGEST, methods.LARGEST, out=left)
+            left[left > methods.LARGEST] = methods.LARGEST
+            left[left < -methods.LARGEST] = -methods.LARGEST
         return left
 
     @contextmanager
