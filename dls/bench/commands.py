@@ -114,7 +114,7 @@ def _torch(given: Options) -> Iterator[Row]:
 
 
 def _torch_summary(given: Options, rows: Sequence[Any]) -> None:
-    """How DLS stands to its targets, the Markdown and the chart."""
+    """How DLS stands to its targets, the Markdown, and the chart of what was asked for."""
     from dls.bench import torch_network, torch_report, torch_targets
 
     steps = [row for row in rows if isinstance(row, torch_network.TorchRow)]
@@ -122,7 +122,15 @@ def _torch_summary(given: Options, rows: Sequence[Any]) -> None:
     if given.markdown:
         torch_report.write_markdown(rows, given.markdown)
     if given.chart:
-        torch_report.draw(rows, given.chart)
+        torch_report.draw([row for row in steps if _is_asked_for(row, given)], given.chart)
+
+
+def _is_asked_for(row: Any, given: Options) -> bool:
+    """Whether it is one of those that the options name."""
+    place = row.rate in given.rates and row.hosts in given.hosts
+    return (
+        place and f"{row.model}/{row.batch}" in given.models and row.contender in given.contenders
+    )
 
 
 def _check_torch(given: Options) -> None:
@@ -230,7 +238,7 @@ def _torch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="FILE", help=words)
     words = "also write the tables to FILE, as Markdown"
     parser.add_argument("--markdown", type=Path, metavar="FILE", help=words)
-    words = "also draw the step times to FILE: .png, .pdf, .svg"
+    words = "also draw the step times to FILE, without other rows of --resume: .png, .pdf, .svg"
     parser.add_argument("--chart", type=Path, metavar="FILE", help=words)
 
 

@@ -133,6 +133,22 @@ def test_rows_come_back(tmp_path: Path) -> None:
         rows_in(path)
 
 
+def test_the_chart_has_what_is_asked_for_and_the_file_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is in the file, so nothing is measured."""
+    rows = [ROW, replace(ROW, contender="ddp"), replace(ROW, rate="100mbit")]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row.to_json() for row in rows]))
+    drawn: list[list[TorchRow]] = []
+    monkeypatch.setattr(torch_report, "draw", lambda rows, path: drawn.append(rows))
+    asked = ["--models", "gpt/4", "--rates", "1gbit", "--contenders", "none,dls"]
+    files = ["--resume", str(path), "--json", str(path), "--chart", str(tmp_path / "rows.png")]
+    assert bench.main(["torch", *asked, *files]) == 0
+    assert drawn == [[ROW]]
+    assert rows_in(path) == rows
+
+
 def judged(*rows: TorchRow) -> dict[str, str]:
     return {row.target: row.reached for row in torch_targets.judge(rows)}
 
