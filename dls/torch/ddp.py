@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from dls.comm.base import Comm
 from dls.exchange import methods, settings
 from dls.exchange.exchanger import Row
 from dls.torch import ranks, setup, states
@@ -43,18 +42,16 @@ def comm_hook(
     The program is started with mpirun: the gradients travel over MPI, and DistributedDataParallel's
     own process group carries its buffers. Arguments as those of `attach`. ValueError, on all ranks.
     """
-    setup.check_numbers(bucket_size, check_every, threads, timeout)
-    hook = Hook(
-        getattr(ddp, "module", ddp),
-        method,
-        settings.build(methods.find(method).Settings, of_method),
-        ranks.comm(comm, timeout),
-        backend,
+    options = setup.HookOptions(
+        comm=comm,
+        backend=backend,
         bucket_size=bucket_size,
         scaler=scaler,
         check_every=check_every,
         threads=threads,
+        timeout=timeout,
     )
+    hook = Hook(getattr(ddp, "module", ddp), method, options, of_method)
     return hook, lambda state, bucket: state(bucket)  # PyTorch wants no annotations but its own
 
 
@@ -62,37 +59,30 @@ class Hook:
     """The state of the hook. `row`: of the last step, bytes and seconds."""
 
     def __init__(
-        self,
-        model: Tensor,
-        method: str,
-        own: Any,
-        comm: Comm,
-        backend: str,
-        *,
-        bucket_size: int,
-        scaler: Any,
-        check_every: int,
-        threads: int,
+        self, model: Tensor, method: str, options: setup.HookOptions, of_method: Mapping[str, Any]
     ) -> None:
-        self.parameters, self.method, self.comm = tracked(model), method, comm
-        same = {"method": method, "settings": own, "bucket_size": bucket_size}
-        same |= {"check_every": check_every, "scaler": scaler is not None}
-        ranks.check_same(comm, same, [each.describe() for each in self.parameters])
+        self.parameters, self.method = tracked(model), method
+        kind = methods.find(method)
+        own = settings.build(kind.Settings, of_method)
+        self.comm = ranks.comm(options.comm, options.timeout)
+        same = {"method": method, "settings": own, **options.same()}
+        ranks.check_same(self.comm, same, [each.describe() for each in self.parameters])
         tensors = [each.tensor for each in self.parameters]
-        ranks.check_threads(comm, tensors, overlap=True)
-        self.backend, self.threads = setup.backend(backend, tensors[0], comm, threads)
+        ranks.check_threads(self.comm, tensors, overlap=True)
+        found = setup.backend(options.backend, tensors[0], self.comm, options.threads)
+        self.backend, self.threads = found
         with self._computing():
             self.stepper = Steps(
                 self.parameters,
-                methods.find(method),
+                kind,
                 own,
-                comm,
+                self.comm,
                 self.backend,
-                bucket_size=bucket_size,
-                on_nan="skip" if scaler is not None else "stop",
-                scale=scaler.get_scale if scaler is not None else None,
+                bucket_size=options.bucket_size,
+                on_nan="skip" if options.skips else "stop",
+                scale=options.scaler.get_scale if options.scaler is not None else None,
             )
-        self.words = Words(comm, self.parameters, check_every)
+        self.words = Words(self.comm, self.parameters, options.check_every)
         self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
         self._held: list[tuple[Tensor, list[tuple[int, Tensor]], Any]] = []
         self.row: Row | None = None

@@ -23,64 +23,78 @@ larger, and a bucket takes about half a millisecond whatever it holds.
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `attach`, by their names there. ValueError where one is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class HookOptions:
+    """The arguments of `comm_hook`, which `attach` has as well, by their names there. ValueError
+    where one is wrong.
+    """
 
     comm: Any
     backend: str
     bucket_size: int
-    overlap: bool
-    on_nan: str
     scaler: Any
-    buffers: str
-    broadcast: bool
     check_every: int
     threads: int
     timeout: float
+
+    def __post_init__(self) -> None:
+        self.check_number("bucket_size", 1)
+        self.check_number("check_every", 0)
+        self.check_number("threads", 0)
+        if not isinstance(self.timeout, int | float) or not self.timeout > 0:
+            raise ValueError(f"timeout is {self.timeout!r}; it must be a number of seconds")
+
+    def check_number(self, name: str, low: int) -> None:
+        """ValueError where it is no whole number, or too small."""
+        value = getattr(self, name)
+        if not isinstance(value, int | np.integer) or value < low:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step in which a rank meets NaN or infinity is left out."""
+        return self.scaler is not None
+
+    def same(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        same = {"bucket_size": self.bucket_size, "check_every": self.check_every}
+        return same | {"scaler": self.scaler is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(HookOptions):
+    """The arguments of `attach`."""
+
+    overlap: bool
+    on_nan: str
+    buffers: str
+    broadcast: bool
     out: str | Path
     trace_every: int
     diagnose_every: int
 
     def __post_init__(self) -> None:
-        check_numbers(self.bucket_size, self.check_every, self.threads, self.timeout)
-        check_number("trace_every", self.trace_every, 1)
-        check_number("diagnose_every", self.diagnose_every, 0)
+        super().__post_init__()
+        self.check_number("trace_every", 1)
+        self.check_number("diagnose_every", 0)
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan is {self.on_nan!r}, not 'stop' or 'skip'")
 
     @property
     def skips(self) -> bool:
-        """Whether a step in which a rank meets NaN or infinity is left out."""
-        return self.scaler is not None or self.on_nan == "skip"
+        """See `HookOptions`."""
+        return super().skips or self.on_nan == "skip"
 
     def same(self) -> dict[str, Any]:
-        """What must be the same on all ranks."""
-        names = ("bucket_size", "on_nan", "buffers", "broadcast", "check_every")
-        same = {name: getattr(self, name) for name in names}
-        same |= {"scaler": self.scaler is not None, "out": str(self.out)}
-        return same | {"trace_every": self.trace_every, "diagnose_every": self.diagnose_every}
+        """See `HookOptions`."""
+        names = ("on_nan", "buffers", "broadcast", "trace_every", "diagnose_every")
+        own = {name: getattr(self, name) for name in names}
+        return super().same() | own | {"out": str(self.out)}
 
     def recorded(self) -> dict[str, Any]:
         """What a trace names, beside backend and threads."""
         names = ("bucket_size", "overlap", "on_nan", "check_every", "buffers")
         return {name: getattr(self, name) for name in names}
-
-
-def check_number(name: str, value: Any, low: int) -> None:
-    """ValueError where it is no whole number, or too small."""
-    if not isinstance(value, int | np.integer) or value < low:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} on")
-
-
-def check_numbers(bucket_size: Any, check_every: Any, threads: Any, timeout: Any) -> None:
-    """ValueError where one is no number, or too small."""
-    least = {"bucket_size": (bucket_size, 1), "check_every": (check_every, 0)}
-    least |= {"threads": (threads, 0)}
-    for name, (value, low) in least.items():
-        check_number(name, value, low)
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds")
 
 
 def backend(name: str, like: Tensor, comm: Comm, threads: int) -> tuple[backends.Backend, int]:
