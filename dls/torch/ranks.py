@@ -44,6 +44,22 @@ def comm(given: Any, timeout: float) -> Comm:
     return found
 
 
+def device(timeout: float = 600.0) -> torch.device:
+    """Where this rank's model goes: the ranks of a machine take its GPUs in turn; the CPU where
+    there is none. Every rank calls it.
+
+        model.to(dls.torch.device())
+
+    timeout: seconds that a rank waits for others at most.
+    """
+    ranks = comm(None, timeout)
+    number = ranks.rank_on_node
+    ranks.finish()
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
 def _check_torchrun(size: int, environ: Mapping[str, str]) -> None:
     """ValueError where torchrun has started more processes than MPI has ranks."""
     started = environ.get("WORLD_SIZE", "")

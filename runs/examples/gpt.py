@@ -110,7 +110,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.manual_seed(given.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = dls.torch.device()  # dls
     text = read(given.text or Path(sysconfig.get_path("stdlib")))
     model = GPT(given.width, given.layers, given.context).to(device)
 

@@ -91,7 +91,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.manual_seed(given.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = dls.torch.device()  # dls
     dataset = data.load(given.dataset, given.data_dir)
     images = torch.from_numpy(dataset.normalise(dataset.train_images))
     labels = torch.from_numpy(dataset.train_labels.copy())
@@ -107,7 +107,7 @@ def main() -> None:
         model.parameters(), given.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given.lr, steps, pct_start=0.2)
-    cast = torch.autocast(device, torch.bfloat16, enabled=given.bfloat16)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=given.bfloat16)
     start = time.perf_counter()
     for step in range(1, steps + 1):
         drawn = torch.randint(len(images), (given.batch,))

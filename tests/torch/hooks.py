@@ -1,4 +1,4 @@
-"""Cases of DistributedDataParallel with our hook, on ranks alone: it wants a process for each."""
+"""Cases on ranks alone: DistributedDataParallel, whose ranks are processes, and other launching."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as distributed
@@ -135,6 +136,16 @@ def a_hook_knows_unused_parameters_and_no_sync(comm: Comm) -> None:
         both = lambda twin: [loss(twin, comm.rank, step).backward() for step in (0, 1)]  # noqa: E731
         for name, mean in mean_of_ranks(comm, own_gradients(net(), both)).items():
             torch.testing.assert_close(grads(ddp.module)[name], mean)
+
+
+@hooked
+def ranks_of_a_machine_take_its_gpus_in_turn(comm: Comm) -> None:
+    for there, expected in ((True, f"cuda:{comm.rank % 2}"), (False, "cpu")):
+        with (
+            mock.patch("torch.cuda.is_available", return_value=there),
+            mock.patch("torch.cuda.device_count", return_value=2),
+        ):
+            assert str(dls.torch.device()) == expected
 
 
 @hooked

@@ -68,6 +68,13 @@ def test_one_process_alone_needs_no_launcher(method: str) -> None:
     sync.close()
 
 
+def test_one_process_alone_takes_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dls.torch.device() == torch.device("cpu") or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert dls.torch.device() == torch.device("cuda:0")
+
+
 def test_one_process_alone_looks_for_nan_as_well() -> None:
     for on_nan in ("stop", "skip"):
         model = net()
