@@ -344,7 +344,7 @@ def test_load_gives_arrays_xarray_and_pandas(runs: Path) -> None:
     trace = reader.read(runs / "dls" / "trace.h5")
     assert (run["steps/threshold"] == trace.steps["threshold"]).all()
     assert run.config["density"] == 0.05 and run.ranks == 2
-    assert "messages/sent" in run.names() and "4 steps of dls on 2 ranks" in repr(run)
+    assert "messages/sent" in run.names() and "dls: steps=4, ranks=2" in repr(run)
     dataset = run.xarray("steps")
     first = dataset["threshold"].sel(step=2, rank=1).values
     assert (first == trace.steps["threshold"][1, 1]).all()

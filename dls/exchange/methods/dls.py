@@ -223,8 +223,7 @@ class Dls(LayerwiseTopk):
             left = left.copy()
             with np.errstate(over="ignore"):
                 self.ops.accumulate(left, self.gradients[part])
-            left[left > methods.LARGEST] = methods.LARGEST
-            left[left < -methods.LARGEST] = -methods.LARGEST
+            left.clip(-methods.LARGEST, methods.LARGEST, out=left)
         return left
 
     @contextmanager
