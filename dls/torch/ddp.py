@@ -73,14 +73,7 @@ class Hook:
         self.backend, self.threads = found
         with self._computing():
             self.stepper = Steps(
-                self.parameters,
-                kind,
-                own,
-                self.comm,
-                self.backend,
-                bucket_size=options.bucket_size,
-                on_nan="skip" if options.skips else "stop",
-                scale=options.scaler.get_scale if options.scaler is not None else None,
+                self.parameters, kind, own, self.comm, self.backend, **options.of_steps()
             )
         self.words = Words(self.comm, self.parameters, options.check_every)
         self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}

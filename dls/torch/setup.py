@@ -60,6 +60,12 @@ class HookOptions:
         same = {"bucket_size": self.bucket_size, "check_every": self.check_every}
         return same | {"scaler": self.scaler is not None}
 
+    def of_steps(self) -> dict[str, Any]:
+        """What `Steps` takes of them."""
+        scale = None if self.scaler is None else self.scaler.get_scale
+        on_nan = "skip" if self.skips else "stop"
+        return {"bucket_size": self.bucket_size, "on_nan": on_nan, "scale": scale}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HookOptions):

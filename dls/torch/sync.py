@@ -136,7 +136,7 @@ class Sync:
 
     def _steps(self, kind: type[Method], own: Any) -> Steps:
         """The exchange of the gradients. own: the method's settings."""
-        options, scaler = self.options, self.options.scaler
+        options = self.options
         alone = self.comm.size == 1 and kind is Dense
         return (Alone if alone else Steps)(
             self.parameters,
@@ -144,11 +144,9 @@ class Sync:
             own,
             self.comm,
             self.backend,
-            bucket_size=options.bucket_size,
-            on_nan="skip" if options.skips else "stop",
             overlap=options.overlap,
-            scale=scaler.get_scale if scaler is not None else None,
             check=self._check_newcomers,
+            **options.of_steps(),
         )
 
     def _listen(self) -> None:

@@ -174,6 +174,11 @@ def use(device: Device) -> None:
     _chosen[:] = [device]
 
 
+def launch_over(size: int, kernel: str, args: Sequence[Any]) -> None:
+    """Run a kernel each block of which does CHUNK of so many values."""
+    current().launch(kernel, -(-size // CHUNK), args)
+
+
 def from_host(array: NDArray[Any]) -> NDArray[Any]:
     """A host array on the device, contiguous; an array on the device is returned as it is."""
     moved: NDArray[Any] = current().xp.asarray(array, order="C")

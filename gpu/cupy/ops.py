@@ -130,7 +130,7 @@ class Ops(base.Ops):
 
     def scale(self, v: Vector, factor: float) -> None:
         """See `reference.ops.scale`."""
-        _over(v, "scale", [v, v.size, _bits(factor)])
+        device.launch_over(v.size, "scale", [v, v.size, _bits(factor)])
 
     def sgd_update(
         self,
@@ -144,7 +144,7 @@ class Ops(base.Ops):
     ) -> None:
         """See `reference.ops.sgd_update`: in one launch."""
         factors = [_bits(lr), _bits(mu), _bits(weight_decay), int(nesterov)]
-        _over(weights, "sgd", [weights, momentum, update, weights.size, *factors])
+        device.launch_over(weights.size, "sgd", [weights, momentum, update, weights.size, *factors])
 
     def l2_norm(self, v: Vector) -> float:
         """See `reference.ops.l2_norm`; summed in another order, so the last bits may differ."""
@@ -204,12 +204,7 @@ def _add(target: Vector, index: Index | None, values: Vector, subtracted: bool =
     places: Any = 0 if index is None else device.from_host(index.astype(np.int64, copy=False))
     if moved.size != (target.size if index is None else index.size):
         raise ValueError(f"{moved.size} values do not fit the places that they are added to")
-    _over(moved, "add_at", [target, places, moved, moved.size, int(subtracted)])
-
-
-def _over(v: Vector, kernel: str, args: list[Any]) -> None:
-    """A kernel each block of which does CHUNK of v's values."""
-    device.current().launch(kernel, -(-v.size // device.CHUNK), args)
+    device.launch_over(moved.size, "add_at", [target, places, moved, moved.size, int(subtracted)])
 
 
 def _bits(factor: float) -> int:

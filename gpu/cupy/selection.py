@@ -141,7 +141,6 @@ class Candidates:
         index, positions = xp.empty((2, total), dtype=np.int64)
         values = xp.empty(total, dtype=np.float32)
         args = [self._chosen, total, device.from_host(self._rooms), layers, self._v]
-        blocks = -(-total // device.CHUNK)
-        device.current().launch("unpack", blocks, [*args, index, positions, values])
+        device.launch_over(total, "unpack", [*args, index, positions, values])
         thresholds = np.where(self._k > 0, self._bits.view(np.float32), np.float32(math.inf))
         return Selected(index, positions, values, thresholds.astype(np.float64))
